@@ -1,0 +1,61 @@
+/* cluster.h -- who is alive.
+ *
+ * A registry tells which nodes are said to exist; a view keeps one Watch stream to each and knows what
+ * it last said. A node is lost when its stream breaks, when it leaves the registry, or when three
+ * heartbeats are overdue (a stopped process keeps its connections open). It does not decide what a
+ * lost node means: its reader does.
+ *
+ * One thread: the rpc loop given at open. */
+#ifndef BATON_CLUSTER_H
+#define BATON_CLUSTER_H
+
+#include "base/base.h"
+#include "proto/node.pb-c.h"
+#include "rpc/rpc.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- registry: the table of ways to learn which nodes exist ------------------------------------- */
+
+typedef struct cluster_registry_events {
+    void (*joined)(void *ctx, const char *address);
+    void (*left)(void *ctx, const char *address);
+} cluster_registry_events;
+
+typedef struct cluster_registry cluster_registry;
+
+/* spec: "embedded:host:port,host:port" is a fixed list. Other schemes are refused by name. Events may
+ * come before it returns. */
+status cluster_registry_open(rpc_loop *l, const char *spec, const cluster_registry_events *events,
+                             void *ctx, cluster_registry **out, error *err);
+void cluster_registry_close(cluster_registry *r);
+
+/* ---- view --------------------------------------------------------------------------------------- */
+
+enum { CLUSTER_NODES_MAX = 1024, CLUSTER_HEARTBEATS_MISSED = 3 };
+
+typedef struct cluster_view cluster_view;
+
+typedef struct cluster_view_events {
+    /* A node said something; state is borrowed until return. node stays its number for ever. */
+    void (*state)(void *ctx, int node, const Baton__Node__V1__NodeState *state);
+    void (*lost)(void *ctx, int node, const char *why);
+} cluster_view_events;
+
+/* Keeps a Watch stream to every node of the registry, opens it again after it broke. */
+status cluster_view_open(rpc_loop *l, const char *registry, int heartbeat_ms,
+                         const cluster_view_events *events, void *ctx, cluster_view **out, error *err);
+void cluster_view_close(cluster_view *v);            /* no event after it */
+int cluster_view_count(const cluster_view *v);       /* nodes ever seen: numbers 0 .. count-1 */
+const char *cluster_view_address(const cluster_view *v, int node);
+rpc_channel *cluster_view_channel(const cluster_view *v, int node);
+bool cluster_view_alive(const cluster_view *v, int node);
+/* Last state heard, NULL: none yet. Valid until the loop's next event. */
+const Baton__Node__V1__NodeState *cluster_view_state(const cluster_view *v, int node);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,159 @@
+/* coord.h -- the coordinator: admits requests, places each on a decode node and, where it pays, a
+ * prefill node, and keeps every accepted one alive until it is finished.
+ *
+ * Two halves. The core decides: a state machine of values, time an argument, no I/O, no thread; the
+ * simulator drives the same code (tests/sim). The service (coord_service_*) is gRPC around it: it
+ * tokenises, starts and cancels the streams the core asks for and feeds their events back.
+ *
+ * One thread: the rpc loop of the service, or the simulator. It holds no pages. */
+#ifndef BATON_COORD_H
+#define BATON_COORD_H
+
+#include "base/base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- core --------------------------------------------------------------------------------------- */
+
+enum { COORD_NODES_MAX = 1024, COORD_ATTEMPTS_MAX = 16 };
+
+typedef enum coord_role { COORD_PREFILL = 1, COORD_DECODE = 2 } coord_role;
+
+/* What the core knows of a node. `node` numbers are the caller's, 0 .. COORD_NODES_MAX-1. */
+typedef struct coord_node {
+    coord_role role;
+    bool draining;
+    uint64_t epoch;              /* of the process: a restarted node is a new one */
+    int32_t capacity;            /* requests it takes at most */
+    int32_t pages_total, pages_available, page_tokens;
+} coord_node;
+
+/* Why requests go where they go; compared and chosen in coordinator/route.c. */
+typedef enum coord_prefill_policy {
+    COORD_PREFILL_AUTO,          /* remote when more than local_tokens_max are uncached */
+    COORD_PREFILL_LOCAL,         /* always on the decode node */
+    COORD_PREFILL_REMOTE,        /* on a prefill node whenever there is one and anything to send */
+} coord_prefill_policy;
+
+typedef struct coord_limits {
+    int32_t queue_max;           /* requests waiting for a place; more are refused */
+    int32_t requests_max;        /* requests alive at once, waiting or placed */
+    int32_t local_tokens_max;    /* AUTO: this few uncached tokens are computed on the decode node */
+    int32_t avoid_ms;            /* how long a node that failed is avoided while others are there */
+    coord_prefill_policy prefill;
+} coord_limits;
+
+extern const coord_limits coord_limits_default;
+
+typedef struct coord_core coord_core;
+
+coord_core *coord_core_create(const coord_limits *limits);           /* NULL: no memory */
+void coord_core_destroy(coord_core *c);
+
+typedef enum coord_event_kind {
+    COORD_SUBMIT,                /* a client's request (or one of its n branches) */
+    COORD_CANCEL,                /* the client left */
+    COORD_STOP,                  /* the answer is complete by the service's judgement (stop string) */
+    COORD_NODE_STATE,            /* a node is there; its figures changed */
+    COORD_NODE_LOST,             /* stream broken or heartbeat overdue */
+    COORD_RESERVED,              /* decode node: pages promised */
+    COORD_LANDED,                /* decode node: KV is here as far as it will come */
+    COORD_TOKENS,                /* decode node: answer tokens */
+    COORD_DECODE_END,            /* the Decode stream ended */
+    COORD_FIRST_TOKEN,           /* prefill node: the first answer token */
+    COORD_SENT,                  /* prefill node: every page has been taken by the decode node */
+    COORD_PREFILL_END,           /* the Prefill stream ended */
+    COORD_TICK,                  /* time passed */
+} coord_event_kind;
+
+typedef struct coord_event {
+    coord_event_kind kind;
+    uint64_t request;            /* caller's number, unique among live requests, not 0 */
+    uint32_t attempt;            /* of the stream that speaks; older ones are dropped */
+    int node;                    /* NODE_STATE, NODE_LOST */
+    union {
+        struct {
+            const char *id;          /* for the log; copied */
+            const int32_t *tokens;   /* prompt; copied */
+            int32_t count;
+            int32_t max_tokens;      /* > 0; count + max_tokens fit the context */
+            int64_t deadline_ms;     /* monotonic; INT64_MAX: none */
+            int prefer_node;         /* decode node that likely caches the prompt; -1: none */
+        } submit;
+        coord_node node_state;
+        struct { uint64_t ticket; const char *kv_address; int32_t cached, wanted; } reserved;
+        struct { int32_t tokens; } landed;
+        struct { int32_t index; const int32_t *tokens; int32_t count; } tokens; /* also FIRST_TOKEN */
+        struct { status st; const char *text; bool done; int32_t reason; int64_t retry_after_ms; } end;
+    };
+} coord_event;
+
+typedef enum coord_action_kind {
+    COORD_DO_DECODE,             /* start Decode on node */
+    COORD_DO_PREFILL,            /* start Prefill on node */
+    COORD_DO_CANCEL_DECODE,      /* cancel the streams of that attempt */
+    COORD_DO_CANCEL_PREFILL,
+    COORD_DO_EMIT,               /* give these tokens to the client */
+    COORD_DO_FINISH,             /* last action of a request: it is forgotten */
+} coord_action_kind;
+
+typedef struct coord_action {
+    coord_action_kind kind;
+    uint64_t request;
+    uint32_t attempt;            /* also the epoch of the attempt's tickets */
+    int node;
+    union {
+        /* tokens: prompt and what was emitted so far; borrowed until the next step. */
+        struct { const int32_t *tokens; int32_t count, prompt_count, max_tokens, local_tokens_max; } decode;
+        struct { const int32_t *tokens; int32_t count, prompt_count; uint64_t ticket;
+                 const char *kv_address; int32_t skip, send_end; } prefill;
+        struct { int32_t index; const int32_t *tokens; int32_t count; } emit;
+        struct { status st; int32_t reason; int64_t retry_after_ms; int32_t attempts;
+                 const char *text; } finish;   /* text: for the client, NULL when ST_OK */
+    };
+} coord_action;
+
+/* Filled by one step, valid until the next. */
+typedef struct coord_actions {
+    const coord_action *at;
+    int count;
+} coord_actions;
+
+/* One event in, what to do out. Never fails: a request it has no memory for is finished with
+ * ST_NO_MEMORY. now_ms must not go back. */
+void coord_core_step(coord_core *c, const coord_event *e, int64_t now_ms, coord_actions *out);
+/* When the next COORD_TICK is due; INT64_MAX: none. */
+int64_t coord_core_next_tick_ms(const coord_core *c);
+
+typedef struct coord_counts {
+    int32_t waiting, placed;     /* requests */
+    int64_t retries, disagreements;
+} coord_counts;
+coord_counts coord_core_counts(const coord_core *c);
+
+/* ---- service ------------------------------------------------------------------------------------ */
+
+typedef struct coord_service coord_service;
+
+typedef struct coord_options {
+    const char *id;              /* "coordinator-1" */
+    const char *model;           /* path: tokenizer, template, digest, context */
+    const char *listen;          /* "host:port" */
+    const char *nodes;           /* embedded registry: "host:port,host:port" */
+    int heartbeat_ms;            /* a node silent for three of these is lost */
+    coord_limits limits;
+} coord_options;
+
+status coord_service_open(const coord_options *o, coord_service **out, error *err);
+const char *coord_service_address(const coord_service *s);
+/* Nodes that are ready, by role: what `baton up` waits for. Any thread. */
+int coord_service_ready(const coord_service *s, coord_role role);
+/* Refuses new requests, lets accepted ones finish for up to grace_ms, then cancels them. Blocks. */
+void coord_service_close(coord_service *s, int grace_ms);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

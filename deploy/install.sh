@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Installs the Debian 12 packages baton is built from, those that are missing; nothing to do: no output
+# but one line, no network. With "tests" also what the tests need.
+set -euo pipefail
+
+packages=(build-essential cmake ninja-build pkg-config python3 python3-venv
+    libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler
+    libpcre2-dev libutf8proc-dev libfyaml-dev libxxhash-dev uthash-dev libjansson-dev)
+if [ "${1:-}" = tests ]; then
+    packages+=(libcmocka-dev clang libclang-rt-14-dev iproute2)
+fi
+
+missing=()
+for p in "${packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
+done
+if [ ${#missing[@]} -eq 0 ]; then
+    echo "packages: all ${#packages[@]} are installed"
+    exit 0
+fi
+sudo=
+if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || { echo "packages: need root or sudo to install: ${missing[*]}" >&2; exit 1; }
+    sudo=sudo
+fi
+echo "packages: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+$sudo apt-get update -qq
+$sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

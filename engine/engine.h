@@ -1,0 +1,319 @@
+/* engine.h -- one model, its KV pages, one step.
+ *
+ * Text in, tokens; tokens and pages in, logits; logits in, tokens; tokens in, text. The engine knows
+ * no network, no request and no peer: callers own scheduling, and carry pages to other nodes with
+ * eng_kv_pack()/eng_kv_unpack().
+ *
+ * Shapes: T tokens, D model width, H heads, K kv heads, h head width, F FFN width, V vocabulary,
+ * P tokens a page, L layers.
+ *
+ * Threads: a gguf, a vocabulary and a model are read-only after open and may be shared. A pool, a
+ * kv, a step and a sampler belong to the one engine thread; eng_kv_pack()/eng_kv_unpack() may run on
+ * another thread as long as the pages they touch are pinned for it and no step writes those rows.
+ *
+ * Same bytes: the logits of a row depend on the tokens at and before it, never on what else is in
+ * the batch, how the prompt was cut into chunks, how many threads run, or which pages hold it. */
+#ifndef BATON_ENGINE_H
+#define BATON_ENGINE_H
+
+#include "base/base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- gguf: a model file, mapped ---------------------------------------------------------------- */
+
+/* Weight types of GGUF v3 that are read; numbers are the file's own (ggml's ggml_type). */
+typedef enum eng_type {
+    ENG_F32 = 0,
+    ENG_F16 = 1,
+    ENG_Q4_0 = 2,
+    ENG_Q4_1 = 3,
+    ENG_Q8_0 = 8,
+    ENG_BF16 = 30,
+} eng_type;
+
+typedef struct eng_tensor {
+    const char *name;
+    eng_type type;
+    int dims;
+    int64_t dim[4];              /* dim[0] varies fastest: a (V,D) matrix has dim = {D, V} */
+    const void *data;            /* into the mapping, rows contiguous */
+    size_t bytes;
+} eng_tensor;
+
+typedef struct eng_gguf eng_gguf;
+
+/* Maps path and checks every offset, count, length and product against the file's size before it is
+ * used. Errors name file, key or tensor, what stands there and what was expected. */
+status eng_gguf_open(const char *path, eng_gguf **out, error *err);
+/* The same checks over bytes in memory (borrowed until close): the fuzz entry. */
+status eng_gguf_open_memory(const void *data, size_t bytes, const char *name, eng_gguf **out,
+                            error *err);
+void eng_gguf_close(eng_gguf *g);
+
+const eng_tensor *eng_gguf_tensor(const eng_gguf *g, const char *name);       /* NULL: absent */
+int64_t eng_gguf_tensor_count(const eng_gguf *g);
+const eng_tensor *eng_gguf_tensor_at(const eng_gguf *g, int64_t index);
+/* Scalars: ST_NOT_FOUND when absent, ST_BAD_INPUT when there with another type or out of range. Any
+ * integer type of the file is accepted for _int, F32 and F64 for _real. */
+status eng_gguf_int(const eng_gguf *g, const char *key, int64_t *out, error *err);
+status eng_gguf_real(const eng_gguf *g, const char *key, double *out, error *err);
+status eng_gguf_bool(const eng_gguf *g, const char *key, bool *out, error *err);
+/* *text points into the mapping, not NUL-terminated. */
+status eng_gguf_text(const eng_gguf *g, const char *key, const char **text, size_t *bytes,
+                     error *err);
+status eng_gguf_array_count(const eng_gguf *g, const char *key, int64_t *count, error *err);
+status eng_gguf_array_text(const eng_gguf *g, const char *key, int64_t index, const char **text,
+                           size_t *bytes, error *err);
+/* Elements of an integer or real array. Walking a text array in rising index is O(1) a step. */
+status eng_gguf_array_int(const eng_gguf *g, const char *key, int64_t index, int64_t *out,
+                          error *err);
+status eng_gguf_array_real(const eng_gguf *g, const char *key, int64_t index, double *out,
+                           error *err);
+
+const char *eng_gguf_name(const eng_gguf *g);        /* general.name, else the file's name */
+/* 32 hex digits: XXH3-128 over header, metadata, tensor table, file size and the first and last
+ * 4 KiB of every tensor. Equal files have equal digests; it is not a defence against forgery. */
+const char *eng_gguf_digest(const eng_gguf *g);
+
+/* ---- vocabulary: text to tokens and back -------------------------------------------------------- */
+
+typedef struct eng_vocab eng_vocab;
+
+/* Byte-level BPE (tokenizer.ggml.model = "gpt2") with the pre-tokenizer tokenizer.ggml.pre names:
+ * smollm, gpt-2, llama-bpe, qwen2. Others are refused by name. Copies what it needs from g. */
+status eng_vocab_open(const eng_gguf *g, eng_vocab **out, error *err);
+void eng_vocab_close(eng_vocab *v);
+
+int32_t eng_vocab_count(const eng_vocab *v);                         /* V */
+int32_t eng_vocab_bos(const eng_vocab *v);                           /* -1: none */
+int32_t eng_vocab_eos(const eng_vocab *v);
+bool eng_vocab_adds_bos(const eng_vocab *v);                         /* tokenizer.ggml.add_bos_token */
+/* End of sequence or of turn: eos, eot (<|im_end|>, <|eot_id|>, <|endoftext|> where they are control
+ * tokens). Generation stops there unless the request ignores it. */
+bool eng_vocab_is_stop(const eng_vocab *v, int32_t token);
+bool eng_vocab_is_control(const eng_vocab *v, int32_t token);
+/* The token's bytes (a control token's are its spelling). Points into v. */
+const char *eng_vocab_bytes(const eng_vocab *v, int32_t token, size_t *bytes);
+
+/* text must be valid UTF-8 (ST_BAD_INPUT says at which byte it is not). With special, spellings of
+ * control tokens in the text become those tokens; without, they are plain text. No BOS is added.
+ * *tokens is from arena. */
+status eng_vocab_tokenize(const eng_vocab *v, const char *text, size_t bytes, bool special,
+                          arena *a, int32_t **tokens, int32_t *count, error *err);
+
+/* Incremental detokenizing that never splits a UTF-8 character: bytes of an unfinished character are
+ * held back until it is complete or can no longer be (then U+FFFD). Plain value, starts zeroed. */
+typedef struct eng_detok {
+    unsigned char held[4];
+    int held_count;
+} eng_detok;
+
+/* Appends what token adds to out (at most eng_detok_max(v) bytes) and returns how many bytes.
+ * Control tokens add nothing unless special. A token outside the vocabulary adds U+FFFD. */
+size_t eng_detok_push(eng_detok *d, const eng_vocab *v, int32_t token, bool special, char *out);
+size_t eng_detok_end(eng_detok *d, char *out);       /* what is still held, as U+FFFD; <= 16 bytes */
+size_t eng_detok_max(const eng_vocab *v);
+
+/* ---- chat template ------------------------------------------------------------------------------ */
+
+typedef struct eng_message {
+    const char *role;            /* "system", "user", "assistant" */
+    const char *content;
+} eng_message;
+
+/* The file's tokenizer.chat_template, compiled once: a bounded subset of Jinja (what the templates of
+ * llama, qwen and smollm use for text chats). No recursion limit is left to the template: steps,
+ * depth and output are bounded. */
+typedef struct eng_template eng_template;
+
+status eng_template_open(const char *source, size_t bytes, eng_template **out, error *err);
+/* bos/eos: spellings of those tokens ("" when none). *text is from arena. raise_exception() in the
+ * template and anything outside the subset is ST_BAD_INPUT with line and column. */
+status eng_template_render(const eng_template *t, const eng_message *messages, int count,
+                           bool add_generation_prompt, const char *bos, const char *eos, arena *a,
+                           char **text, error *err);
+void eng_template_close(eng_template *t);
+
+/* ---- model ------------------------------------------------------------------------------------- */
+
+typedef struct eng_shape {
+    int L, D, H, K, h, F, V;
+    int context;                 /* positions the model was trained for */
+} eng_shape;
+
+typedef struct eng_options {
+    const char *backend;         /* NULL or "auto", "scalar", "portable" */
+    int threads;                 /* of the step's team; 0: what the cgroup and affinity allow */
+    int tokens_max;              /* most rows a step may have; sizes the scratch. 0: 512 */
+    int logits_max;              /* most rows a step may ask logits of. 0: 64 */
+    void (*progress)(double share, void *ctx);       /* 0..1 while loading; may be NULL */
+    void *progress_ctx;
+} eng_options;
+
+typedef struct eng_model eng_model;
+
+/* llama architecture. The loader is the schema: every tensor it names must be there with the type
+ * and shape it expects. Borrows g until close. ST_UNSUPPORTED: another architecture, expected named. */
+status eng_model_open(const eng_gguf *g, const eng_options *options, eng_model **out, error *err);
+void eng_model_close(eng_model *m);
+const eng_shape *eng_model_shape(const eng_model *m);
+/* What decides bytes besides file and seed: back end, instruction set, arithmetic version, e.g.
+ * "portable-1/avx512". Nodes that differ here must not share a request. */
+const char *eng_model_numerics(const eng_model *m);
+size_t eng_model_scratch_bytes(const eng_model *m);
+
+/* ---- pool: who owns a page ---------------------------------------------------------------------- */
+
+/* Pages are numbered 0 .. total-1. Pure bookkeeping, no page memory: see engine/pool.c for the rules
+ * and the picture of a page's states. */
+typedef enum eng_page_state {
+    ENG_PAGE_FREE,
+    ENG_PAGE_PROMISED,           /* D: reserved for a transfer that has not begun */
+    ENG_PAGE_LANDING,            /* D: frames are arriving */
+    ENG_PAGE_RUNNING,            /* in a block table of a sequence */
+    ENG_PAGE_SENDING,            /* P: pinned until the receiver has it */
+    ENG_PAGE_CACHED,             /* no pin, in the prefix index, evictable */
+    ENG_PAGE_STATES
+} eng_page_state;
+
+typedef struct eng_pool eng_pool;
+
+eng_pool *eng_pool_create(int32_t pages, int32_t page_tokens);       /* NULL: no memory */
+void eng_pool_destroy(eng_pool *p);                                  /* asserts that no pin is left */
+
+/* Takes count pages with one pin each: free ones first, then the least recently used cached leaves.
+ * All or nothing: ST_AGAIN when fewer are to be had. state: PROMISED or RUNNING. */
+status eng_pool_take(eng_pool *p, int32_t count, eng_page_state state, int32_t *pages);
+void eng_pool_share(eng_pool *p, int32_t page);                      /* one more pin */
+/* One pin less. The last one makes the page cached if the index knows it, else free. */
+void eng_pool_give(eng_pool *p, int32_t page);
+/* Moves a pinned page to another pinned state (PROMISED -> LANDING -> RUNNING, RUNNING -> SENDING). */
+void eng_pool_mark(eng_pool *p, int32_t page, eng_page_state state);
+int32_t eng_pool_pins(const eng_pool *p, int32_t page);
+int32_t eng_pool_total(const eng_pool *p);
+int32_t eng_pool_available(const eng_pool *p);                       /* free + cached: what take can give */
+void eng_pool_counts(const eng_pool *p, int32_t counts[ENG_PAGE_STATES]);  /* sums to total */
+
+/* Prefix index over full pages: a chain keyed by (salt, all tokens before, the page's tokens); tokens
+ * and salt are compared on every hit, so a hash collision never matches.
+ *
+ * Finds the longest cached prefix of tokens[0..count): writes its full pages, pinned, to pages and
+ * returns how many pages. If the page after them agrees in its first *tail_tokens (1..P-1) tokens,
+ * *tail is that page, pinned too, to be copied from (eng_kv_copy) and given back: copy on write.
+ * Otherwise *tail is -1. Matches at most count tokens. */
+int32_t eng_pool_match(eng_pool *p, uint64_t salt, const int32_t *tokens, int32_t count,
+                       int32_t *pages, int32_t *tail, int32_t *tail_tokens);
+/* Like match without pins and without touching the LRU order: how many tokens would hit. */
+int32_t eng_pool_peek(const eng_pool *p, uint64_t salt, const int32_t *tokens, int32_t count);
+/* Makes the full pages of tokens[0..count) findable; the caller still holds its pins. A page whose
+ * content is already in the index under another number stays private. Never fails: what does not
+ * fit the index is not indexed. */
+void eng_pool_publish(eng_pool *p, uint64_t salt, const int32_t *tokens, int32_t count,
+                      const int32_t *pages);
+/* Forgets every cached page (they become free). Pinned pages leave the index. */
+void eng_pool_clear_cache(eng_pool *p);
+
+/* ---- kv: the memory of the pages ---------------------------------------------------------------- */
+
+/* Element types a page or a frame may hold. */
+typedef enum eng_kv_type { ENG_KV_F32 = 0, ENG_KV_F16 = 1 } eng_kv_type;
+
+typedef struct eng_kv eng_kv;
+
+status eng_kv_create(const eng_model *m, int32_t pages, int32_t page_tokens, eng_kv_type type,
+                     eng_kv **out, error *err);
+void eng_kv_destroy(eng_kv *kv);
+size_t eng_kv_page_bytes(const eng_kv *kv);          /* 2 * L * K * P * h * element */
+eng_kv_type eng_kv_element(const eng_kv *kv);
+/* Copies the first tokens rows of every layer from page src to page dst. */
+void eng_kv_copy(eng_kv *kv, int32_t dst, int32_t src, int32_t tokens);
+
+/* A box of KV: what a frame of kvtransfer carries. Canonical order on the wire:
+ * [layer][K then V][kv head][token][dim], elements little-endian of type `type`. */
+typedef struct eng_kv_box {
+    int32_t layer_first, layers;
+    int32_t head_first, heads;   /* kv heads */
+    int32_t token_first, tokens; /* positions in the sequence */
+    eng_kv_type type;
+} eng_kv_box;
+
+size_t eng_kv_box_bytes(const eng_kv *kv, const eng_kv_box *box);
+void eng_kv_pack(const eng_kv *kv, const int32_t *blocks, const eng_kv_box *box, void *out);
+void eng_kv_unpack(eng_kv *kv, const int32_t *blocks, const eng_kv_box *box, const void *in);
+
+/* ---- step -------------------------------------------------------------------------------------- */
+
+/* Rows of one sequence at consecutive positions: a prefill chunk, a decode token, a draft to verify
+ * differ only in count. The pages of positions [0, position + count) must be in blocks, those of
+ * [0, position) must hold their KV; the step writes KV of the rows themselves. No two entries of one
+ * step may write the same page. */
+typedef struct eng_rows {
+    const int32_t *tokens;       /* (count) */
+    int32_t count;
+    int32_t position;            /* of tokens[0] */
+    const int32_t *blocks;       /* page of positions [i*P, (i+1)*P) */
+    int32_t logits;              /* logits wanted of the last so many rows: 0 .. count */
+} eng_rows;
+
+/* One forward pass over all rows. *logits: (sum of rows[i].logits, V) in order, valid until the next
+ * step. Allocates nothing. Asserts its limits (tokens_max, logits_max): they are the caller's. */
+status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits,
+                error *err);
+
+/* ---- sampling ---------------------------------------------------------------------------------- */
+
+typedef struct eng_bias {
+    int32_t token;
+    float bias;                  /* added to the logit */
+} eng_bias;
+
+typedef struct eng_sampling {
+    float temperature;           /* 0: greedy */
+    int32_t top_k;               /* 0: off */
+    float top_p;                 /* 1: off */
+    float min_p;                 /* 0: off */
+    float repetition;            /* 1: off; divides positive, multiplies negative logits of tokens in
+                                    prompt or answer (CTRL, Keskar et al. 2019) */
+    float presence, frequency;   /* 0: off; over the answer's tokens (OpenAI's definition) */
+    uint64_t seed;
+    int32_t logprobs;            /* how many top alternatives to report, 0 .. ENG_LOGPROBS_MAX; -1: none,
+                                    not even the token's own */
+    const eng_bias *bias;        /* borrowed */
+    int32_t bias_count;
+} eng_sampling;
+
+#define ENG_LOGPROBS_MAX 20
+
+extern const eng_sampling eng_sampling_default;      /* temperature 0, everything off, logprobs -1 */
+
+/* Refuses NaN, negative and out-of-range values by field name. V: the vocabulary. */
+status eng_sampling_check(const eng_sampling *s, int32_t V, error *err);
+
+typedef struct eng_sampled {
+    int32_t token;
+    float logprob;               /* natural log, of the distribution after penalties and bias, before
+                                    temperature and cuts */
+    int32_t top_count;
+    int32_t top_token[ENG_LOGPROBS_MAX];
+    float top_logprob[ENG_LOGPROBS_MAX];
+} eng_sampled;
+
+typedef struct eng_sampler eng_sampler;              /* scratch for one vocabulary */
+
+eng_sampler *eng_sampler_create(int32_t V);          /* NULL: no memory */
+void eng_sampler_destroy(eng_sampler *s);
+
+/* Draws the token at position count of the sequence history[0..count), of which the first
+ * prompt_count are the prompt. A pure function of its arguments: the randomness is Philox4x32-10
+ * (Salmon et al. 2011) of (seed, count). Ties go to the smaller token id. Allocates nothing.
+ * ST_DEVICE: a logit is NaN, or all are -inf. */
+status eng_sample(eng_sampler *s, const eng_sampling *p, const float *logits, const int32_t *history,
+                  int32_t prompt_count, int32_t count, eng_sampled *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

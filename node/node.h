@@ -1,0 +1,200 @@
+/* node.h -- what a prefill node and a decode node have in common: sequences, pages, one step at a time.
+ *
+ * The core is single-threaded and pure but for its io table: messages in, steps, events out; time is
+ * an argument. In production its thread is the engine thread (node/process.c); in the simulator
+ * (tests/sim) the io table is a simulated network and engine. The two roles plug in by a table:
+ * prefill-node/ (tokens in, pages out) and decode-node/ (pages in, tokens out). */
+#ifndef BATON_NODE_H
+#define BATON_NODE_H
+
+#include "base/base.h"
+#include "engine/engine.h"
+#include "kvtransfer/kvtransfer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct node_core node_core;
+typedef struct node_seq node_seq;
+typedef struct node_role node_role;
+
+/* ---- messages into the core ---------------------------------------------------------------------- */
+
+/* A request as it comes off the wire, checked for syntax. The core owns it (one arena) from
+ * node_core_submit() on, whatever that returns. */
+typedef struct node_request {
+    arena *memory;               /* everything below lives here */
+    uint64_t handle;             /* caller's number for this call; events carry it */
+    const char *id;
+    uint32_t epoch;
+    const int32_t *tokens;       /* prompt, then answer tokens of earlier attempts */
+    int32_t count, prompt_count;
+    eng_sampling sampling;
+    uint64_t salt;
+    /* decode */
+    int32_t max_tokens;          /* answer tokens in all, those in tokens included */
+    const int32_t *stop_tokens;
+    int32_t stop_count;
+    bool ignore_eos;
+    int32_t local_tokens_max;
+    uint32_t lease_ms;
+    /* prefill */
+    uint64_t ticket;
+    const char *kv_address;
+    int32_t skip, send_end;
+} node_request;
+
+/* ---- events out of the core ---------------------------------------------------------------------- */
+
+typedef enum node_event_kind {
+    NODE_RESERVED,               /* decode: pages promised */
+    NODE_LANDED,                 /* decode: the transfer is over */
+    NODE_TOKEN,                  /* decode: one answer token */
+    NODE_DONE,                   /* decode: reason and figures; NODE_END follows */
+    NODE_FIRST_TOKEN,            /* prefill */
+    NODE_SENT,                   /* prefill: the receiver has every page */
+    NODE_END,                    /* last event of a handle: status and text */
+} node_event_kind;
+
+typedef struct node_event {
+    node_event_kind kind;
+    uint64_t handle;
+    union {
+        struct { uint64_t ticket; int32_t cached, wanted; } reserved;
+        struct { int32_t tokens; int64_t wait_us; status st; } landed;
+        struct { int32_t index; eng_sampled sampled; int32_t cached; int64_t prefill_us; } token; /* and FIRST_TOKEN */
+        struct { int32_t reason; int32_t computed; int64_t prefill_us; } done;
+        struct { uint64_t bytes; int64_t wire_us, hidden_us; } sent;
+        struct { status st; const char *text; } end;   /* text: static or NULL; borrowed until emit returns */
+    };
+} node_event;
+
+/* ---- io: everything the core does to the world ---------------------------------------------------- */
+
+typedef struct node_io {
+    void *ctx;
+    /* One forward pass: eng_step(). */
+    status (*step)(void *ctx, const eng_rows *rows, int count, const float **logits);
+    void (*copy_page)(void *ctx, int32_t dst, int32_t src, int32_t tokens);
+    /* Receiving: kvt_promise()/kvt_revoke(). blocks stay valid and pinned until the core has been told
+     * node_core_landed() for the ticket: the fence. */
+    status (*promise)(void *ctx, node_seq *seq, uint64_t ticket, uint32_t epoch, int32_t token_first,
+                      int32_t token_end, uint32_t lease_ms, const int32_t *blocks);
+    void (*revoke)(void *ctx, uint64_t ticket);
+    /* Sending: kvt_send_*(). The pages are pinned until node_core_sent() for the handle. */
+    status (*send_open)(void *ctx, node_seq *seq, const char *kv_address, uint64_t ticket,
+                        uint32_t epoch, const int32_t *blocks, void **send);
+    void (*send_push)(void *ctx, void *send, int32_t token_first, int32_t tokens);
+    void (*send_end)(void *ctx, void *send);
+    void (*send_abort)(void *ctx, void *send);
+    uint64_t (*random_ticket)(void *ctx);        /* unguessable, not 0 */
+    bool (*is_end_token)(void *ctx, int32_t token);
+    void (*emit)(void *ctx, const node_event *e);
+} node_io;
+
+typedef struct node_limits {
+    int32_t V, context;
+    int32_t pages, page_tokens;
+    int32_t sequences_max;       /* alive at once; more are refused with ST_AGAIN */
+    int32_t step_tokens_max;     /* rows of one step */
+    int32_t chunk_tokens;        /* most rows of one sequence's prefill in a step */
+    int32_t logits_max;
+    bool prefix_cache;
+} node_limits;
+
+node_core *node_core_create(const node_limits *limits, const node_io *io);   /* NULL: no memory */
+void node_core_destroy(node_core *c);            /* no sequence may be left (asserted) */
+
+/* Takes r (always). Refusals are a NODE_END event: ST_AGAIN no room now, ST_BAD_INPUT what is wrong. */
+void node_core_submit(node_core *c, const node_role *role, node_request *r, int64_t now_us);
+/* The caller left: NODE_END(ST_CANCELED) comes, at once or when the fence stands. Unknown: nothing. */
+void node_core_cancel(node_core *c, uint64_t handle);
+/* The caller's reader is slow (paused) or has room again: no row is computed for it meanwhile. */
+void node_core_pause(node_core *c, uint64_t handle, bool paused);
+void node_core_landing(node_core *c, uint64_t handle);       /* the first frame has come */
+void node_core_landed(node_core *c, uint64_t handle, status st, int32_t tokens, int64_t now_us);
+void node_core_sent(node_core *c, uint64_t handle, status st, uint64_t bytes, int64_t wire_us,
+                    int64_t now_us);
+/* Forms a batch and computes it. false: there was nothing to compute. */
+bool node_core_step(node_core *c, int64_t now_us);
+void node_core_cancel_all(node_core *c);
+
+typedef struct node_counts {
+    int32_t pages[ENG_PAGE_STATES];
+    int32_t running, waiting;
+    int64_t steps, prefill_tokens, decode_tokens, preemptions;
+    double prefill_tokens_per_s, decode_steps_per_s;         /* moving averages, 0: not yet */
+} node_counts;
+void node_core_counts(const node_core *c, node_counts *out);
+
+/* ---- sequence and role: for prefill-node/ and decode-node/ only ----------------------------------- */
+
+/* One sequence on this node. Engine thread's; born in node_core_submit(), ended by node_seq_end(). */
+struct node_seq {
+    node_seq *next, *prev;       /* in the core's list, oldest first */
+    const node_role *role;
+    node_request *request;
+    int state;                   /* the role's own states */
+    bool paused, ended;
+    bool runnable;               /* its rows may be batched: set by the role */
+    int32_t *tokens;             /* (tokens_max): request tokens, then sampled ones */
+    int32_t count, tokens_max;
+    int32_t ready;               /* positions [0, ready) have their KV in the pages */
+    int32_t target;              /* positions [0, target) are to be computed before sampling: count */
+    int32_t *blocks;             /* (blocks_max) pages held, one pin each */
+    int32_t blocks_count, blocks_max;
+    int32_t cached;              /* leading tokens found in the prefix cache */
+    int32_t computed;            /* tokens computed here that were prompt */
+    int64_t began_us, first_us;  /* taken; first row computed */
+    void *send;                  /* prefill */
+    uint64_t ticket;             /* decode */
+};
+
+struct node_role {
+    const char *name;            /* "prefill", "decode" */
+    /* Decide on pages and the first state; may end the sequence. */
+    void (*admit)(node_core *c, node_seq *s, int64_t now_us);
+    /* Rows up to s->ready are computed; logits of the last one when it reached s->target, else NULL. */
+    void (*computed)(node_core *c, node_seq *s, int32_t from, const float *logits, int64_t now_us);
+    void (*landing)(node_core *c, node_seq *s);
+    void (*landed)(node_core *c, node_seq *s, status st, int32_t tokens, int64_t now_us);
+    void (*sent)(node_core *c, node_seq *s, status st, uint64_t bytes, int64_t wire_us, int64_t now_us);
+    void (*cancel)(node_core *c, node_seq *s);
+    /* Pages are needed by an older sequence: give them back if you can. true: done. May be NULL. */
+    bool (*preempt)(node_core *c, node_seq *s);
+};
+
+/* ---- process: the core on its threads, behind gRPC (node/process.c) -------------------------------- */
+
+typedef struct node_options {
+    const char *id;              /* "prefill-1" */
+    const char *role;            /* "prefill" or "decode": what it tells the coordinator it is for */
+    const char *model;           /* path */
+    const char *listen, *kv_listen;              /* "host:port", port 0: any */
+    const char *backend;         /* engine's; NULL: auto */
+    int threads;                 /* 0: what the machine allows */
+    int32_t kv_pages, page_tokens;
+    eng_kv_type kv_type;
+    int32_t sequences_max, step_tokens_max, chunk_tokens;
+    bool prefix_cache;
+    void (*progress)(double share, void *ctx);
+    void *progress_ctx;
+} node_options;
+
+typedef struct node_process node_process;
+typedef struct node_service node_service;        /* what a role adds to the Node service: node/service.h */
+
+/* Every process serves every role's methods, so that it may change its role. Prints by log_write how its
+ * memory adds up before it serves. */
+status node_process_open(const node_options *o, const node_service *const *services, int count,
+                         node_process **out, error *err);
+const char *node_process_address(const node_process *p);
+const char *node_process_kv_address(const node_process *p);
+/* Refuses new work, lets running work finish for up to grace_ms, ends the rest. Blocks. */
+void node_process_close(node_process *p, int grace_ms);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

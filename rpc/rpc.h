@@ -1,0 +1,146 @@
+/* rpc.h -- gRPC C core and protobuf-c, wrapped once.
+ *
+ * Only this folder calls grpc_*; others see methods, calls and messages (generated protobuf-c
+ * structs). It knows no method of baton by name: servers bring tables.
+ *
+ * Threads: an rpc_loop is one thread with one completion queue. Every callback of a server, channel,
+ * stream or timer runs on its loop; every function below must be called on it too, except where
+ * "any thread" stands. Callbacks must not block.
+ *
+ * Flow control: nothing is queued without bound. rpc_call_send() says ST_AGAIN once RPC_WINDOW bytes
+ * wait for a slow reader, and writable() tells when to go on; a client stream is read one message at a
+ * time and can be paused. */
+#ifndef BATON_RPC_H
+#define BATON_RPC_H
+
+#include "base/base.h"
+#include <protobuf-c/protobuf-c.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    RPC_WINDOW = 64 * 1024,              /* bytes of messages waiting for a reader, per call */
+    RPC_MESSAGE_MAX = 16 * 1024 * 1024,  /* default limit of one message received */
+};
+
+/* ---- loop --------------------------------------------------------------------------------------- */
+
+typedef struct rpc_loop rpc_loop;
+typedef struct rpc_timer rpc_timer;
+
+status rpc_loop_create(rpc_loop **out, error *err);
+/* Runs callbacks until rpc_loop_stop(). The calling thread is the loop's thread. */
+void rpc_loop_run(rpc_loop *l);
+status rpc_loop_start(rpc_loop *l, const char *name);    /* runs it on a thread of its own */
+void rpc_loop_stop(rpc_loop *l);                         /* any thread */
+/* After servers and channels on it are closed. Joins the thread of rpc_loop_start(). */
+void rpc_loop_destroy(rpc_loop *l);
+/* Any thread: runs fn(arg) on the loop soon, in order of posting. ST_AGAIN when RPC_POSTS_MAX wait. */
+status rpc_loop_post(rpc_loop *l, void (*fn)(void *arg), void *arg);
+/* One shot. Freed after fn ran or by rpc_timer_cancel(). */
+status rpc_timer_start(rpc_loop *l, int64_t delay_ms, void (*fn)(void *arg), void *arg,
+                       rpc_timer **out);
+void rpc_timer_cancel(rpc_timer *t);                     /* fn will not run any more */
+
+/* ---- server ------------------------------------------------------------------------------------- */
+
+typedef struct rpc_server rpc_server;
+typedef struct rpc_call rpc_call;        /* one call being served */
+
+typedef enum rpc_kind { RPC_UNARY, RPC_SERVER_STREAM, RPC_BIDI } rpc_kind;
+
+typedef struct rpc_method {
+    const char *path;                    /* "/baton.v1.Inference/Generate" */
+    rpc_kind kind;
+    const ProtobufCMessageDescriptor *request;
+    const ProtobufCMessageDescriptor *reply;
+    /* Once for each request message (unary and server stream: exactly once). request is borrowed until
+     * return. ctx: rpc_server_open's. A BIDI method gets NULL when the client has sent its last. */
+    void (*on_request)(rpc_call *call, const ProtobufCMessage *request, void *ctx);
+} rpc_method;
+
+/* What a call tells whoever serves it. */
+typedef struct rpc_call_events {
+    /* The client canceled, its connection broke, or the deadline passed. Call rpc_call_finish() still. */
+    void (*on_cancel)(rpc_call *call, void *user);
+    /* The window has room again after ST_AGAIN. May be NULL. */
+    void (*on_writable)(rpc_call *call, void *user);
+    /* The call is over on both sides and about to be freed; last callback. May be NULL. */
+    void (*on_free)(rpc_call *call, void *user);
+} rpc_call_events;
+
+/* methods: borrowed until close. listen: "host:port", port 0 takes a free one. Unknown methods answer
+ * UNIMPLEMENTED; undecodable requests INVALID_ARGUMENT. ST_IO: port in use, said with the address. */
+status rpc_server_open(rpc_loop *l, const char *listen, const rpc_method *methods, int count,
+                       void *ctx, rpc_server **out, error *err);
+/* Another table on the same server, before the first rpc_server_start(). */
+status rpc_server_add(rpc_server *s, const rpc_method *methods, int count, void *ctx);
+void rpc_server_start(rpc_server *s);
+const char *rpc_server_address(const rpc_server *s);     /* "127.0.0.1:50051", as bound */
+int rpc_server_calls(const rpc_server *s);               /* calls not freed yet */
+/* Takes no new calls, cancels what still runs (on_cancel), then calls done(arg) when all are freed.
+ * Frees s. */
+void rpc_server_close(rpc_server *s, void (*done)(void *arg), void *arg);
+
+void rpc_call_watch(rpc_call *c, const rpc_call_events *events, void *user);
+void *rpc_call_user(const rpc_call *c);
+const char *rpc_call_peer(const rpc_call *c);            /* "ipv4:127.0.0.1:4711" */
+/* Milliseconds until the client's deadline; INT64_MAX: none. */
+int64_t rpc_call_time_left_ms(const rpc_call *c);
+/* Value of an ASCII request header, NULL: absent. Valid while the call is. */
+const char *rpc_call_header(const rpc_call *c, const char *name);
+/* Packs and sends. ST_OK: taken. ST_AGAIN: taken too, but the window is now full: send nothing more
+ * until on_writable (asserted: one message may overshoot). ST_CANCELED: call is canceled, nothing was
+ * sent. No initial metadata leaves before the first message. */
+status rpc_call_send(rpc_call *c, const ProtobufCMessage *reply);
+/* Bytes taken by rpc_call_send() and not yet handed to the transport. */
+size_t rpc_call_waiting(const rpc_call *c);
+/* Ends the call, after what is still waiting. retry_after_ms >= 0 adds grpc-retry-pushback-ms. c must not
+ * be used after it (on_free comes later). text: NULL or what to tell the client. */
+void rpc_call_finish(rpc_call *c, status s, const char *text, int64_t retry_after_ms);
+bool rpc_call_canceled(const rpc_call *c);
+
+/* grpc.health.v1.Health (Check, Watch) for the given services and "". Starts NOT_SERVING. */
+typedef struct rpc_health rpc_health;
+status rpc_health_add(rpc_server *s, const char *const *services, int count, rpc_health **out);
+void rpc_health_set(rpc_health *h, bool serving);        /* tells every watcher */
+/* grpc.reflection.v1 and v1alpha over a FileDescriptorSet (protoc --include_imports
+ * --descriptor_set_out), borrowed until the server is closed. */
+status rpc_reflection_add(rpc_server *s, const void *descriptor_set, size_t bytes,
+                          const char *const *services, int count);
+
+/* ---- client ------------------------------------------------------------------------------------- */
+
+typedef struct rpc_channel rpc_channel;
+typedef struct rpc_stream rpc_stream;    /* one call made */
+
+/* Never fails for want of a peer: calls do. address: "host:port". Keepalive finds a dead peer in
+ * seconds, also while a call is quiet. */
+status rpc_channel_open(rpc_loop *l, const char *address, rpc_channel **out, error *err);
+void rpc_channel_close(rpc_channel *c);  /* its streams are canceled; on_end still comes */
+const char *rpc_channel_address(const rpc_channel *c);
+
+typedef struct rpc_stream_events {
+    /* message is borrowed until return. */
+    void (*on_message)(rpc_stream *s, const ProtobufCMessage *message, void *user);
+    /* Once, last callback: s is freed after it. text is the peer's status message ("" if none).
+     * retry_after_ms: -1 unless the peer sent grpc-retry-pushback-ms. */
+    void (*on_end)(rpc_stream *s, status st, const char *text, int64_t retry_after_ms, void *user);
+} rpc_stream_events;
+
+/* Unary and server-stream calls alike (a unary call gives one on_message). timeout_ms 0: none.
+ * wait_for_ready: wait for the connection instead of failing at once (until timeout_ms).
+ * request is packed before return. method: path and kind as served; reply decodes messages. */
+status rpc_stream_start(rpc_channel *c, const rpc_method *method, const ProtobufCMessage *request,
+                        int64_t timeout_ms, bool wait_for_ready, const rpc_stream_events *events,
+                        void *user, rpc_stream **out);
+void rpc_stream_cancel(rpc_stream *s);   /* on_end(ST_CANCELED) comes, soon */
+void rpc_stream_pause(rpc_stream *s);    /* read no further message: the peer's window fills */
+void rpc_stream_resume(rpc_stream *s);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
