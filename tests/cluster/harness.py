@@ -1,0 +1,155 @@
+"""What the cluster stories share: a cluster of real processes, a client, and looks at its state.
+
+A story is a script: it starts a Cluster, does something to it, and checks what a user would see. It runs
+under ctest as `python story.py --baton build/baton --model FILE`, and by hand the same way.
+"""
+import argparse, atexit, importlib, os, pathlib, re, signal, socket, subprocess, sys, tempfile, time
+
+import grpc
+from grpc_tools import protoc
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def stubs():
+    """baton_pb2 and baton_pb2_grpc, generated from the .proto as any client would."""
+    out = tempfile.mkdtemp(prefix='bt-stubs-')
+    rc = protoc.main(['', f'-I{ROOT}/proto', f'--python_out={out}', f'--grpc_python_out={out}', 'baton.proto'])
+    assert rc == 0, 'protoc failed'
+    sys.path.insert(0, out)
+    return importlib.import_module('baton_pb2'), importlib.import_module('baton_pb2_grpc')
+
+
+pb, pb_grpc = stubs()
+
+
+def arguments(**more):
+    p = argparse.ArgumentParser()
+    p.add_argument('--baton', default=str(ROOT / 'build' / 'baton'))
+    p.add_argument('--model', default=str(ROOT / 'models' / 'SmolLM2-135M-Instruct.Q4_1.gguf'))
+    for name, default in more.items():
+        p.add_argument('--' + name.replace('_', '-'), type=type(default), default=default)
+    return p.parse_args()
+
+
+def wait_until(true, seconds, what):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f'not within {seconds} s: {what}')
+
+
+def alive(pid):
+    try:
+        return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in 'ZX'
+    except FileNotFoundError:
+        return False
+
+
+def process_state(pid):
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
+
+
+class Cluster:
+    """`baton up` with its children. Use as a context: leaving it sends SIGTERM and checks exit code 0."""
+
+    def __init__(self, args, *flags, env=None):
+        self.log = tempfile.NamedTemporaryFile(prefix='bt-log-', suffix='.log', mode='w+')
+        command = [args.baton, 'up', '--model', args.model, '--listen', '127.0.0.1:0', *map(str, flags)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True,
+                                        env={**os.environ, **(env or {})})
+        atexit.register(self.kill)
+        line = self.process.stdout.readline()
+        if not line.startswith('ready grpc='):
+            self.process.wait(10)
+            raise AssertionError(f'no ready line but {line!r}; log:\n{self.log_text()[-3000:]}')
+        self.server = line.split()[1].removeprefix('grpc=')
+        self.channel = grpc.insecure_channel(self.server)
+        self.inference = pb_grpc.InferenceStub(self.channel)
+        self.control = pb_grpc.ClusterStub(self.channel)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            print(f'--- end of the log\n{self.log_text()[-6000:]}', file=sys.stderr)
+        self.channel.close()
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(30)
+        if kind is None:
+            assert code == 0, f'baton up ended with {code}; log:\n{self.log_text()[-3000:]}'
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+
+    def log_text(self):
+        return pathlib.Path(self.log.name).read_text()
+
+    def nodes(self, role=None):
+        found = self.control.Topology(pb.TopologyRequest(), timeout=10).nodes
+        return [n for n in found if role in (None, n.role)]
+
+    def node(self, id):
+        return next(n for n in self.nodes() if n.id == id)
+
+    def counter(self, id, name, labels=''):
+        return sum(c.value for c in self.node(id).counters if c.name == name and labels in c.labels)
+
+    def pages_back(self, seconds=1.0):
+        """Every page of every node is free or cached and unpinned."""
+        def back():
+            nodes = [n for n in self.nodes() if n.role != 'coordinator']
+            return all(n.state == 'ready' and n.pages.pinned == 0 and n.running == 0 and n.waiting == 0 and
+                       n.pages.free + n.pages.cached == n.pages.total for n in nodes)
+        try:
+            wait_until(back, seconds, 'every page free or cached')
+        except AssertionError:
+            raise AssertionError('pages not back: ' + '; '.join(
+                f'{n.id} {n.state} run {n.running} wait {n.waiting} {str(n.pages).split()}' for n in self.nodes()))
+
+    def generate(self, request, timeout=120):
+        """(tokens, text, finish) of index 0, through the stream; checks that chunks fit together."""
+        return collect(self.inference.Generate(request, timeout=timeout))
+
+
+def collect(stream, sink=None):
+    tokens, text, finish = [], '', None
+    for chunk in stream:
+        assert finish is None, 'a chunk after the finish'
+        tokens += [t.token for t in chunk.tokens]
+        text += chunk.text
+        if sink:
+            sink(tokens)
+        if chunk.HasField('finish'):
+            finish = chunk.finish
+    assert finish is not None, 'the stream ended without a finish'
+    assert finish.usage.completion_tokens == len(tokens), (finish.usage, len(tokens))
+    return tokens, text, finish
+
+
+def request(prompt=None, tokens=None, max_tokens=32, ignore_eos=True, request_id='', **sampling):
+    r = pb.GenerateRequest(max_tokens=max_tokens, ignore_eos=ignore_eos, request_id=request_id,
+                           sampling=pb.Sampling(**sampling))
+    if tokens is not None:
+        r.tokens.ids.extend(tokens)
+    else:
+        r.prompt = prompt
+    return r
+
+
+def long_text(characters, start=0):
+    text = (ROOT / 'tests' / 'golden' / 'gpl3-excerpt.txt').read_text()
+    return text[start:start + characters]
+
+
+def threads_and_files(pid):
+    return len(os.listdir(f'/proc/{pid}/task')), len(os.listdir(f'/proc/{pid}/fd'))
+
+
+def connect(address):
+    host, _, port = address.rpartition(':')
+    return socket.create_connection((host, int(port)), timeout=5)

@@ -1,0 +1,147 @@
+"""The checker of promise 1: one request, the same tokens, whatever else happens.
+
+Runs every prompt greedy and with seeded sampling through clusters that differ in where and how the prompt
+is read, how many nodes and threads there are and what shares the batch, then through the death of a
+decode node after 1, 8 and 40 tokens and of a prefill node in the middle of a prompt. Everything is
+compared with the first cluster's answers: one node, local prefill, alone.
+
+    python tests/cluster/same_bytes.py [--baton build/baton] [--model FILE] [--rounds 1]
+"""
+import concurrent.futures, os, signal, sys, threading, time
+
+from harness import *
+
+SAMPLED = dict(temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.1, frequency_penalty=0.2, seed=7)
+MAX_TOKENS = 48
+
+PROMPTS = {
+    'short': 'The capital of France is',
+    'page': long_text(70, 900),               # about one page of KV
+    'middle': long_text(700, 2000),
+    'long': long_text(2600, 4000),
+    'unicode': 'Grüße aus 東京! Привет, мир — ¿qué tal? 🙂 مرحبا',
+}
+CLUSTERS = {
+    'remote, chunk 16': ['--prefill-policy', 'remote', '--chunk', 16],
+    'remote, chunk 64': ['--prefill-policy', 'remote', '--chunk', 64],
+    'remote, whole prompt': ['--prefill-policy', 'remote', '--chunk', 2048, '--step-tokens', 2048],
+    'local, chunk 16': ['--prefill-policy', 'local', '--chunk', 16],
+    'remote, 2 threads': ['--prefill-policy', 'remote', '--threads', 2],
+    'remote, no prefix cache': ['--prefill-policy', 'remote', '--no-prefix-cache'],
+    '2 prefill, 2 decode': ['--prefill-policy', 'remote', '--prefill', 2, '--decode', 2],
+}
+WAYS = [('greedy', {}), ('sampled', SAMPLED)]
+
+
+class Checker:
+    def __init__(self):
+        self.expected, self.comparisons, self.wrong = {}, 0, []
+
+    def check(self, name, way, where, tokens):
+        want = self.expected.setdefault((name, way), tokens)
+        self.comparisons += 1
+        if tokens != want:
+            at = next((i for i, (a, b) in enumerate(zip(tokens, want)) if a != b), min(len(tokens), len(want)))
+            self.wrong.append(f'{where}: {name}, {way}: differs at answer token {at}')
+            print('WRONG', self.wrong[-1], flush=True)
+
+
+def each(cluster, checker, where):
+    for name, prompt in PROMPTS.items():
+        for way, sampling in WAYS:
+            tokens, _, _ = cluster.generate(request(prompt, max_tokens=MAX_TOKENS, **sampling))
+            checker.check(name, way, where, tokens)
+
+
+def among_others(cluster, checker, where):
+    """Every request at once, and 16 strangers with them."""
+    jobs = [(name, way, request(prompt, max_tokens=MAX_TOKENS, **sampling))
+            for name, prompt in PROMPTS.items() for way, sampling in WAYS]
+    strangers = [request(long_text(100 + 37 * i, 300 * i), max_tokens=20 + i, temperature=1.0, seed=i)
+                 for i in range(16)]
+    with concurrent.futures.ThreadPoolExecutor(len(jobs) + len(strangers)) as pool:
+        others = [pool.submit(cluster.generate, r) for r in strangers]
+        mine = [(name, way, pool.submit(cluster.generate, r)) for name, way, r in jobs]
+        for name, way, future in mine:
+            checker.check(name, way, where, future.result()[0])
+        for future in others:
+            future.result()
+
+
+def partly_cached(cluster, checker, where):
+    """The cache holds another answer to the first half of the prompt."""
+    for name, prompt in PROMPTS.items():
+        cluster.generate(request(prompt[:len(prompt) // 2] + ' and then', max_tokens=4))
+        tokens, _, finish = cluster.generate(request(prompt, max_tokens=MAX_TOKENS))
+        checker.check(name, 'greedy', where, tokens)
+
+
+def killed_decode(cluster, checker, after):
+    for name in ('middle', 'short'):
+        for way, sampling in WAYS:
+            killed = []
+
+            def kill(tokens):
+                if len(tokens) >= after and not killed:
+                    busy = [n for n in cluster.nodes('decode') if n.running]
+                    assert busy, 'nothing ran when the node was to be killed'
+                    os.kill(busy[0].pid, signal.SIGKILL)
+                    killed.append(busy[0])
+
+            stream = cluster.inference.Generate(request(PROMPTS[name], max_tokens=MAX_TOKENS, **sampling), timeout=120)
+            tokens, _, finish = collect(stream, kill)
+            assert killed and finish.attempts > 1, f'the kill after {after} tokens did not hit: {finish.attempts} attempt'
+            checker.check(name, way, f'decode node killed after {after}', tokens)
+            wait_until(lambda: all(n.state == 'ready' for n in cluster.nodes()) and
+                       cluster.node(killed[0].id).pid != killed[0].pid, 20, 'the killed node is back')
+
+
+def killed_prefill(cluster, checker):
+    for way, sampling in WAYS:
+        stream = cluster.inference.Generate(request(PROMPTS['long'], max_tokens=MAX_TOKENS, **sampling), timeout=120)
+        killed = []
+
+        def kill():
+            wait_until(lambda: any(n.running for n in cluster.nodes('prefill')), 20, 'a prefill runs')
+            busy = next(n for n in cluster.nodes('prefill') if n.running)
+            os.kill(busy.pid, signal.SIGKILL)
+            killed.append(busy)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        tokens, _, _ = collect(stream)
+        thread.join()
+        assert killed, 'the prefill node was not killed in time'
+        checker.check('long', way, 'prefill node killed in mid-prefill', tokens)
+        wait_until(lambda: all(n.state == 'ready' for n in cluster.nodes()) and
+                   cluster.node(killed[0].id).pid != killed[0].pid, 20, 'the killed node is back')
+
+
+def main():
+    args = arguments(rounds=1)
+    checker, began = Checker(), time.monotonic()
+    with Cluster(args, '--prefill', 0, '--decode', 1, '--no-prefix-cache', '--threads', 1) as cluster:
+        each(cluster, checker, 'reference')
+        each(cluster, checker, 'reference, again')
+    for _ in range(args.rounds):
+        for where, flags in CLUSTERS.items():
+            with Cluster(args, '--threads', 1, *flags) if '--threads' not in flags else Cluster(args, *flags) as cluster:
+                each(cluster, checker, where + ', not cached')
+                each(cluster, checker, where + ', cached')
+                partly_cached(cluster, checker, where + ', partly cached')
+                among_others(cluster, checker, where + ', among others')
+                cluster.pages_back(5)
+            print(f'{where}: {checker.comparisons} comparisons, {len(checker.wrong)} differ, '
+                  f'{time.monotonic() - began:.0f} s', flush=True)
+        with Cluster(args, '--prefill', 1, '--decode', 2, '--prefill-policy', 'remote', '--no-prefix-cache') as cluster:
+            for after in (1, 8, 40):
+                killed_decode(cluster, checker, after)
+        with Cluster(args, '--prefill', 2, '--decode', 1, '--prefill-policy', 'remote', '--chunk', 16,
+                     '--no-prefix-cache') as cluster:
+            killed_prefill(cluster, checker)
+    print(f'{checker.comparisons} comparisons, {len(checker.wrong)} differ')
+    sys.exit(1 if checker.wrong else 0)
+
+
+if __name__ == '__main__':
+    main()
