@@ -8,7 +8,7 @@
  * Variables: the name in capitals with _ for -; a variable set to the empty string counts as unset.
  * YAML:    one flat mapping of names to scalars. It is read event by event and the first nested
  *          collection, alias or second document is refused, so a file can neither nest deeply nor
- *          expand.
+ *          expand. Directives (%) are refused before parsing: libfyaml 0.7 loops for ever on bad ones.
  *
  * Every value goes through set(), whatever its source; `where` is how an error names that source. */
 #include "base/base.h"
@@ -270,7 +270,20 @@ static status read_events(yaml *y, struct fy_parser *parser) {
                      y->complaint ? y->complaint : "the parser gave no reason");
 }
 
+static status refuse_directives(const parse *p, const char *text, size_t bytes) {
+    size_t mark = bytes >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+    for (size_t i = mark, line = 1; i < bytes; i++) {
+        bool starts = i == mark || text[i - 1] == '\n' || text[i - 1] == '\r';
+        line += i > mark && text[i - 1] == '\n';
+        if (starts && text[i] == '%')
+            return error_set(p->err, ST_BAD_INPUT, "%.250s:%zu:1: a line begins with %%, expected "
+                             "no YAML directives", p->file, line);
+    }
+    return ST_OK;
+}
+
 static status set_yaml(const parse *p, const char *text, size_t bytes) {
+    TRY(refuse_directives(p, text, bytes));
     yaml y = {.p = p, .row = -1, .seen = arena_alloc(p->a, (size_t)p->rows_count + 1)};
     struct fy_diag_cfg how;
     fy_diag_cfg_default(&how);

@@ -23,7 +23,7 @@ void *mem_alloc(size_t bytes) {
 }
 
 void *mem_zalloc(size_t count, size_t size) {
-    if (fails_now()) return NULL;
+    if (fails_now() || (size && count > SIZE_MAX / size)) return NULL;
     void *p = calloc(count ? count : 1, size ? size : 1);
     if (p) atomic_fetch_add_explicit(&made, 1, memory_order_relaxed);
     return p;

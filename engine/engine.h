@@ -194,7 +194,8 @@ void eng_pool_give(eng_pool *p, int32_t page);
 void eng_pool_mark(eng_pool *p, int32_t page, eng_page_state state);
 int32_t eng_pool_pins(const eng_pool *p, int32_t page);
 int32_t eng_pool_total(const eng_pool *p);
-int32_t eng_pool_available(const eng_pool *p);                       /* free + cached: what take can give */
+int32_t eng_pool_available(const eng_pool *p);                       /* what take can give: free + cached, less
+                                                                        cached pages above a pinned one */
 void eng_pool_counts(const eng_pool *p, int32_t counts[ENG_PAGE_STATES]);  /* sums to total */
 
 /* Prefix index over full pages: a chain keyed by (salt, all tokens before, the page's tokens); tokens

@@ -31,7 +31,7 @@ static int rest_count;
 static arena *a;
 
 static status parse(const char *const *words) {
-    char *argv[WORDS_MAX + 1] = {"baton"};
+    char *argv[WORDS_MAX + 1] = {(char *)"baton"};
     int argc = 1;
     for (; words[argc - 1]; argc++) argv[argc] = (char *)words[argc - 1];
     memset(&o, 0xAA, sizeof o);
@@ -161,9 +161,10 @@ static void bad_yaml_is_placed(void **state) {
         {"any: [1]\n", ":1:6: expected a plain value: no list, no nested mapping, no alias"},
         {"any: {a: 1}\n", ":1:6: expected a plain value: no list, no nested mapping, no alias"},
         {"any: &x 1\nkv-pages: *x\n",
-         ":2:11: expected a plain value: no list, no nested mapping, no alias"},
+         ":2:12: expected a plain value: no list, no nested mapping, no alias"},
         {"- any\n", ":1:1: expected a plain value: no list, no nested mapping, no alias"},
         {"any\n", ":1:1: expected a mapping, `name: value` a line"},
+        {"any: 1\n%YAM\xcc 1.2\n", ":2:1: a line begins with %, expected no YAML directives"},
         {"--- {any: 1}\n--- {any: 2}\n", ":2:1: a second document, expected one"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
@@ -200,7 +201,7 @@ static void no_memory_is_answered(void **state) {
     (void)state;
     static const char yaml[] = "model: text\nany: 3\n";
     write_yaml(yaml, sizeof yaml - 1);
-    char *argv[] = {"baton", "--config", yaml_path};
+    char *argv[] = {(char *)"baton", (char *)"--config", yaml_path};
     int64_t live = mem_live();
     status s = ST_NO_MEMORY;
     int64_t nth = 1;
