@@ -23,6 +23,8 @@ extern "C" {
 enum {
     RPC_WINDOW = 64 * 1024,              /* bytes of messages waiting for a reader, per call */
     RPC_MESSAGE_MAX = 16 * 1024 * 1024,  /* default limit of one message received */
+    RPC_POSTS_MAX = 16384,               /* functions waiting to run on a loop */
+    RPC_CALLS_MAX = 16384,               /* calls of a server; more are refused with RESOURCE_EXHAUSTED */
 };
 
 /* ---- loop --------------------------------------------------------------------------------------- */
@@ -93,7 +95,8 @@ int64_t rpc_call_time_left_ms(const rpc_call *c);
 const char *rpc_call_header(const rpc_call *c, const char *name);
 /* Packs and sends. ST_OK: taken. ST_AGAIN: taken too, but the window is now full: send nothing more
  * until on_writable (asserted: one message may overshoot). ST_CANCELED: call is canceled, nothing was
- * sent. No initial metadata leaves before the first message. */
+ * sent. ST_NO_MEMORY: nothing was sent, finish the call. A unary reply leaves with rpc_call_finish().
+ * No initial metadata leaves before the first message. */
 status rpc_call_send(rpc_call *c, const ProtobufCMessage *reply);
 /* Bytes taken by rpc_call_send() and not yet handed to the transport. */
 size_t rpc_call_waiting(const rpc_call *c);
@@ -132,7 +135,8 @@ typedef struct rpc_stream_events {
 
 /* Unary and server-stream calls alike (a unary call gives one on_message). timeout_ms 0: none.
  * wait_for_ready: wait for the connection instead of failing at once (until timeout_ms).
- * request is packed before return. method: path and kind as served; reply decodes messages. */
+ * request is packed before return. method: path and kind as served; reply decodes messages;
+ * borrowed until on_end. */
 status rpc_stream_start(rpc_channel *c, const rpc_method *method, const ProtobufCMessage *request,
                         int64_t timeout_ms, bool wait_for_ready, const rpc_stream_events *events,
                         void *user, rpc_stream **out);

@@ -1,0 +1,7 @@
+# rpc/ over real loopback sockets.
+baton_test(unit/rpc_loop rpc)
+baton_test(unit/rpc_message rpc PkgConfig::GRPC) # sees the internal header
+baton_test(unit/rpc_call rpc)
+baton_test(unit/rpc_server rpc)
+baton_test(unit/rpc_client rpc)
+baton_test(unit/rpc_reflection rpc)
