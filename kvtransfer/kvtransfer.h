@@ -17,16 +17,16 @@
 extern "C" {
 #endif
 
-/* ---- frame -------------------------------------------------------------------------------------- */
+/* ---- frame ----------------------------------------------------------------------------------- */
 
-enum { KVT_VERSION = 1, KVT_FRAME_BYTES = 64, KVT_PAYLOAD_MAX = 1 << 20 };
+enum { KVT_VERSION = 1, KVT_FRAME_BYTES = 64, KVT_PAYLOAD_MAX = 1 << 20, KVT_PAIRING_MAX = 255 };
 
 typedef enum kvt_frame_kind {
     KVT_HELLO = 1,               /* first frame of a link, both ways: version, pairing digest */
     KVT_DATA = 2,                /* a box of KV */
     KVT_END = 3,                 /* sender: everything of this ticket was sent */
     KVT_ABORT = 4,               /* sender: nothing more of this ticket will come */
-    KVT_ACK = 5,                 /* receiver: END or ABORT taken, or the ticket refused; code says which */
+    KVT_ACK = 5,                 /* receiver: END or ABORT taken, or refused; code says which */
 } kvt_frame_kind;
 
 /* Decoded header. Numbers were checked for syntax only, not against any promise. */
@@ -48,7 +48,7 @@ void kvt_frame_encode(const kvt_frame *f, unsigned char out[KVT_FRAME_BYTES]);
 status kvt_frame_decode(const unsigned char in[KVT_FRAME_BYTES], kvt_frame *out, error *err);
 uint32_t kvt_crc32c(uint32_t crc, const void *data, size_t bytes);   /* start with 0 */
 
-/* ---- promise: what a receiver has agreed to take (pure; the simulator drives it too) ------------- */
+/* ---- promise: what a receiver has agreed to take (pure; the simulator drives it too) --------- */
 
 typedef struct kvt_geometry {
     uint32_t layers, heads;      /* what a complete token has */
@@ -62,7 +62,7 @@ typedef struct kvt_promises kvt_promises;
 typedef enum kvt_verdict {
     KVT_TAKE,                    /* land it */
     KVT_DONE,                    /* END, and every box of the promise has landed */
-    KVT_SHORT,                   /* END, but some were missing: the promise stays unfinished, link broken */
+    KVT_SHORT,                   /* END, but some were missing: ends ST_CORRUPT on both sides */
     KVT_ABORTED,                 /* ABORT taken */
     KVT_DUPLICATE,               /* box (or part of it) has landed already: drop it */
     KVT_REFUSE_TICKET,           /* nobody promised this */
@@ -77,38 +77,49 @@ const char *kvt_verdict_name(kvt_verdict v);
 kvt_promises *kvt_promises_create(int count_max);
 void kvt_promises_destroy(kvt_promises *p);
 /* Room for tokens [token_first, token_end) of every layer and head. The lease ends at now_ms +
- * lease_ms unless a frame renews it. ST_AGAIN: table full. ST_BAD_INPUT: ticket known, with an equal
- * or newer epoch. A newer epoch for a known ticket replaces the old promise; the caller must have
- * revoked the old one first (asserted). */
+ * lease_ms unless a frame that lands renews it. ST_AGAIN: table full. ST_BAD_INPUT: a geometry or range
+ * that cannot be, or the ticket is still promised (whatever its epoch): remove the old promise first,
+ * then the newer epoch's may be added at once. */
 status kvt_promises_add(kvt_promises *p, uint64_t ticket, uint32_t epoch, const kvt_geometry *g,
                         uint32_t token_first, uint32_t token_end, uint32_t lease_ms, int64_t now_ms,
                         void *owner);
-/* Judges a frame; on KVT_TAKE the box counts as landed and the lease is renewed. *owner is set for
- * every verdict about a known ticket of the right epoch. */
+/* Judges a DATA, END or ABORT frame and changes nothing. *owner is set for every verdict about a known
+ * ticket of the right epoch, NULL otherwise. */
+kvt_verdict kvt_promises_check(const kvt_promises *p, const kvt_frame *f, void **owner);
+/* Judges alike; on KVT_TAKE the box counts as landed from here on and the lease is renewed. Nothing is
+ * removed: on KVT_DONE, KVT_SHORT and KVT_ABORTED the caller removes the promise. */
 kvt_verdict kvt_promises_judge(kvt_promises *p, const kvt_frame *f, int64_t now_ms, void **owner);
+/* Who was given to kvt_promises_add for this ticket; NULL: unknown. */
+void *kvt_promises_owner(const kvt_promises *p, uint64_t ticket);
 /* Tokens from token_first on of which every layer and head has landed: readable prefix. */
 uint32_t kvt_promises_landed(const kvt_promises *p, uint64_t ticket);
 /* Ends a promise; frames for it are refused from now on. false: unknown. */
 bool kvt_promises_remove(kvt_promises *p, uint64_t ticket);
-/* Removes one promise whose lease ended by now and gives its owner; false: none. */
-bool kvt_promises_expire(kvt_promises *p, int64_t now_ms, uint64_t *ticket, void **owner);
-int64_t kvt_promises_next_expiry(const kvt_promises *p);             /* INT64_MAX: none */
+/* Removes one promise whose lease ended by now and gives its owner and what kvt_promises_landed() was;
+ * false: none. */
+bool kvt_promises_expire(kvt_promises *p, int64_t now_ms, uint64_t *ticket, void **owner,
+                         uint32_t *landed);
+/* No lease ends before this; INT64_MAX: no promise. */
+int64_t kvt_promises_next_expiry(const kvt_promises *p);
 int kvt_promises_count(const kvt_promises *p);
 
-/* ---- node: one process's end of every link ------------------------------------------------------- */
+/* ---- node: one process's end of every link --------------------------------------------------- */
 
 typedef struct kvt_node kvt_node;
 
 typedef struct kvt_options {
     const char *listen;          /* "host:port", port 0: any; NULL: only sends */
-    const char *pairing;         /* both ends must say the same (digest, numerics); compared in HELLO */
+    const char *pairing;         /* both ends must say the same (digest, numerics) in HELLO; at most
+                                    KVT_PAIRING_MAX bytes; NULL: "" */
     const char *transport;       /* NULL or "tcp"; unknown names are refused with the known ones */
     int promises_max;            /* 0: 4096 */
 } kvt_options;
 
 status kvt_node_open(const kvt_options *o, kvt_node **out, error *err);
 const char *kvt_node_address(const kvt_node *n);     /* "host:port" as bound; "" when it only sends */
-/* Ends the thread; every open promise and send has been told ST_CANCELED before it returns. */
+/* Ends the thread; every open promise and send has been told ST_CANCELED before it returns. A kvt_send
+ * that was not closed still may be, and must be, afterwards. No other call on the node or its sends may
+ * run meanwhile; not from a callback. */
 void kvt_node_close(kvt_node *n);
 
 /* Receiving side. All three callbacks on the node's thread. */
@@ -116,39 +127,49 @@ typedef struct kvt_sink {
     /* A checked box: copy it into place now. box->payload_bytes bytes, canonical order. */
     void (*land)(void *ctx, const kvt_frame *box, const void *payload);
     /* Once per promise, last call for it. After this no byte of this ticket can land: the fence.
-     * ST_OK: everything landed. ST_PEER_LOST / ST_CORRUPT / ST_CANCELED (sender aborted or revoked) /
-     * ST_DEADLINE (lease ended): the first `landed` tokens from token_first are whole all the same. */
+     * ST_OK: everything landed. ST_PEER_LOST / ST_CORRUPT (payload damaged, or END came with rows
+     * missing) / ST_CANCELED (sender aborted, or revoked) / ST_DEADLINE (lease ended): the first
+     * `landed` tokens from token_first are whole all the same. */
     void (*ended)(void *ctx, status s, uint32_t landed);
 } kvt_sink;
 
-/* Promises room. sink and ctx are borrowed until ended() was called. Errors: kvt_promises_add's. */
+/* Promises room. sink and ctx are borrowed until ended() was called. Errors: kvt_promises_add's, and
+ * ST_CANCELED when the node is closing; ended() is not called then. */
 status kvt_promise(kvt_node *n, uint64_t ticket, uint32_t epoch, const kvt_geometry *g,
                    uint32_t token_first, uint32_t token_end, uint32_t lease_ms, const kvt_sink *sink,
                    void *ctx);
-/* Asks to end a promise; ended(ST_CANCELED) tells when the fence stands. Unknown tickets: nothing. */
+/* Asks to end a promise; ended(ST_CANCELED) tells when the fence stands. Frames are refused and the
+ * ticket may be promised anew (newer epoch) from the return on. Unknown tickets: nothing. */
 void kvt_revoke(kvt_node *n, uint64_t ticket);
 
-/* Sending side: one kvt_send is one ticket's pages on their way. */
+/* Sending side: one kvt_send is one ticket's pages on their way. The handle is the caller's until
+ * kvt_send_close(): ended() may come at any moment on the node's thread, and pushing to, ending or
+ * aborting a send that has ended does nothing. */
 typedef struct kvt_send kvt_send;
 
 typedef struct kvt_source {
     /* Fill out with the box's elements in canonical order. The rows were pushed, so they are final. */
     void (*pack)(void *ctx, const kvt_frame *box, void *out);
     /* Once, last call: ST_OK the receiver has all of it; otherwise why not (ST_PEER_LOST, ST_PEER_STALE
-     * the receiver knows this ticket no more, ST_REFUSED pairing differs, ST_CANCELED, ST_DEADLINE).
-     * Pages may be unpinned from here on. bytes and wire_us: payload sent, time from first push. */
+     * the receiver knows this ticket no more, ST_REFUSED pairing differs, ST_BAD_INPUT outside the
+     * promise, ST_CORRUPT it misses rows, ST_CANCELED, ST_DEADLINE, ST_NO_MEMORY). Pages may be
+     * unpinned from here on. bytes and wire_us: payload sent, time from first push. why: a sentence,
+     * borrowed. */
     void (*ended)(void *ctx, status s, uint64_t bytes, int64_t wire_us, const char *why);
 } kvt_source;
 
-/* Links to one address are pooled and shared. timeout_ms: no progress for so long ends the send with
- * ST_DEADLINE. source and ctx borrowed until ended(). Freed by the node after ended(). */
+/* Links to one address ("host:port") are pooled and shared. timeout_ms: rows pushed, or an END, and no
+ * progress for so long ends the send with ST_DEADLINE. source and ctx borrowed until ended(). A host
+ * name is looked up here, on the caller's thread; ST_BAD_INPUT: the address cannot be. */
 status kvt_send_open(kvt_node *n, const char *address, uint64_t ticket, uint32_t epoch,
                      const kvt_geometry *g, uint32_t timeout_ms, const kvt_source *source, void *ctx,
                      kvt_send **out);
 /* Rows [token_first, token_first + tokens) are final in every layer: they may leave. Never blocks. */
 void kvt_send_push(kvt_send *s, uint32_t token_first, uint32_t tokens);
 void kvt_send_end(kvt_send *s);                      /* no more pushes; ended() comes with the ACK */
-void kvt_send_abort(kvt_send *s);                    /* ended(ST_CANCELED) comes; s is then gone */
+void kvt_send_abort(kvt_send *s);                    /* ended(ST_CANCELED) comes, if nothing came yet */
+/* The caller's last word on s, before ended() (aborts it), in it, or after; the node frees s then. */
+void kvt_send_close(kvt_send *s);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,138 @@
+/* frame.c -- the 64 bytes in front of everything that travels.
+ *
+ * All numbers are little endian; `box` numbers are elements of the promise's own coordinates.
+ *
+ *   at  bytes  field
+ *    0    4    magic "BKV1"
+ *    4    1    version (KVT_VERSION)
+ *    5    1    kind (kvt_frame_kind)
+ *    6    2    zero
+ *    8    8    ticket
+ *   16    4    epoch
+ *   20    4    layer_first
+ *   24    4    layers
+ *   28    4    head_first
+ *   32    4    heads
+ *   36    4    token_first
+ *   40    4    tokens
+ *   44    4    type
+ *   48    4    code
+ *   52    4    payload_bytes   DATA: 1..KVT_PAYLOAD_MAX, HELLO: 0..KVT_PAIRING_MAX, others: 0
+ *   56    4    payload_crc     CRC32C of the payload that follows
+ *   60    4    header_crc      CRC32C of bytes 0..59
+ *
+ * A DATA payload is [layer][K then V][head][token][row]. A HELLO payload is the pairing text.
+ *
+ * The way of a ticket on the wire (-> by the sender, <- by the receiver):
+ *   -> HELLO, <- HELLO                once per link; nothing else is sent before both agree
+ *   -> DATA ... DATA END  <- ACK      code ST_OK, or ST_CORRUPT when rows were missing
+ *   -> DATA ABORT         <- ACK      code ST_CANCELED
+ *   -> DATA               <- ACK      code ST_PEER_STALE or ST_BAD_INPUT when refused
+ *
+ * Here only syntax is decided; whether a box may land is promise.c's. */
+#include "kvtransfer/kvtransfer.h"
+#include <assert.h>
+#include <string.h>
+
+enum {
+    AT_MAGIC = 0,
+    AT_VERSION = 4,
+    AT_KIND = 5,
+    AT_ZERO = 6,
+    AT_TICKET = 8,
+    AT_EPOCH = 16,
+    AT_LAYER_FIRST = 20,
+    AT_LAYERS = 24,
+    AT_HEAD_FIRST = 28,
+    AT_HEADS = 32,
+    AT_TOKEN_FIRST = 36,
+    AT_TOKENS = 40,
+    AT_TYPE = 44,
+    AT_CODE = 48,
+    AT_PAYLOAD_BYTES = 52,
+    AT_PAYLOAD_CRC = 56,
+    AT_HEADER_CRC = 60,
+};
+static_assert(AT_HEADER_CRC + 4 == KVT_FRAME_BYTES, "one cache line on the wire");
+static_assert(AT_TICKET % 8 == 0, "the only 8-byte field is aligned");
+
+static const unsigned char magic[4] = {'B', 'K', 'V', '1'};
+
+static void put32(unsigned char *out, uint32_t v) {
+    for (int i = 0; i < 4; i++) out[i] = (unsigned char)(v >> (8 * i));
+}
+
+static uint32_t get32(const unsigned char *in) {
+    return (uint32_t)in[0] | (uint32_t)in[1] << 8 | (uint32_t)in[2] << 16 | (uint32_t)in[3] << 24;
+}
+
+/* How much payload a kind may carry: the bound of everything a link buffers. */
+static uint32_t payload_max(kvt_frame_kind kind) {
+    return kind == KVT_DATA ? KVT_PAYLOAD_MAX : kind == KVT_HELLO ? KVT_PAIRING_MAX : 0;
+}
+
+void kvt_frame_encode(const kvt_frame *f, unsigned char out[KVT_FRAME_BYTES]) {
+    assert(f->kind >= KVT_HELLO && f->kind <= KVT_ACK);
+    assert(f->payload_bytes <= payload_max(f->kind));
+    memcpy(out + AT_MAGIC, magic, sizeof magic);
+    out[AT_VERSION] = KVT_VERSION;
+    out[AT_KIND] = (unsigned char)f->kind;
+    out[AT_ZERO] = out[AT_ZERO + 1] = 0;
+    put32(out + AT_TICKET, (uint32_t)f->ticket);
+    put32(out + AT_TICKET + 4, (uint32_t)(f->ticket >> 32));
+    put32(out + AT_EPOCH, f->epoch);
+    put32(out + AT_LAYER_FIRST, f->layer_first);
+    put32(out + AT_LAYERS, f->layers);
+    put32(out + AT_HEAD_FIRST, f->head_first);
+    put32(out + AT_HEADS, f->heads);
+    put32(out + AT_TOKEN_FIRST, f->token_first);
+    put32(out + AT_TOKENS, f->tokens);
+    put32(out + AT_TYPE, f->type);
+    put32(out + AT_CODE, f->code);
+    put32(out + AT_PAYLOAD_BYTES, f->payload_bytes);
+    put32(out + AT_PAYLOAD_CRC, f->payload_crc);
+    put32(out + AT_HEADER_CRC, kvt_crc32c(0, out, AT_HEADER_CRC));
+}
+
+/* The CRC comes after magic and version, so that a stranger or another version is named as such. */
+static status check_envelope(const unsigned char *in, error *err) {
+    if (memcmp(in + AT_MAGIC, magic, sizeof magic))
+        return error_set(err, ST_CORRUPT, "frame magic is %02x%02x%02x%02x, expected \"BKV1\"", in[0],
+                         in[1], in[2], in[3]);
+    if (in[AT_VERSION] != KVT_VERSION)
+        return error_set(err, ST_CORRUPT, "frame version is %u, expected %u", in[AT_VERSION],
+                         KVT_VERSION);
+    uint32_t crc = kvt_crc32c(0, in, AT_HEADER_CRC);
+    if (get32(in + AT_HEADER_CRC) != crc)
+        return error_set(err, ST_CORRUPT, "frame header CRC is %08x, expected %08x",
+                         get32(in + AT_HEADER_CRC), crc);
+    if (in[AT_KIND] < KVT_HELLO || in[AT_KIND] > KVT_ACK || in[AT_ZERO] || in[AT_ZERO + 1])
+        return error_set(err, ST_CORRUPT, "frame kind is %u (then %02x%02x), expected %d to %d",
+                         in[AT_KIND], in[AT_ZERO], in[AT_ZERO + 1], KVT_HELLO, KVT_ACK);
+    return ST_OK;
+}
+
+status kvt_frame_decode(const unsigned char in[KVT_FRAME_BYTES], kvt_frame *out, error *err) {
+    TRY(check_envelope(in, err));
+    kvt_frame_kind kind = (kvt_frame_kind)in[AT_KIND];
+    uint32_t bytes = get32(in + AT_PAYLOAD_BYTES);
+    if (bytes > payload_max(kind) || (kind == KVT_DATA && !bytes))
+        return error_set(err, ST_CORRUPT, "frame length is %u, expected at most %u for kind %d", bytes,
+                         payload_max(kind), kind);
+    *out = (kvt_frame){
+        .kind = kind,
+        .ticket = get32(in + AT_TICKET) | (uint64_t)get32(in + AT_TICKET + 4) << 32,
+        .epoch = get32(in + AT_EPOCH),
+        .layer_first = get32(in + AT_LAYER_FIRST),
+        .layers = get32(in + AT_LAYERS),
+        .head_first = get32(in + AT_HEAD_FIRST),
+        .heads = get32(in + AT_HEADS),
+        .token_first = get32(in + AT_TOKEN_FIRST),
+        .tokens = get32(in + AT_TOKENS),
+        .type = get32(in + AT_TYPE),
+        .code = get32(in + AT_CODE),
+        .payload_bytes = bytes,
+        .payload_crc = get32(in + AT_PAYLOAD_CRC),
+    };
+    return ST_OK;
+}

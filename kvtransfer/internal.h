@@ -1,0 +1,223 @@
+/* internal.h -- what the files of kvtransfer/ share: the node, its links, its sends, its receipts.
+ *
+ *   node.c       the thread: loop, timers, opening and closing       owns kvt_node
+ *   link.c       one connection: bytes in, bytes out, HELLO           owns kvt_link
+ *   receive.c    promises kept: judge, land, end                      owns kvt_receipt
+ *   send.c       rows cut into frames, ended by ACK                   owns kvt_send
+ *   transport.c  how bytes get to another process
+ *
+ * Two domains, and no third:
+ *   - what is marked [lock] is shared by all threads under node->lock;
+ *   - everything else is touched by the node's thread only.
+ * The lock is never held over a callback or a system call that may wait, so callbacks may call any
+ * public function but kvt_node_close(). */
+#ifndef KVTRANSFER_INTERNAL_H
+#define KVTRANSFER_INTERNAL_H
+
+#include "kvtransfer/kvtransfer.h"
+#include <pthread.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+enum {
+    KVT_LINKS_MAX = 256,         /* both directions; more are refused */
+    KVT_CONTROL_BYTES = 1 << 14, /* HELLO, END, ABORT, ACK waiting to be written on one link */
+    KVT_SCRATCH_BYTES = 1 << 16, /* refused payload is read into here, piece by piece */
+    KVT_ADDRESS_MAX = 300,       /* "host:port" as text */
+    KVT_CONNECT_MS = 2000,       /* connect and HELLO, each */
+    KVT_IDLE_MS = 30000,         /* a link nothing is sent on */
+    KVT_LOOK_MS = 250,           /* how often a busy link is asked what its peer acknowledged */
+    KVT_STALL_MS = 10000,        /* TCP gives a peer up that acknowledges nothing for so long */
+};
+
+typedef struct kvt_link kvt_link;
+
+typedef struct kvt_address {
+    struct sockaddr_storage sa;
+    socklen_t bytes;
+} kvt_address;
+
+/* ---- transport.c: one row a transport; each gives a stream that epoll can wait for ----------- */
+
+typedef struct kvt_transport {
+    const char *name;
+    status (*resolve)(const char *text, kvt_address *out, error *err);
+    /* Listens and writes the address as bound. */
+    status (*listen)(const char *text, int *fd, char bound[KVT_ADDRESS_MAX], error *err);
+    int (*accept)(int listen_fd);                     /* -1: errno says why */
+    int (*connect)(const kvt_address *to);            /* on its way; -1: errno */
+    int (*connected)(int fd);                         /* 0, or the errno of the attempt */
+    ssize_t (*read)(int fd, void *out, size_t bytes); /* 0: closed; -1: errno */
+    ssize_t (*write)(int fd, const struct iovec *iov, int count);
+    int (*unsent)(int fd);       /* written bytes the peer's host has not acknowledged; -1: unknown */
+} kvt_transport;
+
+extern const kvt_transport kvt_transports[];
+extern const int kvt_transports_count;
+/* NULL: the default. ST_UNSUPPORTED lists the known names. */
+status kvt_transport_find(const char *name, const kvt_transport **out, error *err);
+
+/* ---- receipt: the node's half of one promise ------------------------------------------------- */
+
+/* Born in kvt_promise(), ends on the node's thread right after sink->ended(). */
+typedef struct kvt_receipt {
+    struct kvt_receipt *next, *prev;      /* [lock] node->receipts or node->revoked */
+    uint64_t ticket;
+    const kvt_sink *sink;
+    void *ctx;
+    bool revoked;                         /* [lock] no longer in the table; ended() is owed */
+    uint32_t landed;                      /* [lock] when it was revoked */
+    uint64_t links[KVT_LINKS_MAX / 64];   /* slots of the links that carried its frames */
+} kvt_receipt;
+
+/* ---- send: one ticket's pages on their way --------------------------------------------------- */
+
+typedef struct kvt_range {
+    uint32_t first, end;
+} kvt_range;
+
+/* Born in kvt_send_open(); freed when both ended() was called and the caller closed it. */
+struct kvt_send {
+    kvt_node *node;                       /* NULL: closed before the send was */
+    uint64_t ticket;
+    uint32_t epoch;
+    kvt_geometry g;
+    uint32_t timeout_ms;
+    const kvt_source *source;
+    void *ctx;
+    kvt_address peer;
+    char address[KVT_ADDRESS_MAX];
+
+    kvt_send *dirty_next;                 /* [lock] node->dirty */
+    bool dirty, closed, ended;            /* [lock] */
+    bool end_asked, abort_asked;          /* [lock] */
+    bool out_of_memory;                   /* [lock] a push could not be kept */
+    kvt_range *ranges;                    /* [lock] pushed, not yet taken */
+    size_t ranges_count, ranges_room;     /* [lock] */
+    int64_t pushed_us;                    /* [lock] first push */
+
+    kvt_send *next, *prev;                /* node->sends */
+    kvt_link *link;                       /* NULL: not begun, or ended */
+    kvt_send *ready_next;                 /* link->ready, in the order of their turns */
+    bool begun, ready, end_sent;
+    kvt_range slab;                       /* tokens being sent, layer by layer */
+    uint32_t slab_layer, slab_layers;     /* next layer; layers a frame */
+    uint64_t bytes;                       /* payload sent */
+    int64_t since_ms;                     /* it began to wait for the link or the ACK */
+};
+
+/* ---- link: one connection -------------------------------------------------------------------- */
+
+/*   outgoing  CONNECTING -> HELLO -> READY -> dead
+ *   incoming                HELLO -> READY -> dead
+ *   CONNECTING -> HELLO  [link.c connected]     HELLO      -> READY  [link.c hello_taken]
+ *   any        -> dead   [kvt_link_fail]        dead links are freed at the end of the loop's turn */
+typedef enum kvt_link_state { LINK_CONNECTING, LINK_HELLO, LINK_READY, LINK_DEAD } kvt_link_state;
+
+/* What the next bytes of the stream are. */
+typedef enum kvt_link_expects { EXPECT_HEADER, EXPECT_PAYLOAD, EXPECT_REFUSED } kvt_link_expects;
+
+struct kvt_link {
+    kvt_node *node;
+    int fd;                               /* -1: no socket, fed by hand (fuzzing) */
+    int slot;                             /* in node->links */
+    bool outgoing;
+    kvt_link_state state;
+    bool wants_write;                     /* what epoll was told */
+    char address[KVT_ADDRESS_MAX];        /* outgoing: the pool's key */
+    int64_t deadline_ms;                  /* of CONNECTING and HELLO */
+    int64_t progress_ms;                  /* bytes last left, or were last acknowledged */
+    int unsent;                           /* transport->unsent when last looked at */
+
+    kvt_link_expects expects;             /* receiving */
+    unsigned char header[KVT_FRAME_BYTES];
+    kvt_frame frame;
+    uint32_t got;                         /* bytes of the current part */
+    uint32_t crc;                         /* of the payload so far */
+    char pairing[KVT_PAIRING_MAX + 1];    /* the peer's */
+    unsigned char *body;                  /* one payload; made for the first promised box, kept */
+    bool told;                            /* a refusal was answered; the last one was of: */
+    uint64_t told_ticket;
+    uint32_t told_epoch;
+
+    unsigned char control[KVT_CONTROL_BYTES];
+    size_t control_bytes, control_sent;
+    unsigned char *out;                   /* one DATA frame, header and payload; made for the first */
+    size_t out_bytes, out_sent;
+    kvt_send *ready_head, *ready_tail;
+    int sends;                            /* that live on this link */
+};
+
+/* Fails when every slot is taken or memory is short; then fd is closed. */
+kvt_link *kvt_link_create(kvt_node *n, int fd, bool outgoing, const char *address);
+/* A link to address, pooled or new; NULL: why says what went wrong. */
+kvt_link *kvt_link_to(kvt_node *n, const char *address, const kvt_address *peer, error *why);
+void kvt_link_event(kvt_link *l, uint32_t events);
+/* Where the next bytes of the stream belong, and how many fit; then: n of them are there. */
+size_t kvt_link_want(kvt_link *l, void **into);
+void kvt_link_took(kvt_link *l, size_t n);
+/* Queues a frame without payload. A peer that does not read its own answers loses the link. */
+void kvt_link_say(kvt_link *l, kvt_frame_kind kind, uint64_t ticket, uint32_t epoch, status code);
+void kvt_link_arm(kvt_link *l);           /* tells epoll whether there is something to write */
+/* Ends the link and all that hangs on it. */
+void kvt_link_fail(kvt_link *l, status s, const char *why);
+void kvt_link_destroy(kvt_link *l);       /* a dead one */
+/* Fails it when its time is over; otherwise lowers *due_ms to when that will be. */
+void kvt_link_tick(kvt_link *l, int64_t now_ms, int64_t *due_ms);
+
+/* ---- receive.c ------------------------------------------------------------------------------- */
+
+kvt_verdict kvt_receive_check(kvt_link *l, const kvt_frame *f);   /* before any payload is read */
+void kvt_receive_frame(kvt_link *l, const kvt_frame *f, const void *payload);
+void kvt_receive_corrupt(kvt_link *l, const kvt_frame *f);
+void kvt_receive_link_lost(kvt_link *l);
+void kvt_receive_expire(kvt_node *n, int64_t now_ms);
+void kvt_receive_revoked(kvt_node *n);    /* ended() for what kvt_revoke() took out */
+void kvt_receive_close(kvt_node *n);
+void kvt_receive_count_header(void);      /* a header that is none */
+
+/* ---- send.c ---------------------------------------------------------------------------------- */
+
+void kvt_send_dirty(kvt_node *n);         /* what other threads asked for */
+void kvt_send_link_ready(kvt_link *l);
+bool kvt_send_fill(kvt_link *l);          /* stages the next frame of the next send's turn */
+void kvt_send_acked(kvt_link *l, const kvt_frame *ack);
+void kvt_send_link_lost(kvt_link *l, status s, const char *why);
+void kvt_send_tick(kvt_node *n, int64_t now_ms, int64_t *due_ms);
+void kvt_send_close_all(kvt_node *n);
+
+/* ---- node ------------------------------------------------------------------------------------ */
+
+struct kvt_node {
+    const kvt_transport *transport;
+    char address[KVT_ADDRESS_MAX];
+    char pairing[KVT_PAIRING_MAX + 1];
+    int listen_fd, epoll_fd, wake_fd;
+    bool running;                         /* the thread exists */
+    pthread_t thread;
+    pthread_mutex_t lock;
+
+    bool closing, woken;                  /* [lock] */
+    kvt_promises *promises;               /* [lock] */
+    kvt_receipt *receipts, *revoked;      /* [lock] */
+    kvt_send *dirty;                      /* [lock] */
+
+    kvt_send *sends;
+    kvt_link *links[KVT_LINKS_MAX];
+    bool links_dead;                      /* some wait to be freed */
+    int64_t now_ms;                       /* of this turn of the loop */
+    int64_t due_ms;                       /* no timer of links and sends ends before */
+    int64_t accept_again_ms;              /* accept() had no descriptor left; 0: accepting */
+    unsigned char *scratch;
+};
+
+/* A node with neither thread nor sockets, and its end: kvt_node_open()'s first half, and what a fuzzer
+ * hangs a link on. */
+kvt_node *kvt_node_create(int promises_max, const char *pairing);
+void kvt_node_destroy(kvt_node *n);
+void kvt_node_wake(kvt_node *n);          /* [lock] held */
+void kvt_node_due(kvt_node *n, int64_t at_ms);
+
+uint32_t kvt_crc32c_table(uint32_t crc, const void *data, size_t bytes);
+
+#endif

@@ -1,0 +1,379 @@
+/* link.c -- one connection: a stream of frames each way.
+ *
+ * In: kvt_link_want() says where the next bytes of the stream belong, kvt_link_took() that they are
+ * there. So payload goes from the socket straight into the link's one body buffer, its CRC taken piece
+ * by piece while it is hot, and a test can feed bytes without a socket.
+ *
+ *   EXPECT_HEADER  --64 bytes--> decoded; a bad header ends the link
+ *        DATA a promise wants     -> EXPECT_PAYLOAD -> CRC -> [kvt_receive_frame] -> EXPECT_HEADER
+ *        DATA nobody wants        -> EXPECT_REFUSED (read into scratch, forgotten) -> EXPECT_HEADER
+ *        HELLO                    -> EXPECT_PAYLOAD -> CRC -> [hello_taken]       -> EXPECT_HEADER
+ *        END, ABORT, ACK          -> at once
+ *
+ * Out: one staged DATA frame and one buffer of control frames, written together by one sendmsg. The
+ * next frame is staged only when both are empty and the socket takes bytes: what has not left yet is
+ * still pages, not a queue. A staged frame goes before control, so that an END or ABORT follows the
+ * rows it speaks of.
+ *
+ * Memory a peer can make us hold: the struct (some 18 KB), and KVT_PAYLOAD_MAX once it sent a box that a
+ * promise wanted. Both stay as long as the link: senders close theirs when idle, and freeing 1 MB
+ * between frames would cost a page fault for each 4 KB landed. */
+#include "kvtransfer/internal.h"
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+enum { TURN_BYTES = 4 << 20 }; /* read or written before other links have their turn */
+
+METRIC(received_bytes, "baton_kv_bytes_received_total", NULL, METRIC_COUNTER,
+       "KV payload bytes received and checked");
+METRIC(received_frames, "baton_kv_frames_received_total", NULL, METRIC_COUNTER,
+       "frames received whose header was whole");
+METRIC(links_open, "baton_kv_links", NULL, METRIC_GAUGE, "KV links open, both directions");
+
+/* ---- birth and end --------------------------------------------------------------------------- */
+
+static int free_slot(const kvt_node *n) {
+    for (int i = 0; i < KVT_LINKS_MAX; i++)
+        if (!n->links[i]) return i;
+    return -1;
+}
+
+kvt_link *kvt_link_create(kvt_node *n, int fd, bool outgoing, const char *address) {
+    int slot = free_slot(n);
+    kvt_link *l = slot < 0 ? NULL : mem_zalloc(1, sizeof *l);
+    if (!l) goto close_fd;
+    *l = (kvt_link){.node = n, .fd = fd, .slot = slot, .outgoing = outgoing};
+    l->state = outgoing ? LINK_CONNECTING : LINK_HELLO;
+    l->wants_write = outgoing; /* connecting is waiting for the socket to take bytes */
+    l->progress_ms = n->now_ms;
+    l->deadline_ms = n->now_ms + KVT_CONNECT_MS;
+    snprintf(l->address, sizeof l->address, "%s", address);
+    struct epoll_event want = {.events = outgoing ? EPOLLIN | EPOLLOUT : EPOLLIN, .data.ptr = l};
+    if (fd >= 0 && epoll_ctl(n->epoll_fd, EPOLL_CTL_ADD, fd, &want)) goto free_link;
+    n->links[slot] = l;
+    metric_add(&links_open, 1);
+    kvt_node_due(n, l->deadline_ms);
+    return l;
+free_link:
+    mem_free(l);
+close_fd:
+    if (fd >= 0) close(fd);
+    return NULL;
+}
+
+kvt_link *kvt_link_to(kvt_node *n, const char *address, const kvt_address *peer, error *why) {
+    for (int i = 0; i < KVT_LINKS_MAX; i++) {
+        kvt_link *l = n->links[i];
+        if (l && l->outgoing && l->state != LINK_DEAD && !strcmp(l->address, address)) return l;
+    }
+    int fd = n->transport->connect(peer);
+    if (fd < 0) {
+        error_set(why, ST_PEER_LOST, "connect to %s: %s", address, strerror(errno));
+        return NULL;
+    }
+    kvt_link *l = kvt_link_create(n, fd, true, address);
+    if (!l)
+        error_set(why, ST_NO_MEMORY, "link to %s: no memory, or all %d links taken", address,
+                  KVT_LINKS_MAX);
+    return l;
+}
+
+/* Everything that hangs on the link learns of it before this returns; the struct itself lives until
+ * the loop's turn is over, because callers up the stack still look at its state. */
+void kvt_link_fail(kvt_link *l, status s, const char *why) {
+    if (l->state == LINK_DEAD) return;
+    l->state = LINK_DEAD;
+    l->node->links_dead = true;
+    metric_add(&links_open, -1);
+    if (l->fd >= 0) close(l->fd);
+    l->fd = -1;
+    if (l->outgoing)
+        kvt_send_link_lost(l, s, why);
+    else
+        kvt_receive_link_lost(l);
+}
+
+void kvt_link_destroy(kvt_link *l) {
+    assert(l->state == LINK_DEAD && !l->sends);
+    l->node->links[l->slot] = NULL;
+    mem_free(l->body);
+    mem_free(l->out);
+    mem_free(l);
+}
+
+/* Bytes the peer's host acknowledged are progress even when the socket takes no new ones: a slow link
+ * is not a dead one. */
+static void look_at_progress(kvt_link *l, int64_t now_ms, int64_t *due_ms) {
+    int unsent = l->node->transport->unsent(l->fd);
+    if (unsent != l->unsent) l->progress_ms = now_ms;
+    l->unsent = unsent;
+    if (now_ms + KVT_LOOK_MS < *due_ms) *due_ms = now_ms + KVT_LOOK_MS;
+}
+
+void kvt_link_tick(kvt_link *l, int64_t now_ms, int64_t *due_ms) {
+    int64_t at = INT64_MAX;
+    char why[KVT_ADDRESS_MAX + 60];
+    if (l->state == LINK_CONNECTING || l->state == LINK_HELLO) at = l->deadline_ms;
+    else if (l->outgoing && !l->sends) at = l->progress_ms + KVT_IDLE_MS;
+    else if (l->outgoing) look_at_progress(l, now_ms, due_ms);
+    if (now_ms >= at) {
+        snprintf(why, sizeof why, "%s: %s", l->address,
+                 l->state == LINK_CONNECTING ? "no connection within 2 s"
+                 : l->state == LINK_HELLO    ? "no HELLO within 2 s"
+                                             : "idle");
+        kvt_link_fail(l, ST_PEER_LOST, why);
+    } else if (at < *due_ms) {
+        *due_ms = at;
+    }
+}
+
+/* ---- out ------------------------------------------------------------------------------------- */
+
+static bool unwritten(const kvt_link *l) {
+    return l->out_sent < l->out_bytes || l->control_sent < l->control_bytes;
+}
+
+void kvt_link_arm(kvt_link *l) {
+    bool want = l->state == LINK_CONNECTING || unwritten(l) ||
+                (l->state == LINK_READY && l->ready_head);
+    if (l->state == LINK_DEAD || l->fd < 0 || want == l->wants_write) return;
+    struct epoll_event ev = {.events = want ? EPOLLIN | EPOLLOUT : EPOLLIN, .data.ptr = l};
+    epoll_ctl(l->node->epoll_fd, EPOLL_CTL_MOD, l->fd, &ev);
+    l->wants_write = want;
+}
+
+/* Bytes written by one call: -1 the link is dead, 0 the socket is full. */
+static ssize_t write_once(kvt_link *l) {
+    struct iovec iov[2];
+    int count = 0;
+    if (l->out_sent < l->out_bytes)
+        iov[count++] = (struct iovec){l->out + l->out_sent, l->out_bytes - l->out_sent};
+    size_t data = count ? iov[0].iov_len : 0;
+    if (l->control_sent < l->control_bytes)
+        iov[count++] =
+            (struct iovec){l->control + l->control_sent, l->control_bytes - l->control_sent};
+    ssize_t n = l->fd < 0 ? 0 : l->node->transport->write(l->fd, iov, count);
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) n = 0;
+    if (n < 0) {
+        char why[KVT_ADDRESS_MAX + 100];
+        snprintf(why, sizeof why, "write to %s: %s", l->address, strerror(errno));
+        kvt_link_fail(l, ST_PEER_LOST, why);
+        return -1;
+    }
+    size_t of_data = (size_t)n < data ? (size_t)n : data;
+    l->out_sent += of_data;
+    l->control_sent += (size_t)n - of_data;
+    if (l->out_sent == l->out_bytes) l->out_sent = l->out_bytes = 0;
+    if (l->control_sent == l->control_bytes) l->control_sent = l->control_bytes = 0;
+    if (n) l->progress_ms = l->node->now_ms;
+    return n;
+}
+
+/* Writes what is staged, staging more while the socket takes it. */
+static void flush(kvt_link *l, bool stage) {
+    for (size_t turn = 0; turn < TURN_BYTES;) {
+        if (!unwritten(l) && !(stage && l->state == LINK_READY && kvt_send_fill(l))) break;
+        if (l->state == LINK_DEAD) return;
+        ssize_t n = write_once(l);
+        if (n <= 0) break;
+        turn += (size_t)n;
+    }
+    kvt_link_arm(l);
+}
+
+/* Room for bytes of control, writing old ones out if it must. NULL: the link is dead. */
+static unsigned char *control_room(kvt_link *l, size_t bytes) {
+    if (l->state == LINK_DEAD) return NULL;
+    if (KVT_CONTROL_BYTES - l->control_bytes < bytes) flush(l, false);
+    if (l->state == LINK_DEAD) return NULL;
+    if (KVT_CONTROL_BYTES - l->control_bytes < bytes) {
+        kvt_link_fail(l, ST_PEER_LOST, "peer does not read its answers");
+        return NULL;
+    }
+    l->control_bytes += bytes;
+    return l->control + l->control_bytes - bytes;
+}
+
+void kvt_link_say(kvt_link *l, kvt_frame_kind kind, uint64_t ticket, uint32_t epoch, status code) {
+    unsigned char *at = control_room(l, KVT_FRAME_BYTES);
+    if (!at) return;
+    kvt_frame_encode(
+        &(kvt_frame){.kind = kind, .ticket = ticket, .epoch = epoch, .code = (uint32_t)code}, at);
+    kvt_link_arm(l);
+}
+
+static void say_hello(kvt_link *l) {
+    const char *pairing = l->node->pairing;
+    uint32_t bytes = (uint32_t)strlen(pairing);
+    unsigned char *at = control_room(l, KVT_FRAME_BYTES + bytes);
+    if (!at) return;
+    kvt_frame_encode(&(kvt_frame){.kind = KVT_HELLO, .payload_bytes = bytes,
+                                  .payload_crc = kvt_crc32c(0, pairing, bytes)}, at);
+    memcpy(at + KVT_FRAME_BYTES, pairing, bytes);
+    flush(l, false);
+}
+
+/* ---- in -------------------------------------------------------------------------------------- */
+
+/* A stream that makes no sense cannot be followed any further. */
+static void refuse_stream(kvt_link *l, const char *why) {
+    kvt_receive_count_header();
+    log_write(LOG_WARN, NULL, "kv.link", "closed: %s", why);
+    kvt_link_fail(l, ST_PEER_LOST, why);
+}
+
+/* The connecting side has said nothing but HELLO yet, so a close here is never a reset and our own
+ * HELLO arrives: both sides can name both pairings. */
+static void hello_taken(kvt_link *l) {
+    l->pairing[l->frame.payload_bytes] = 0;
+    if (!l->outgoing) say_hello(l);
+    if (l->state == LINK_DEAD) return;
+    if (strlen(l->pairing) != l->frame.payload_bytes || strcmp(l->pairing, l->node->pairing)) {
+        char why[2 * KVT_PAIRING_MAX + 60];
+        snprintf(why, sizeof why, "pairing differs: ours is \"%s\", the peer's \"%s\"",
+                 l->node->pairing, l->pairing);
+        log_write(LOG_WARN, NULL, "kv.link", "refused: %s", why);
+        kvt_link_fail(l, ST_REFUSED, why);
+        return;
+    }
+    l->state = LINK_READY;
+    if (l->outgoing) kvt_send_link_ready(l);
+}
+
+static void payload_taken(kvt_link *l) {
+    l->expects = EXPECT_HEADER;
+    l->got = 0;
+    if (l->crc != l->frame.payload_crc) {
+        if (l->frame.kind == KVT_DATA)
+            kvt_receive_corrupt(l, &l->frame);
+        else
+            refuse_stream(l, "CRC of HELLO differs");
+        return;
+    }
+    if (l->frame.kind == KVT_HELLO) {
+        hello_taken(l);
+    } else {
+        metric_add(&received_bytes, l->frame.payload_bytes);
+        kvt_receive_frame(l, &l->frame, l->body);
+    }
+}
+
+/* Payload is read only for a box that a promise wants; the buffer is made for the first of them. */
+static void expect_data(kvt_link *l) {
+    l->expects = kvt_receive_check(l, &l->frame) == KVT_TAKE ? EXPECT_PAYLOAD : EXPECT_REFUSED;
+    if (l->state == LINK_DEAD || l->expects == EXPECT_REFUSED || l->body) return;
+    l->body = mem_alloc(KVT_PAYLOAD_MAX);
+    if (!l->body) {
+        log_write(LOG_WARN, NULL, "kv.link", "closed: no memory for a payload buffer");
+        kvt_link_fail(l, ST_NO_MEMORY, "no memory for a payload buffer");
+    }
+}
+
+/* Which frames may come: HELLO first and only once; DATA, END and ABORT from who connected to us; ACK
+ * from whom we connected to. */
+static bool in_place(const kvt_link *l, kvt_frame_kind kind) {
+    if (l->state == LINK_HELLO) return kind == KVT_HELLO;
+    if (kind == KVT_HELLO) return false;
+    return l->outgoing == (kind == KVT_ACK);
+}
+
+static void header_taken(kvt_link *l) {
+    error why;
+    l->got = 0;
+    l->crc = 0;
+    if (kvt_frame_decode(l->header, &l->frame, &why)) {
+        refuse_stream(l, why.text);
+        return;
+    }
+    metric_add(&received_frames, 1);
+    if (!in_place(l, l->frame.kind)) {
+        refuse_stream(l, l->state == LINK_HELLO ? "first frame is no HELLO" : "frame out of place");
+    } else if (l->frame.kind == KVT_HELLO) {
+        l->expects = EXPECT_PAYLOAD;
+        if (!l->frame.payload_bytes) payload_taken(l);
+    } else if (l->frame.kind == KVT_DATA) {
+        expect_data(l);
+    } else if (l->frame.kind == KVT_ACK) {
+        kvt_send_acked(l, &l->frame);
+    } else {
+        kvt_receive_frame(l, &l->frame, NULL);
+    }
+}
+
+size_t kvt_link_want(kvt_link *l, void **into) {
+    if (l->expects == EXPECT_HEADER) {
+        *into = l->header + l->got;
+        return KVT_FRAME_BYTES - l->got;
+    }
+    uint32_t left = l->frame.payload_bytes - l->got;
+    if (l->expects == EXPECT_REFUSED) {
+        *into = l->node->scratch;
+        return left < KVT_SCRATCH_BYTES ? left : KVT_SCRATCH_BYTES;
+    }
+    *into = l->frame.kind == KVT_HELLO ? (unsigned char *)l->pairing + l->got : l->body + l->got;
+    return left;
+}
+
+void kvt_link_took(kvt_link *l, size_t n) {
+    void *at;
+    assert(n <= kvt_link_want(l, &at));
+    kvt_link_want(l, &at);
+    l->got += (uint32_t)n;
+    if (l->expects == EXPECT_HEADER) {
+        if (l->got == KVT_FRAME_BYTES) header_taken(l);
+        return;
+    }
+    if (l->expects == EXPECT_PAYLOAD) l->crc = kvt_crc32c(l->crc, at, n);
+    if (l->got < l->frame.payload_bytes) return;
+    if (l->expects == EXPECT_PAYLOAD) {
+        payload_taken(l);
+    } else {
+        l->expects = EXPECT_HEADER;
+        l->got = 0;
+    }
+}
+
+static void read_some(kvt_link *l) {
+    for (size_t turn = 0; turn < TURN_BYTES && l->state != LINK_DEAD;) {
+        void *into;
+        size_t room = kvt_link_want(l, &into);
+        ssize_t n = l->node->transport->read(l->fd, into, room);
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return;
+        if (n <= 0) {
+            char why[KVT_ADDRESS_MAX + 100];
+            snprintf(why, sizeof why, "%s closed the link%s%s", l->outgoing ? l->address : "peer",
+                     n ? ": " : "", n ? strerror(errno) : "");
+            kvt_link_fail(l, ST_PEER_LOST, why);
+            return;
+        }
+        kvt_link_took(l, (size_t)n);
+        turn += (size_t)n;
+    }
+}
+
+static void connected(kvt_link *l) {
+    int failed = l->node->transport->connected(l->fd);
+    if (failed) {
+        char why[KVT_ADDRESS_MAX + 100];
+        snprintf(why, sizeof why, "connect to %s: %s", l->address, strerror(failed));
+        kvt_link_fail(l, ST_PEER_LOST, why);
+        return;
+    }
+    l->state = LINK_HELLO;
+    l->deadline_ms = l->node->now_ms + KVT_CONNECT_MS;
+    kvt_node_due(l->node, l->deadline_ms);
+    say_hello(l);
+}
+
+void kvt_link_event(kvt_link *l, uint32_t events) {
+    if (l->state == LINK_DEAD) return; /* since this batch of events was fetched */
+    if (l->state == LINK_CONNECTING) {
+        connected(l);
+        return;
+    }
+    if (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) read_some(l);
+    if (l->state != LINK_DEAD && (events & EPOLLOUT)) flush(l, true);
+}

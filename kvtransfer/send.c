@@ -1,0 +1,402 @@
+/* send.c -- one ticket's rows on their way: pushed by any thread, cut into frames, ended by an ACK.
+ *
+ *   open -> linked     [begin]           the node's thread found or opened a link
+ *   linked <-> ready  [make_ready, kvt_send_fill]   it has something to send and waits for its turn
+ *   linked -> END sent [kvt_send_fill]   nothing pushed is left and kvt_send_end() was called
+ *   any -> ended      [finish]           ACK, refusal, abort, deadline, link lost; ended() is called
+ *   ended and closed -> freed            in either order [kvt_send_dirty]; when the node closed between
+ *                                        the two, by kvt_send_close() itself
+ *
+ * Other threads only leave wishes in the send (under the lock) and put it on node->dirty; the node's
+ * thread carries them out. So push, end, abort and close never wait and never fail.
+ *
+ * Cutting: pushed token ranges are taken as slabs of at most a frame's worth of tokens of one layer; a
+ * slab goes out layer after layer, as many layers a frame as fit, in equal parts. A frame is packed
+ * only at its turn. Sends of one link take turns frame by frame. */
+#include "kvtransfer/internal.h"
+#include <assert.h>
+#include <string.h>
+
+/* What a frame is cut to. Packed, summed and handed to the kernel while it stays in a core's second
+ * level cache: over loopback 1.4 times as fast as frames of KVT_PAYLOAD_MAX. One token of one layer may
+ * be more. */
+enum { FRAME_BYTES = 128 << 10 };
+
+METRIC(sent_bytes, "baton_kv_bytes_sent_total", NULL, METRIC_COUNTER, "KV payload bytes packed");
+METRIC(sent_frames, "baton_kv_frames_sent_total", NULL, METRIC_COUNTER, "KV data frames packed");
+
+/* ---- any thread ------------------------------------------------------------------------------ */
+
+/* What promise.c asks of a geometry, as far as the sender depends on it: a token of a layer fits. */
+static bool geometry_ok(const kvt_geometry *g) {
+    return g->layers && g->heads && g->row_bytes &&
+           (uint64_t)g->heads * g->row_bytes <= KVT_PAYLOAD_MAX / 2;
+}
+
+/* [lock] */
+static void mark_dirty(kvt_send *s) {
+    if (s->dirty) return;
+    s->dirty = true;
+    s->dirty_next = s->node->dirty;
+    s->node->dirty = s;
+    kvt_node_wake(s->node);
+}
+
+status kvt_send_open(kvt_node *n, const char *address, uint64_t ticket, uint32_t epoch,
+                     const kvt_geometry *g, uint32_t timeout_ms, const kvt_source *source, void *ctx,
+                     kvt_send **out) {
+    kvt_address peer;
+    error why;
+    if (!geometry_ok(g)) return ST_BAD_INPUT;
+    if (n->transport->resolve(address, &peer, &why)) return why.code;
+    kvt_send *s = mem_zalloc(1, sizeof *s);
+    if (!s) return ST_NO_MEMORY;
+    s->node = n;
+    s->ticket = ticket;
+    s->epoch = epoch;
+    s->g = *g;
+    s->timeout_ms = timeout_ms;
+    s->source = source;
+    s->ctx = ctx;
+    s->peer = peer;
+    snprintf(s->address, sizeof s->address, "%s", address);
+    pthread_mutex_lock(&n->lock);
+    bool closing = n->closing;
+    if (!closing) {
+        *out = s; /* before the thread sees it: ended() may be quicker than our return */
+        mark_dirty(s);
+    }
+    pthread_mutex_unlock(&n->lock);
+    if (closing) mem_free(s);
+    return closing ? ST_CANCELED : ST_OK;
+}
+
+/* [lock] Chunks follow one another, so most pushes only lengthen the last range. */
+static bool keep_range(kvt_send *s, kvt_range r) {
+    if (s->ranges_count && s->ranges[s->ranges_count - 1].end == r.first) {
+        s->ranges[s->ranges_count - 1].end = r.end;
+        return true;
+    }
+    if (s->ranges_count == s->ranges_room) {
+        size_t room = s->ranges_room ? 2 * s->ranges_room : 8;
+        kvt_range *grown = mem_realloc(s->ranges, room * sizeof *grown);
+        if (!grown) return false;
+        s->ranges = grown;
+        s->ranges_room = room;
+    }
+    s->ranges[s->ranges_count++] = r;
+    return true;
+}
+
+void kvt_send_push(kvt_send *s, uint32_t token_first, uint32_t tokens) {
+    if (!s->node) return;
+    pthread_mutex_lock(&s->node->lock);
+    assert(s->ended || !s->end_asked);
+    assert(token_first <= UINT32_MAX - tokens);
+    if (!s->ended && tokens) {
+        if (!s->pushed_us) s->pushed_us = clock_now_us();
+        if (!keep_range(s, (kvt_range){token_first, token_first + tokens})) s->out_of_memory = true;
+        mark_dirty(s);
+    }
+    pthread_mutex_unlock(&s->node->lock);
+}
+
+/* What is asked of a send that has ended is kept nowhere but for the close. */
+static void ask(kvt_send *s, bool *wish) {
+    kvt_node *n = s->node;
+    if (!n) return;
+    pthread_mutex_lock(&n->lock);
+    *wish = true;
+    mark_dirty(s);
+    pthread_mutex_unlock(&n->lock);
+}
+
+void kvt_send_end(kvt_send *s) { ask(s, &s->end_asked); }
+void kvt_send_abort(kvt_send *s) { ask(s, &s->abort_asked); }
+
+void kvt_send_close(kvt_send *s) {
+    if (s->node)
+        ask(s, &s->closed);
+    else
+        mem_free(s); /* its node closed before it */
+}
+
+/* ---- the node's thread: begin and end -------------------------------------------------------- */
+
+static void list_remove(kvt_node *n, kvt_send *s) {
+    if (s->prev)
+        s->prev->next = s->next;
+    else
+        n->sends = s->next;
+    if (s->next) s->next->prev = s->prev;
+}
+
+static void destroy(kvt_send *s) {
+    list_remove(s->node, s);
+    mem_free(s->ranges);
+    mem_free(s);
+}
+
+static void leave_turns(kvt_link *l, kvt_send *s) {
+    kvt_send *before = NULL;
+    for (kvt_send *at = l->ready_head; at != s; at = at->ready_next) before = at;
+    if (before)
+        before->ready_next = s->ready_next;
+    else
+        l->ready_head = s->ready_next;
+    if (l->ready_tail == s) l->ready_tail = before;
+    s->ready = false;
+}
+
+/* The send's one end. A receiver that is still there is told to stop waiting, unless it said the last
+ * word itself. Nothing is packed any more: what is staged on the link is a copy. */
+static void finish(kvt_send *s, status code, const char *why) {
+    kvt_node *n = s->node;
+    kvt_link *l = s->link;
+    assert(!s->ended);
+    s->link = NULL;
+    if (l) {
+        if (s->ready) leave_turns(l, s);
+        l->sends--;
+        l->progress_ms = n->now_ms; /* idle from now on, if it was the last */
+        kvt_node_due(n, n->now_ms + KVT_IDLE_MS);
+        if (l->state == LINK_READY && code != ST_OK && code != ST_PEER_STALE)
+            kvt_link_say(l, KVT_ABORT, s->ticket, s->epoch, code);
+        kvt_link_arm(l);
+    }
+    pthread_mutex_lock(&n->lock);
+    s->ended = true; /* pushes from here on are dropped */
+    int64_t wire_us = s->pushed_us ? clock_now_us() - s->pushed_us : 0;
+    pthread_mutex_unlock(&n->lock);
+    s->source->ended(s->ctx, code, s->bytes, wire_us, why);
+}
+
+static void begin(kvt_send *s) {
+    kvt_node *n = s->node;
+    error why;
+    s->next = n->sends;
+    if (n->sends) n->sends->prev = s;
+    n->sends = s;
+    s->begun = true;
+    s->since_ms = n->now_ms;
+    kvt_link *l = kvt_link_to(n, s->address, &s->peer, &why);
+    if (!l) {
+        finish(s, why.code, why.text);
+        return;
+    }
+    s->link = l;
+    l->sends++;
+}
+
+static bool has_rows(const kvt_send *s) { return s->slab.first < s->slab.end || s->ranges_count; }
+
+/* Takes its place at the end of the turns, if there is something to send. */
+static void make_ready(kvt_send *s) {
+    kvt_link *l = s->link;
+    if (!l || l->state != LINK_READY || s->ready || s->end_sent) return;
+    pthread_mutex_lock(&s->node->lock);
+    bool wants = has_rows(s) || s->end_asked;
+    pthread_mutex_unlock(&s->node->lock);
+    if (!wants) return;
+    s->ready = true;
+    s->ready_next = NULL;
+    if (l->ready_tail)
+        l->ready_tail->ready_next = s;
+    else
+        l->ready_head = s;
+    l->ready_tail = s;
+}
+
+/* Carries out what was asked of one send; true: it may be freed. */
+static bool carry_out(kvt_send *s, bool abort, bool out_of_memory) {
+    if (s->ended) return true;
+    if (!s->begun) begin(s);
+    if (!s->ended && abort) finish(s, ST_CANCELED, "aborted");
+    if (!s->ended && out_of_memory) finish(s, ST_NO_MEMORY, "no memory to keep pushed rows in mind");
+    if (s->ended) return true;
+    if (!s->ready && !s->end_sent) {
+        s->since_ms = s->node->now_ms;
+        kvt_node_due(s->node, s->since_ms + s->timeout_ms);
+    }
+    make_ready(s);
+    kvt_link_arm(s->link);
+    return false;
+}
+
+void kvt_send_dirty(kvt_node *n) {
+    for (;;) {
+        pthread_mutex_lock(&n->lock);
+        kvt_send *s = n->dirty;
+        bool abort = false, out_of_memory = false, closed = false;
+        if (s) {
+            n->dirty = s->dirty_next;
+            s->dirty = false;
+            closed = s->closed;
+            abort = s->abort_asked || closed;
+            out_of_memory = s->out_of_memory;
+        }
+        pthread_mutex_unlock(&n->lock);
+        if (!s) return;
+        /* A close that comes from now on, in ended() perhaps, makes it dirty again. */
+        if (carry_out(s, abort, out_of_memory) && closed) destroy(s);
+    }
+}
+
+void kvt_send_link_ready(kvt_link *l) {
+    for (kvt_send *s = l->node->sends; s; s = s->next)
+        if (s->link == l) make_ready(s);
+    kvt_link_arm(l);
+}
+
+static kvt_send *first_on(const kvt_link *l) {
+    kvt_send *s = l->node->sends;
+    while (s && s->link != l) s = s->next;
+    return s;
+}
+
+void kvt_send_link_lost(kvt_link *l, status code, const char *why) {
+    for (kvt_send *s; (s = first_on(l));) finish(s, code, why);
+}
+
+void kvt_send_acked(kvt_link *l, const kvt_frame *ack) {
+    kvt_send *s = l->node->sends;
+    while (s && !(s->link == l && s->ticket == ack->ticket && s->epoch == ack->epoch)) s = s->next;
+    if (!s) return; /* answers to an ABORT, or crossed with one */
+    status code = ack->code < ST_COUNT ? (status)ack->code : ST_INTERNAL;
+    if (code == ST_OK && !s->end_sent) code = ST_CORRUPT;
+    char why[KVT_ADDRESS_MAX + 60];
+    snprintf(why, sizeof why, "receiver %s: %s", s->address, status_text(code));
+    finish(s, code, why);
+}
+
+/* ---- the node's thread: frames --------------------------------------------------------------- */
+
+/* Takes the next slab out of what was pushed. false: nothing is left; *end: and nothing will come. */
+static bool take_slab(kvt_send *s, bool *end) {
+    uint32_t unit = 2 * s->g.heads * s->g.row_bytes; /* one token of one layer, K and V */
+    uint32_t tokens_max = unit < FRAME_BYTES ? FRAME_BYTES / unit : 1;
+    pthread_mutex_lock(&s->node->lock);
+    bool any = s->ranges_count > 0;
+    *end = s->end_asked;
+    if (any) {
+        kvt_range *r = &s->ranges[0];
+        s->slab = *r;
+        if (r->end - r->first > tokens_max) s->slab.end = r->first + tokens_max;
+        r->first = s->slab.end;
+        if (r->first == r->end) memmove(r, r + 1, --s->ranges_count * sizeof *r);
+    }
+    pthread_mutex_unlock(&s->node->lock);
+    if (!any) return false;
+    uint32_t slab_bytes = unit * (s->slab.end - s->slab.first);
+    uint32_t fit = slab_bytes < FRAME_BYTES ? FRAME_BYTES / slab_bytes : 1;
+    uint32_t parts = (s->g.layers + fit - 1) / fit;
+    s->slab_layers = (s->g.layers + parts - 1) / parts;
+    s->slab_layer = 0;
+    return true;
+}
+
+static kvt_frame next_box(kvt_send *s) {
+    uint32_t left = s->g.layers - s->slab_layer, tokens = s->slab.end - s->slab.first;
+    kvt_frame f = {
+        .kind = KVT_DATA,
+        .ticket = s->ticket,
+        .epoch = s->epoch,
+        .layer_first = s->slab_layer,
+        .layers = left < s->slab_layers ? left : s->slab_layers,
+        .heads = s->g.heads,
+        .token_first = s->slab.first,
+        .tokens = tokens,
+        .type = s->g.type,
+    };
+    f.payload_bytes = f.layers * 2 * f.heads * tokens * s->g.row_bytes;
+    s->slab_layer += f.layers;
+    if (s->slab_layer == s->g.layers) s->slab = (kvt_range){0, 0};
+    return f;
+}
+
+/* Packs, sums and encodes straight into the link's one frame buffer. */
+static bool stage(kvt_link *l, kvt_send *s) {
+    if (!l->out) l->out = mem_alloc(KVT_FRAME_BYTES + KVT_PAYLOAD_MAX);
+    if (!l->out) return false;
+    kvt_frame f = next_box(s);
+    unsigned char *payload = l->out + KVT_FRAME_BYTES;
+    s->source->pack(s->ctx, &f, payload);
+    f.payload_crc = kvt_crc32c(0, payload, f.payload_bytes);
+    kvt_frame_encode(&f, l->out);
+    l->out_bytes = KVT_FRAME_BYTES + f.payload_bytes;
+    s->bytes += f.payload_bytes;
+    metric_add(&sent_frames, 1);
+    metric_add(&sent_bytes, f.payload_bytes);
+    return true;
+}
+
+bool kvt_send_fill(kvt_link *l) {
+    for (kvt_send *s; (s = l->ready_head);) {
+        bool end = false;
+        leave_turns(l, s);
+        if (s->slab.first < s->slab.end || take_slab(s, &end)) {
+            if (!stage(l, s)) {
+                finish(s, ST_NO_MEMORY, "no memory for a frame buffer");
+                continue;
+            }
+            make_ready(s); /* behind the others */
+            return true;
+        }
+        if (!end) continue;
+        s->end_sent = true;
+        s->since_ms = l->node->now_ms;
+        kvt_node_due(l->node, s->since_ms + s->timeout_ms);
+        kvt_link_say(l, KVT_END, s->ticket, s->epoch, ST_OK); /* may lose the link, and s with it */
+        return true;
+    }
+    return false;
+}
+
+/* ---- the node's thread: time ----------------------------------------------------------------- */
+
+/* A send waits while it has rows or an END that the peer does not take. One that was given nothing to
+ * send waits for its caller, who has his own clock. */
+static bool waits(kvt_send *s) {
+    if (!s->link || s->ready || s->end_sent) return s->link != NULL;
+    pthread_mutex_lock(&s->node->lock);
+    bool wants = has_rows(s) || s->end_asked;
+    pthread_mutex_unlock(&s->node->lock);
+    return wants;
+}
+
+static void tick(kvt_send *s, int64_t now_ms, int64_t *due_ms) {
+    if (!waits(s)) return;
+    kvt_link *l = s->link;
+    int64_t last = s->since_ms > l->progress_ms ? s->since_ms : l->progress_ms;
+    if (now_ms >= last + s->timeout_ms) {
+        char why[KVT_ADDRESS_MAX + 60];
+        snprintf(why, sizeof why, "%s took nothing for %u ms", s->address, s->timeout_ms);
+        finish(s, ST_DEADLINE, why);
+    } else if (last + s->timeout_ms < *due_ms) {
+        *due_ms = last + s->timeout_ms;
+    }
+}
+
+void kvt_send_tick(kvt_node *n, int64_t now_ms, int64_t *due_ms) {
+    for (kvt_send *s = n->sends; s; s = s->next) tick(s, now_ms, due_ms);
+}
+
+void kvt_send_close_all(kvt_node *n) {
+    kvt_send_dirty(n); /* those that no turn of the loop has seen */
+    for (kvt_send *s = n->sends, *next; s; s = next) {
+        next = s->next;
+        if (!s->ended) finish(s, ST_CANCELED, "node closes");
+    }
+    n->dirty = NULL; /* closes that came in the callbacks above */
+    while (n->sends) {
+        kvt_send *s = n->sends;
+        if (s->closed) {
+            destroy(s);
+            continue;
+        }
+        list_remove(n, s); /* an orphan, until its caller closes it */
+        mem_free(s->ranges);
+        s->ranges = NULL;
+        s->node = NULL;
+    }
+}

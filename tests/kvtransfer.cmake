@@ -1,0 +1,5 @@
+baton_test(unit/kvt_frame kvtransfer base)
+baton_test(unit/kvt_promise kvtransfer base)
+baton_test(unit/kvt_node kvtransfer base)
+fuzz_target(frame kvtransfer base)
+fuzz_target(kvt_stream kvtransfer base)

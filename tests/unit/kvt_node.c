@@ -1,0 +1,1060 @@
+/* kvt_node.c -- nodes, links, promises and sends over every transport of the table: all arrives, what
+ * is refused never lands, everybody is told exactly once, nothing is left behind.
+ *
+ * A `half` is one end of a ticket, receiver or sender, and checks the contract of its callbacks as they
+ * come. Peers that misbehave are plain sockets ("raw"). */
+#include "kvtransfer/internal.h"
+#include <arpa/inet.h>
+#include <assert.h>
+#include <dirent.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static const char *transport;    /* of the run */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+
+/* ---- halves ---------------------------------------------------------------------------------- */
+
+typedef struct half {
+    uint64_t ticket;
+    uint32_t epoch;
+    kvt_geometry g;
+    uint32_t first, tokens;
+    unsigned char *memory;       /* receiver: [layer][K,V][head][token][row] */
+    kvt_send *send;
+    bool close_in_ended;         /* sender: let go inside the callback */
+    int packs, lands;
+    int ended;                   /* under lock: calls of ended() */
+    status s;
+    uint32_t landed;
+    uint64_t bytes;
+    char why[400];
+} half;
+
+static const kvt_geometry small = {.layers = 4, .heads = 2, .row_bytes = 32, .type = 1};
+static const kvt_geometry smollm = {.layers = 30, .heads = 3, .row_bytes = 128, .type = 1};
+
+/* What stands in every row: any mix-up of ticket, layer, K and V, head or token shows. */
+static unsigned char pattern(uint64_t ticket, uint32_t l, uint32_t kv, uint32_t h, uint32_t t,
+                             uint32_t b) {
+    return (unsigned char)(ticket * 31 + l * 7 + kv * 101 + h * 13 + t * 3 + b);
+}
+
+static void pack(void *ctx, const kvt_frame *box, void *out) {
+    half *s = ctx;
+    unsigned char *at = out;
+    assert(!s->ended && box->ticket == s->ticket);
+    __atomic_fetch_add(&s->packs, 1, __ATOMIC_RELAXED); /* abort_in_the_middle looks at it */
+    for (uint32_t l = box->layer_first; l < box->layer_first + box->layers; l++)
+        for (uint32_t kv = 0; kv < 2; kv++)
+            for (uint32_t h = box->head_first; h < box->head_first + box->heads; h++)
+                for (uint32_t t = box->token_first; t < box->token_first + box->tokens; t++)
+                    for (uint32_t b = 0; b < s->g.row_bytes; b++)
+                        *at++ = pattern(s->ticket, l, kv, h, t, b);
+    assert(at == (unsigned char *)out + box->payload_bytes);
+}
+
+static size_t row_at(const half *r, uint32_t l, uint32_t kv, uint32_t h, uint32_t t) {
+    return ((((size_t)l * 2 + kv) * r->g.heads + h) * r->tokens + (t - r->first)) * r->g.row_bytes;
+}
+
+static void land(void *ctx, const kvt_frame *box, const void *payload) {
+    half *r = ctx;
+    const unsigned char *from = payload;
+    assert(!r->ended && box->ticket == r->ticket && box->epoch == r->epoch);
+    r->lands++;
+    for (uint32_t l = box->layer_first; l < box->layer_first + box->layers; l++)
+        for (uint32_t kv = 0; kv < 2; kv++)
+            for (uint32_t h = box->head_first; h < box->head_first + box->heads; h++) {
+                size_t bytes = (size_t)box->tokens * r->g.row_bytes;
+                memcpy(r->memory + row_at(r, l, kv, h, box->token_first), from, bytes);
+                from += bytes;
+            }
+    assert(from == (const unsigned char *)payload + box->payload_bytes);
+}
+
+static void told(half *x, status s) {
+    pthread_mutex_lock(&lock);
+    x->s = s;
+    x->ended++;
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
+}
+
+static void sink_ended(void *ctx, status s, uint32_t landed) {
+    half *r = ctx;
+    r->landed = landed;
+    told(r, s);
+}
+
+static void source_ended(void *ctx, status s, uint64_t bytes, int64_t wire_us, const char *why) {
+    half *x = ctx;
+    assert(wire_us >= 0);
+    x->bytes = bytes;
+    snprintf(x->why, sizeof x->why, "%s", why);
+    if (x->close_in_ended) kvt_send_close(x->send);
+    told(x, s);
+}
+
+static const kvt_sink sink = {land, sink_ended};
+static const kvt_source source = {pack, source_ended};
+
+/* Waits at most 10 s for ended() and returns its status. */
+static status outcome(half *x) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 10;
+    pthread_mutex_lock(&lock);
+    while (!x->ended)
+        if (pthread_cond_timedwait(&changed, &lock, &until)) break;
+    int calls = x->ended;
+    status s = x->s;
+    pthread_mutex_unlock(&lock);
+    assert_int_equal(calls, 1);
+    return s;
+}
+
+static int calls(half *x) {
+    pthread_mutex_lock(&lock);
+    int n = x->ended;
+    pthread_mutex_unlock(&lock);
+    return n;
+}
+
+static half receiver(uint64_t ticket, uint32_t epoch, const kvt_geometry *g, uint32_t first,
+                     uint32_t tokens) {
+    half r = {.ticket = ticket, .epoch = epoch, .g = *g, .first = first, .tokens = tokens};
+    r.memory = calloc(1, (size_t)g->layers * 2 * g->heads * tokens * g->row_bytes);
+    return r;
+}
+
+static status promise(kvt_node *n, half *r, uint32_t lease_ms) {
+    return kvt_promise(n, r->ticket, r->epoch, &r->g, r->first, r->first + r->tokens, lease_ms, &sink, r);
+}
+
+static status begin(kvt_node *n, const char *address, half *s, uint32_t timeout_ms) {
+    return kvt_send_open(n, address, s->ticket, s->epoch, &s->g, timeout_ms, &source, s, &s->send);
+}
+
+static half sender_of(const half *r) {
+    return (half){.ticket = r->ticket, .epoch = r->epoch, .g = r->g, .first = r->first,
+                  .tokens = r->tokens};
+}
+
+/* The first `tokens` tokens hold the pattern. */
+static void assert_whole(const half *r, uint32_t tokens) {
+    for (uint32_t l = 0; l < r->g.layers; l++)
+        for (uint32_t kv = 0; kv < 2; kv++)
+            for (uint32_t h = 0; h < r->g.heads; h++)
+                for (uint32_t t = r->first; t < r->first + tokens; t++)
+                    for (uint32_t b = 0; b < r->g.row_bytes; b++)
+                        if (r->memory[row_at(r, l, kv, h, t) + b] != pattern(r->ticket, l, kv, h, t, b))
+                            fail_msg("ticket %llu layer %u kv %u head %u token %u byte %u differs",
+                                     (unsigned long long)r->ticket, l, kv, h, t, b);
+}
+
+static void assert_untouched(const half *r) {
+    for (size_t i = 0; i < (size_t)r->g.layers * 2 * r->g.heads * r->tokens * r->g.row_bytes; i++)
+        assert_int_equal(r->memory[i], 0);
+}
+
+/* ---- nodes, metrics, descriptors ------------------------------------------------------------- */
+
+static kvt_node *node_open(const char *listen, const char *pairing) {
+    kvt_node *n = NULL;
+    error err = {0};
+    kvt_options o = {.listen = listen, .pairing = pairing, .transport = transport};
+    if (kvt_node_open(&o, &n, &err)) fail_msg("%s", err.text);
+    return n;
+}
+
+static int promises_open(kvt_node *n) {
+    pthread_mutex_lock(&n->lock);
+    int count = kvt_promises_count(n->promises);
+    pthread_mutex_unlock(&n->lock);
+    return count;
+}
+
+typedef struct lookup {
+    const char *labels;
+    int64_t value;
+} lookup;
+
+static void look(const metric *m, void *ctx) {
+    lookup *l = ctx;
+    if (!strcmp(m->name, "baton_kv_frames_refused_total") && !strcmp(m->labels, l->labels))
+        l->value = metric_get(m);
+}
+
+static int64_t refused(const char *reason) {
+    char labels[40];
+    snprintf(labels, sizeof labels, "reason=\"%s\"", reason);
+    lookup l = {labels, 0};
+    metrics_each(look, &l);
+    return l.value;
+}
+
+static int count_entries(const char *folder) {
+    int n = 0;
+    DIR *d = opendir(folder);
+    while (readdir(d)) n++;
+    closedir(d);
+    return n;
+}
+
+static void nap_ms(int ms) { poll(NULL, 0, ms); }
+
+/* ---- raw peers: plain sockets ---------------------------------------------------------------- */
+
+static int raw_socket(void) {
+    struct timeval patience = {.tv_sec = 5};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    return fd;
+}
+
+static int raw_connect_by(int fd, const char *address) {
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    at.sin_port = htons((uint16_t)atoi(strrchr(address, ':') + 1));
+    assert_int_equal(connect(fd, (struct sockaddr *)&at, sizeof at), 0);
+    return fd;
+}
+
+static int raw_connect(const char *address) { return raw_connect_by(raw_socket(), address); }
+
+static int raw_listen(char address[40]) {
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t bytes = sizeof at;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&at, sizeof at), 0);
+    assert_int_equal(listen(fd, 8), 0);
+    getsockname(fd, (struct sockaddr *)&at, &bytes);
+    snprintf(address, 40, "127.0.0.1:%d", ntohs(at.sin_port));
+    return fd;
+}
+
+static void raw_write(int fd, const void *data, size_t bytes) {
+    while (bytes) {
+        ssize_t n = send(fd, data, bytes, MSG_NOSIGNAL);
+        if (n <= 0) return; /* closed by the node: the test looks at that itself */
+        data = (const char *)data + n;
+        bytes -= (size_t)n;
+    }
+}
+
+static void raw_header(int fd, const kvt_frame *f) {
+    unsigned char wire[KVT_FRAME_BYTES];
+    kvt_frame_encode(f, wire);
+    raw_write(fd, wire, sizeof wire);
+}
+
+static kvt_frame raw_read(int fd) {
+    unsigned char wire[KVT_FRAME_BYTES];
+    kvt_frame f;
+    assert_int_equal(recv(fd, wire, sizeof wire, MSG_WAITALL), sizeof wire);
+    assert_int_equal(kvt_frame_decode(wire, &f, NULL), ST_OK);
+    return f;
+}
+
+static void raw_hello(int fd, const char *pairing) {
+    uint32_t bytes = (uint32_t)strlen(pairing);
+    raw_header(fd, &(kvt_frame){.kind = KVT_HELLO, .payload_bytes = bytes,
+                                .payload_crc = kvt_crc32c(0, pairing, bytes)});
+    raw_write(fd, pairing, bytes);
+}
+
+/* A sender's link, both HELLOs done. */
+static int raw_link(kvt_node *n) {
+    char pairing[KVT_PAIRING_MAX];
+    int fd = raw_connect(kvt_node_address(n));
+    raw_hello(fd, "pair");
+    kvt_frame f = raw_read(fd);
+    assert_int_equal(f.kind, KVT_HELLO);
+    assert_int_equal(recv(fd, pairing, f.payload_bytes, MSG_WAITALL), 4);
+    return fd;
+}
+
+/* The node closes within the socket's 5 s. */
+static void assert_closed(int fd) {
+    char byte[512];
+    ssize_t n;
+    while ((n = recv(fd, byte, sizeof byte, 0)) > 0) {}
+    assert_true(n == 0 || errno == ECONNRESET);
+    close(fd);
+}
+
+static void assert_ack(int fd, const kvt_frame *of, status code) {
+    kvt_frame ack = raw_read(fd);
+    assert_int_equal(ack.kind, KVT_ACK);
+    assert_true(ack.ticket == of->ticket && ack.epoch == of->epoch);
+    assert_string_equal(status_name((status)ack.code), status_name(code));
+}
+
+static kvt_frame box_of(const half *r, uint32_t token, uint32_t tokens) {
+    kvt_frame f = {.kind = KVT_DATA, .ticket = r->ticket, .epoch = r->epoch, .layers = r->g.layers,
+                   .heads = r->g.heads, .token_first = token, .tokens = tokens, .type = r->g.type};
+    f.payload_bytes = f.layers * 2 * f.heads * tokens * r->g.row_bytes;
+    return f;
+}
+
+static kvt_frame plain(const half *r, kvt_frame_kind kind) {
+    return (kvt_frame){.kind = kind, .ticket = r->ticket, .epoch = r->epoch};
+}
+
+/* Fills payload with the pattern (as a sender would) and sets the frame's CRC. */
+static unsigned char *filled(const half *r, kvt_frame *f) {
+    half s = sender_of(r);
+    unsigned char *payload = calloc(1, f->payload_bytes + 1);
+    kvt_frame box = *f;
+    box.ticket = r->ticket, box.layers = r->g.layers, box.heads = r->g.heads;
+    if (f->payload_bytes == box.layers * 2 * box.heads * box.tokens * r->g.row_bytes)
+        pack(&s, &box, payload);
+    f->payload_crc = kvt_crc32c(0, payload, f->payload_bytes);
+    return payload;
+}
+
+static void raw_data(int fd, const half *r, kvt_frame f) {
+    unsigned char *payload = filled(r, &f);
+    raw_header(fd, &f);
+    raw_write(fd, payload, f.payload_bytes);
+    free(payload);
+}
+
+/* ---- all arrives ----------------------------------------------------------------------------- */
+
+enum { TICKETS = 24 };
+
+typedef struct crowd {
+    kvt_node *from, *to;
+    uint64_t base;
+    unsigned seed;
+    half in[TICKETS], out[TICKETS];
+} crowd;
+
+/* Pushes every ticket's tokens in chunks of random length, the tickets in random turns. */
+static void *crowd_run(void *ctx) {
+    crowd *c = ctx;
+    uint32_t at[TICKETS];
+    for (int i = 0; i < TICKETS; i++) {
+        kvt_geometry g = i % 3 ? small : smollm;
+        uint32_t tokens = 1 + (uint32_t)(i * 37) % 300;
+        c->in[i] = receiver(c->base + (uint64_t)i, 1, &g, (uint32_t)i * 16, tokens);
+        c->out[i] = sender_of(&c->in[i]);
+        at[i] = c->in[i].first;
+        assert(promise(c->to, &c->in[i], 10000) == ST_OK);
+        assert(begin(c->from, kvt_node_address(c->to), &c->out[i], 5000) == ST_OK);
+    }
+    for (int left = TICKETS; left;) {
+        int i = (int)((unsigned)rand_r(&c->seed) % TICKETS);
+        uint32_t end = c->in[i].first + c->in[i].tokens, n = 1 + (unsigned)rand_r(&c->seed) % 64;
+        if (at[i] > end) continue;
+        if (at[i] == end) {
+            kvt_send_end(c->out[i].send);
+            at[i]++, left--;
+            continue;
+        }
+        if (n > end - at[i]) n = end - at[i];
+        kvt_send_push(c->out[i].send, at[i], n);
+        at[i] += n;
+    }
+    return NULL;
+}
+
+static void crowd_check(crowd *c) {
+    for (int i = 0; i < TICKETS; i++) {
+        half *in = &c->in[i], *out = &c->out[i];
+        assert_string_equal(status_name(outcome(in)), "ST_OK");
+        assert_string_equal(status_name(outcome(out)), "ST_OK");
+        assert_int_equal(in->landed, in->tokens);
+        assert_int_equal(out->bytes, (uint64_t)in->g.layers * 2 * in->g.heads * in->tokens *
+                                         in->g.row_bytes);
+        assert_whole(in, in->tokens);
+        kvt_send_close(out->send);
+        free(in->memory);
+    }
+}
+
+static void many_tickets_both_ways(void **state) {
+    (void)state;
+    kvt_node *a = node_open("127.0.0.1:0", "pair"), *b = node_open("127.0.0.1:0", "pair");
+    crowd *ab = calloc(1, sizeof *ab), *ba = calloc(1, sizeof *ba);
+    *ab = (crowd){.from = a, .to = b, .base = 100, .seed = 1};
+    *ba = (crowd){.from = b, .to = a, .base = 100, .seed = 2};
+    pthread_t t;
+    assert_int_equal(pthread_create(&t, NULL, crowd_run, ab), 0);
+    crowd_run(ba);
+    pthread_join(t, NULL);
+    crowd_check(ab);
+    crowd_check(ba);
+    assert_int_equal(promises_open(a) + promises_open(b), 0);
+    kvt_node_close(a);
+    kvt_node_close(b);
+    free(ab);
+    free(ba);
+}
+
+/* Ranges out of order and one push larger than a frame: every cut is exact. */
+static void large_and_out_of_order(void **state) {
+    (void)state;
+    kvt_node *a = node_open(NULL, "pair"), *b = node_open("127.0.0.1:0", "pair");
+    half in = receiver(5, 1, &smollm, 0, 4000), out = sender_of(&in);
+    assert_string_equal(kvt_node_address(a), "");
+    assert_int_equal(promise(b, &in, 10000), ST_OK);
+    assert_int_equal(begin(a, kvt_node_address(b), &out, 5000), ST_OK);
+    kvt_send_push(out.send, 3000, 1000);
+    for (uint32_t t = 0; t < 100; t += 2) kvt_send_push(out.send, t, 1);
+    for (uint32_t t = 1; t < 100; t += 2) kvt_send_push(out.send, t, 1);
+    kvt_send_push(out.send, 100, 2900);
+    kvt_send_end(out.send);
+    assert_int_equal(outcome(&out), ST_OK);
+    assert_int_equal(outcome(&in), ST_OK);
+    assert_whole(&in, in.tokens);
+    kvt_send_close(out.send);
+    kvt_node_close(a);
+    kvt_node_close(b);
+    free(in.memory);
+}
+
+/* ---- what a receiver refuses ----------------------------------------------------------------- */
+
+static void refusals_are_counted_and_told(void **state) {
+    (void)state;
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    half r = receiver(7, 3, &small, 0, 32);
+    assert_int_equal(promise(n, &r, 10000), ST_OK);
+    int fd = raw_link(n);
+    struct {
+        const char *reason;
+        kvt_frame f;
+        status code;
+    } rows[5] = {{"ticket", box_of(&r, 0, 8), ST_PEER_STALE}, {"epoch", box_of(&r, 0, 8), ST_PEER_STALE},
+                 {"bounds", box_of(&r, 30, 8), ST_BAD_INPUT}, {"type", box_of(&r, 0, 8), ST_BAD_INPUT},
+                 {"type", box_of(&r, 0, 8), ST_BAD_INPUT}};
+    rows[0].f.ticket = 8;
+    rows[1].f.epoch = 2;
+    rows[3].f.type = 9;
+    rows[4].f.payload_bytes -= 1;
+    for (int i = 0; i < 5; i++) {
+        int64_t before = refused(rows[i].reason);
+        raw_data(fd, &r, rows[i].f);
+        raw_data(fd, &r, rows[i].f); /* counted each time, answered once */
+        assert_ack(fd, &rows[i].f, rows[i].code);
+        raw_header(fd, &(kvt_frame){.kind = KVT_END, .ticket = 99, .epoch = (uint32_t)i});
+        assert_ack(fd, &(kvt_frame){.ticket = 99, .epoch = (uint32_t)i}, ST_PEER_STALE);
+        assert_int_equal(refused(rows[i].reason), before + (i ? 2 : 3)); /* END of 99: a ticket's */
+    }
+    assert_untouched(&r);
+    int64_t duplicates = refused("duplicate");
+    raw_data(fd, &r, box_of(&r, 0, 20));
+    raw_data(fd, &r, box_of(&r, 19, 2));
+    raw_data(fd, &r, box_of(&r, 20, 12));
+    kvt_frame end = plain(&r, KVT_END);
+    raw_header(fd, &end);
+    assert_ack(fd, &end, ST_OK);
+    assert_int_equal(outcome(&r), ST_OK);
+    assert_int_equal(refused("duplicate"), duplicates + 1);
+    assert_int_equal(r.lands, 2);
+    assert_whole(&r, 32);
+    close(fd);
+    kvt_node_close(n);
+    free(r.memory);
+}
+
+static void short_end_is_corrupt(void **state) {
+    (void)state;
+    kvt_node *a = node_open(NULL, "pair"), *b = node_open("127.0.0.1:0", "pair");
+    half in = receiver(5, 1, &small, 0, 64), out = sender_of(&in);
+    assert_int_equal(promise(b, &in, 10000), ST_OK);
+    assert_int_equal(begin(a, kvt_node_address(b), &out, 5000), ST_OK);
+    kvt_send_push(out.send, 0, 48);
+    kvt_send_end(out.send);
+    assert_int_equal(outcome(&in), ST_CORRUPT);
+    assert_int_equal(outcome(&out), ST_CORRUPT);
+    assert_int_equal(in.landed, 48);
+    kvt_send_close(out.send);
+    kvt_node_close(a);
+    kvt_node_close(b);
+    free(in.memory);
+}
+
+/* One flipped bit in the payload: the sink never sees it, this ticket is corrupt, another ticket of the
+ * same link lost its peer, one that no link touched goes on. */
+static void flipped_payload_bit(void **state) {
+    (void)state;
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    half r = receiver(7, 1, &small, 0, 32), other = receiver(8, 1, &small, 0, 32);
+    half untouched = receiver(9, 1, &small, 0, 32);
+    assert_int_equal(promise(n, &r, 10000), ST_OK);
+    assert_int_equal(promise(n, &other, 10000), ST_OK);
+    assert_int_equal(promise(n, &untouched, 10000), ST_OK);
+    int64_t before = refused("crc");
+    int fd = raw_link(n);
+    raw_data(fd, &other, box_of(&other, 0, 5));
+    kvt_frame f = box_of(&r, 0, 8);
+    unsigned char *payload = filled(&r, &f);
+    payload[100] ^= 4;
+    raw_header(fd, &f);
+    raw_write(fd, payload, f.payload_bytes);
+    assert_int_equal(outcome(&r), ST_CORRUPT);
+    assert_int_equal(outcome(&other), ST_PEER_LOST);
+    assert_int_equal(other.landed, 5);
+    assert_closed(fd);
+    assert_int_equal(r.lands, 0);
+    assert_untouched(&r);
+    assert_int_equal(refused("crc"), before + 1);
+    assert_int_equal(calls(&untouched), 0);
+    kvt_node_close(n);
+    assert_int_equal(outcome(&untouched), ST_CANCELED);
+    free(payload);
+    free(r.memory), free(other.memory), free(untouched.memory);
+}
+
+/* Header damaged (at), or lying with a right CRC about its length: the link ends, nothing lands. */
+static void bad_header(int at, unsigned char flip, bool repair) {
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    half r = receiver(7, 1, &small, 0, 32);
+    assert_int_equal(promise(n, &r, 10000), ST_OK);
+    int64_t before = refused("header");
+    int fd = raw_link(n);
+    raw_data(fd, &r, box_of(&r, 0, 4));
+    unsigned char wire[KVT_FRAME_BYTES];
+    kvt_frame f = box_of(&r, 4, 8);
+    kvt_frame_encode(&f, wire);
+    wire[at] ^= flip;
+    uint32_t crc = kvt_crc32c(0, wire, 60);
+    for (int b = 0; repair && b < 4; b++) wire[60 + b] = (unsigned char)(crc >> 8 * b);
+    raw_write(fd, wire, sizeof wire);
+    assert_int_equal(outcome(&r), ST_PEER_LOST);
+    assert_int_equal(r.landed, 4);
+    assert_closed(fd);
+    assert_int_equal(refused("header"), before + 1);
+    kvt_node_close(n);
+    free(r.memory);
+}
+
+static void bad_headers(void **state) {
+    (void)state;
+    bad_header(0, 1, false);     /* magic */
+    bad_header(4, 2, true);      /* version */
+    bad_header(20, 8, false);    /* a number */
+    bad_header(55, 0x80, true);  /* a length of 2 GB */
+    bad_header(5, KVT_DATA ^ KVT_ACK, true); /* out of place, and with payload */
+}
+
+static void peer_closes_in_mid_frame(void **state) {
+    (void)state;
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    half r = receiver(7, 1, &small, 0, 32);
+    assert_int_equal(promise(n, &r, 10000), ST_OK);
+    int fd = raw_link(n);
+    raw_data(fd, &r, box_of(&r, 0, 11));
+    kvt_frame f = box_of(&r, 11, 8);
+    unsigned char *payload = filled(&r, &f);
+    raw_header(fd, &f);
+    raw_write(fd, payload, f.payload_bytes / 2);
+    close(fd);
+    assert_int_equal(outcome(&r), ST_PEER_LOST);
+    assert_int_equal(r.landed, 11);
+    assert_int_equal(r.lands, 1);
+    kvt_node_close(n);
+    free(payload);
+    free(r.memory);
+}
+
+/* The fence: a frame that is half in when its promise is revoked never lands, nor any after it. A new
+ * epoch may be promised at once, and takes only its own frames. */
+static void late_frames_never_land(void **state) {
+    (void)state;
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    half old = receiver(7, 1, &small, 0, 32), fresh = receiver(7, 2, &small, 0, 32);
+    assert_int_equal(promise(n, &old, 10000), ST_OK);
+    int fd = raw_link(n);
+    kvt_frame f = box_of(&old, 0, 8);
+    unsigned char *payload = filled(&old, &f);
+    raw_header(fd, &f);
+    raw_write(fd, payload, f.payload_bytes / 2);
+    nap_ms(50);
+    assert_int_equal(promise(n, &fresh, 10000), ST_BAD_INPUT); /* not before the old one is revoked */
+    kvt_revoke(n, 7);
+    assert_int_equal(promise(n, &fresh, 10000), ST_OK);
+    assert_int_equal(outcome(&old), ST_CANCELED);
+    int64_t before = refused("epoch");
+    raw_write(fd, payload + f.payload_bytes / 2, f.payload_bytes - f.payload_bytes / 2);
+    assert_ack(fd, &f, ST_PEER_STALE);
+    raw_data(fd, &old, box_of(&old, 8, 8));
+    raw_data(fd, &fresh, box_of(&fresh, 0, 32));
+    kvt_frame end = plain(&fresh, KVT_END);
+    raw_header(fd, &end);
+    assert_ack(fd, &end, ST_OK);
+    assert_int_equal(outcome(&fresh), ST_OK);
+    assert_int_equal(refused("epoch"), before + 2);
+    assert_int_equal(old.lands, 0);
+    assert_untouched(&old);
+    assert_whole(&fresh, 32);
+    close(fd);
+    kvt_node_close(n);
+    free(payload);
+    free(old.memory), free(fresh.memory);
+}
+
+/* A sender of an older attempt learns it while it still has rows to send. */
+static void old_epoch_ends_the_sender(void **state) {
+    (void)state;
+    kvt_node *a = node_open(NULL, "pair"), *b = node_open("127.0.0.1:0", "pair");
+    half in = receiver(5, 2, &small, 0, 64), out = sender_of(&in);
+    out.epoch = 1;
+    assert_int_equal(promise(b, &in, 10000), ST_OK);
+    assert_int_equal(begin(a, kvt_node_address(b), &out, 5000), ST_OK);
+    kvt_send_push(out.send, 0, 16);
+    assert_int_equal(outcome(&out), ST_PEER_STALE);
+    kvt_send_push(out.send, 16, 16); /* after ended(): nothing happens */
+    kvt_send_end(out.send);
+    kvt_send_abort(out.send);
+    kvt_send_close(out.send);
+    assert_int_equal(in.lands, 0);
+    kvt_node_close(a);
+    kvt_node_close(b);
+    assert_int_equal(outcome(&in), ST_CANCELED);
+    free(in.memory);
+}
+
+static void lease_ends(void **state) {
+    (void)state;
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    half r = receiver(7, 1, &small, 0, 32);
+    int64_t began = clock_now_ms();
+    assert_int_equal(promise(n, &r, 300), ST_OK);
+    int fd = raw_link(n);
+    raw_data(fd, &r, box_of(&r, 0, 3));
+    assert_int_equal(outcome(&r), ST_DEADLINE);
+    assert_in_range(clock_now_ms() - began, 300, 1500);
+    assert_int_equal(r.landed, 3);
+    kvt_frame late = box_of(&r, 3, 3);
+    raw_data(fd, &r, late);
+    assert_ack(fd, &late, ST_PEER_STALE);
+    assert_int_equal(r.lands, 1);
+    close(fd);
+    kvt_node_close(n);
+    free(r.memory);
+}
+
+/* ---- peers that are none --------------------------------------------------------------------- */
+
+static void strangers_are_closed(void **state) {
+    (void)state;
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    unsigned char noise[4096];
+    srand(7);
+    for (int i = 0; i < 20; i++) {
+        int fd = raw_connect(kvt_node_address(n));
+        for (size_t b = 0; b < sizeof noise; b++) noise[b] = (unsigned char)rand();
+        raw_write(fd, noise, sizeof noise);
+        assert_closed(fd);
+    }
+    int fd = raw_connect(kvt_node_address(n)); /* a frame before any HELLO */
+    raw_header(fd, &(kvt_frame){.kind = KVT_END, .ticket = 1});
+    assert_closed(fd);
+    int64_t began = clock_now_ms();            /* one that says nothing */
+    fd = raw_connect(kvt_node_address(n));
+    assert_closed(fd);
+    assert_in_range(clock_now_ms() - began, KVT_CONNECT_MS - 100, KVT_CONNECT_MS + 1500);
+    kvt_node_close(n);
+}
+
+static void links_are_bounded(void **state) {
+    (void)state;
+    enum { EXTRA = 4 };
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    int fds[KVT_LINKS_MAX];
+    for (int i = 0; i < KVT_LINKS_MAX; i++) fds[i] = raw_link(n);
+    for (int i = 0; i < EXTRA; i++) assert_closed(raw_connect(kvt_node_address(n)));
+    for (int i = 0; i < KVT_LINKS_MAX; i++) close(fds[i]);
+    nap_ms(100);
+    close(raw_link(n)); /* there is room again */
+    kvt_node_close(n);
+}
+
+/* No descriptor left: the listener rests instead of spinning, and takes the peer when there is one. */
+static void descriptors_run_out(void **state) {
+    (void)state;
+    struct rlimit before, tight;
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    int fd = raw_socket();
+    getrlimit(RLIMIT_NOFILE, &before);
+    tight = before;
+    tight.rlim_cur = (rlim_t)fd + 1; /* descriptors are given lowest first: all below are taken */
+    setrlimit(RLIMIT_NOFILE, &tight);
+    struct timespec spent, later;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &spent);
+    raw_connect_by(fd, kvt_node_address(n));
+    nap_ms(400);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &later);
+    assert_true((later.tv_sec - spent.tv_sec) * 1000 + (later.tv_nsec - spent.tv_nsec) / 1000000 < 200);
+    setrlimit(RLIMIT_NOFILE, &before);
+    raw_hello(fd, "pair");
+    assert_int_equal(raw_read(fd).kind, KVT_HELLO);
+    close(fd);
+    kvt_node_close(n);
+}
+
+static void pairing_differs(void **state) {
+    (void)state;
+    kvt_node *a = node_open(NULL, "model-a"), *b = node_open("127.0.0.1:0", "model-b");
+    half in = receiver(5, 1, &small, 0, 64), out = sender_of(&in);
+    assert_int_equal(promise(b, &in, 10000), ST_OK);
+    assert_int_equal(begin(a, kvt_node_address(b), &out, 5000), ST_OK);
+    kvt_send_push(out.send, 0, 64);
+    assert_int_equal(outcome(&out), ST_REFUSED);
+    assert_non_null(strstr(out.why, "model-a"));
+    assert_non_null(strstr(out.why, "model-b"));
+    assert_int_equal(out.packs, 0);
+    kvt_send_close(out.send);
+    kvt_node_close(a);
+    kvt_node_close(b);
+    free(in.memory);
+}
+
+static void nobody_listens(void **state) {
+    (void)state;
+    char address[40];
+    kvt_node *a = node_open(NULL, "pair");
+    half out = {.ticket = 1, .epoch = 1, .g = small};
+    close(raw_listen(address));
+    assert_int_equal(begin(a, address, &out, 5000), ST_OK);
+    assert_int_equal(outcome(&out), ST_PEER_LOST);
+    assert_non_null(strstr(out.why, "refused"));
+    assert_non_null(strstr(out.why, address));
+    kvt_send_close(out.send);
+    kvt_node_close(a);
+}
+
+/* A stopped process: its kernel takes the connection and a window full of bytes, then nothing. */
+static void receiver_is_silent(void **state) {
+    (void)state;
+    char address[40];
+    int listener = raw_listen(address);
+    kvt_node *a = node_open(NULL, "pair");
+    half out = {.ticket = 1, .epoch = 1, .g = smollm};
+    assert_int_equal(begin(a, address, &out, 600), ST_OK);
+    int fd = accept(listener, NULL, NULL);
+    raw_hello(fd, "pair");
+    for (uint32_t i = 0; i < 4000; i++) {
+        int64_t before = clock_now_ms();
+        kvt_send_push(out.send, i * 16, 16); /* 1.4 GB in all */
+        assert_in_range(clock_now_ms() - before, 0, 200);
+    }
+    int64_t began = clock_now_ms();
+    assert_int_equal(outcome(&out), ST_DEADLINE);
+    assert_in_range(clock_now_ms() - began, 300, 3000);
+    assert_in_range(out.bytes, 1, 64 << 20); /* what was packed is what sockets hold, no more */
+    kvt_send_close(out.send);
+    kvt_node_close(a);
+    close(fd);
+    close(listener);
+}
+
+static void receiver_never_says_hello(void **state) {
+    (void)state;
+    char address[40];
+    int listener = raw_listen(address);
+    kvt_node *a = node_open(NULL, "pair");
+    half out = {.ticket = 1, .epoch = 1, .g = small};
+    assert_int_equal(begin(a, address, &out, 10000), ST_OK);
+    assert_int_equal(outcome(&out), ST_PEER_LOST);
+    assert_non_null(strstr(out.why, "HELLO"));
+    kvt_send_close(out.send);
+    kvt_node_close(a);
+    close(listener);
+}
+
+/* A ticket acknowledged before its END, or with a code that is none, is no success. */
+static void lying_acks(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t code;
+        status expected;
+    } rows[] = {{ST_OK, ST_CORRUPT}, {UINT32_MAX, ST_INTERNAL}};
+    for (int i = 0; i < 2; i++) {
+        char address[40];
+        int listener = raw_listen(address);
+        kvt_node *a = node_open(NULL, "pair");
+        half out = {.ticket = 1, .epoch = 1, .g = small};
+        assert_int_equal(begin(a, address, &out, 5000), ST_OK);
+        int fd = accept(listener, NULL, NULL);
+        raw_hello(fd, "pair");
+        raw_header(fd, &(kvt_frame){.kind = KVT_ACK, .ticket = 1, .epoch = 2});
+        raw_header(fd, &(kvt_frame){.kind = KVT_ACK, .ticket = 1, .epoch = 1, .code = rows[i].code});
+        assert_int_equal(outcome(&out), rows[i].expected);
+        kvt_send_close(out.send);
+        kvt_node_close(a);
+        close(fd);
+        close(listener);
+    }
+}
+
+/* ---- ends ------------------------------------------------------------------------------------ */
+
+static void abort_in_the_middle(void **state) {
+    (void)state;
+    kvt_node *a = node_open(NULL, "pair"), *b = node_open("127.0.0.1:0", "pair");
+    half in = receiver(5, 1, &smollm, 0, 2000), out = sender_of(&in);
+    assert_int_equal(promise(b, &in, 60000), ST_OK);
+    assert_int_equal(begin(a, kvt_node_address(b), &out, 5000), ST_OK);
+    kvt_send_push(out.send, 0, 1000);
+    while (!__atomic_load_n(&out.packs, __ATOMIC_RELAXED)) nap_ms(1);
+    int64_t began = clock_now_ms();
+    kvt_send_abort(out.send);
+    assert_int_equal(outcome(&out), ST_CANCELED);
+    assert_int_equal(outcome(&in), ST_CANCELED);
+    assert_in_range(clock_now_ms() - began, 0, 1000);
+    assert_whole(&in, in.landed);
+    kvt_send_close(out.send);
+    kvt_node_close(a);
+    kvt_node_close(b);
+    free(in.memory);
+}
+
+/* The receiver's process ends, another comes up at its address: the same sender node just goes on. */
+static void peer_comes_back(void **state) {
+    (void)state;
+    char address[KVT_ADDRESS_MAX];
+    kvt_node *a = node_open(NULL, "pair"), *b = node_open("127.0.0.1:0", "pair");
+    snprintf(address, sizeof address, "%s", kvt_node_address(b));
+    for (uint32_t round = 0; round < 3; round++) {
+        half in = receiver(round, 1, &small, 0, 64), out = sender_of(&in);
+        half lost_in = receiver(99, round, &small, 0, 64), lost = sender_of(&lost_in);
+        assert_int_equal(promise(b, &in, 10000), ST_OK);
+        assert_int_equal(begin(a, address, &out, 5000), ST_OK);
+        kvt_send_push(out.send, 0, 64);
+        kvt_send_end(out.send);
+        assert_int_equal(outcome(&out), ST_OK);
+        assert_int_equal(outcome(&in), ST_OK);
+        assert_int_equal(promise(b, &lost_in, 10000), ST_OK);
+        assert_int_equal(begin(a, address, &lost, 5000), ST_OK);
+        kvt_send_push(lost.send, 0, 16);
+        kvt_node_close(b);
+        assert_int_equal(outcome(&lost_in), ST_CANCELED);
+        assert_int_equal(outcome(&lost), ST_PEER_LOST);
+        kvt_send_close(out.send);
+        kvt_send_close(lost.send);
+        b = node_open(address, "pair");
+        free(in.memory), free(lost_in.memory);
+    }
+    kvt_node_close(a);
+    kvt_node_close(b);
+}
+
+static void close_tells_everybody(void **state) {
+    (void)state;
+    int64_t live = mem_live();
+    kvt_node *a = node_open(NULL, "pair"), *b = node_open("127.0.0.1:0", "pair");
+    half in[8], out[8];
+    for (int i = 0; i < 8; i++) {
+        in[i] = receiver((uint64_t)i, 1, &small, 0, 64);
+        out[i] = sender_of(&in[i]);
+        out[i].close_in_ended = i % 2;
+        assert_int_equal(promise(b, &in[i], 10000), ST_OK);
+        assert_int_equal(begin(a, kvt_node_address(b), &out[i], 5000), ST_OK);
+        kvt_send_push(out[i].send, 0, 16);
+    }
+    kvt_node_close(a);
+    kvt_node_close(b);
+    for (int i = 0; i < 8; i++) {
+        assert_int_equal(calls(&out[i]), 1);
+        assert_int_equal(out[i].s, ST_CANCELED);
+        assert_int_equal(calls(&in[i]), 1);
+        if (!out[i].close_in_ended) { /* outlives its node until it is closed */
+            kvt_send_push(out[i].send, 16, 16);
+            kvt_send_abort(out[i].send);
+            kvt_send_close(out[i].send);
+        }
+        free(in[i].memory);
+    }
+    assert_int_equal(mem_live(), live);
+}
+
+/* One ticket there and back: afterwards link and buffers exist. */
+static void transfer_one(kvt_node *a, kvt_node *b, uint64_t ticket) {
+    half in = receiver(ticket, 1, &small, 0, 64), out = sender_of(&in);
+    assert_int_equal(promise(b, &in, 10000), ST_OK);
+    assert_int_equal(begin(a, kvt_node_address(b), &out, 5000), ST_OK);
+    kvt_send_push(out.send, 0, 64);
+    kvt_send_end(out.send);
+    assert_int_equal(outcome(&out), ST_OK);
+    assert_int_equal(outcome(&in), ST_OK);
+    assert_whole(&in, 64);
+    kvt_send_close(out.send);
+    free(in.memory);
+}
+
+enum { REQUESTS = 500 };
+
+/* One request ended by chance: finished, revoked, aborted, let go of unfinished, or left to the
+ * caller; perhaps with both ends at once. */
+static void random_request(kvt_node *a, kvt_node *b, half *in, half *out, unsigned *seed) {
+    assert_int_equal(promise(b, in, 10000), ST_OK);
+    assert_int_equal(begin(a, kvt_node_address(b), out, 5000), ST_OK);
+    for (uint32_t t = 0; t < 64; t += 16)
+        if (rand_r(seed) % 4) kvt_send_push(out->send, t, 16);
+    if (rand_r(seed) % 8 == 0) nap_ms(1);
+    int end = rand_r(seed) % 6;
+    if (end == 0 || end == 5) kvt_send_end(out->send);
+    if (end == 1 || end == 5) kvt_revoke(b, in->ticket);
+    if (end == 2) kvt_send_abort(out->send);
+    if (end == 3) {
+        kvt_send_close(out->send);
+        out->send = NULL;
+    }
+}
+
+/* Afterwards nothing is left: no promise, no descriptor, no thread, no allocation of theirs. */
+static void random_ends_leave_nothing(void **state) {
+    (void)state;
+    kvt_node *a = node_open(NULL, "pair"), *b = node_open("127.0.0.1:0", "pair");
+    half *in = calloc(REQUESTS, sizeof *in), *out = calloc(REQUESTS, sizeof *out);
+    unsigned seed = 11;
+    transfer_one(a, b, REQUESTS);
+    nap_ms(50);
+    int fds = count_entries("/proc/self/fd"), threads = count_entries("/proc/self/task");
+    int64_t live = mem_live();
+    for (int i = 0; i < REQUESTS; i++) {
+        in[i] = receiver((uint64_t)i, 1, &small, 0, 64);
+        out[i] = sender_of(&in[i]);
+        random_request(a, b, &in[i], &out[i], &seed);
+    }
+    for (int i = 0; i < REQUESTS; i++) {
+        if (out[i].send) kvt_send_abort(out[i].send);
+        if (i % 2) kvt_revoke(b, in[i].ticket); /* the others by the ABORT, or by its END */
+    }
+    for (int i = 0; i < REQUESTS; i++) {
+        outcome(&out[i]);
+        kvt_revoke(b, in[i].ticket); /* an END may have been overtaken by nothing but this */
+        if (outcome(&in[i]) == ST_OK) assert_whole(&in[i], 64);
+        if (out[i].send) kvt_send_close(out[i].send);
+    }
+    for (int i = 0; i < 100 && mem_live() != live; i++) nap_ms(10);
+    assert_int_equal(mem_live(), live);
+    assert_int_equal(promises_open(b), 0);
+    assert_int_equal(count_entries("/proc/self/fd"), fds);
+    assert_int_equal(count_entries("/proc/self/task"), threads);
+    transfer_one(a, b, REQUESTS + 1);
+    kvt_node_close(a);
+    kvt_node_close(b);
+    for (int i = 0; i < REQUESTS; i++) free(in[i].memory);
+    free(in), free(out);
+}
+
+/* The whole way with the N-th allocation failing, for N = 1, 2, ... until a run needed fewer. */
+static bool way_with_failure(int64_t nth) {
+    kvt_node *a = NULL, *b = NULL;
+    kvt_options only_sends = {.pairing = "pair", .transport = transport};
+    kvt_options listens = {.listen = "127.0.0.1:0", .pairing = "pair", .transport = transport};
+    half in = receiver(1, 1, &small, 0, 64), out = sender_of(&in);
+    int64_t before = mem_count();
+    mem_fail_at(nth);
+    bool opened = !kvt_node_open(&only_sends, &a, NULL) && !kvt_node_open(&listens, &b, NULL);
+    bool promised = opened && !promise(b, &in, 10000);
+    bool sends = promised && !begin(a, kvt_node_address(b), &out, 2000);
+    if (sends) {
+        kvt_send_push(out.send, 0, 64);
+        kvt_send_end(out.send);
+        outcome(&out);
+        kvt_send_close(out.send);
+    }
+    if (promised) {
+        kvt_revoke(b, 1);
+        if (outcome(&in) == ST_OK) assert_whole(&in, 64);
+    }
+    bool all = sends && out.s == ST_OK && mem_count() - before < nth;
+    mem_fail_at(0);
+    kvt_node_close(a);
+    kvt_node_close(b);
+    free(in.memory);
+    return all;
+}
+
+static void every_allocation_may_fail(void **state) {
+    (void)state;
+    int64_t live = mem_live(), nth = 1;
+    while (!way_with_failure(nth)) {
+        assert_int_equal(mem_live(), live);
+        assert_true(++nth < 100);
+    }
+    assert_int_equal(mem_live(), live);
+    assert_true(nth > 10); /* both nodes, promise, send, ranges, links and their buffers were hit */
+}
+
+static void open_refuses(void **state) {
+    (void)state;
+    kvt_node *n = NULL;
+    error err = {0};
+    char taken[40], pairing[KVT_PAIRING_MAX + 2];
+    int fd = raw_listen(taken);
+    memset(pairing, 'x', sizeof pairing);
+    pairing[sizeof pairing - 1] = 0;
+    assert_int_equal(kvt_node_open(&(kvt_options){.transport = "pigeon"}, &n, &err), ST_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "pigeon"));
+    assert_non_null(strstr(err.text, "tcp"));
+    assert_int_equal(kvt_node_open(&(kvt_options){.pairing = pairing}, &n, &err), ST_BAD_INPUT);
+    assert_int_equal(kvt_node_open(&(kvt_options){.listen = taken}, &n, &err), ST_IO);
+    assert_non_null(strstr(err.text, taken));
+    static const char *const bad[] = {"", "host", ":1", "h:", "127.0.0.1:x", "127.0.0.1:65536", "::1:5"};
+    n = node_open(NULL, "pair");
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        half s = {.ticket = 1, .g = small};
+        kvt_node *none = NULL;
+        assert_int_equal(kvt_node_open(&(kvt_options){.listen = bad[i]}, &none, &err), ST_BAD_INPUT);
+        assert_int_equal(begin(n, bad[i], &s, 1), ST_BAD_INPUT);
+    }
+    kvt_node_close(n);
+    kvt_node_close(NULL);
+    close(fd);
+}
+
+/* Every test over one transport of the table. */
+static int run(const kvt_transport *t) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(many_tickets_both_ways),
+        cmocka_unit_test(large_and_out_of_order),
+        cmocka_unit_test(refusals_are_counted_and_told),
+        cmocka_unit_test(short_end_is_corrupt),
+        cmocka_unit_test(flipped_payload_bit),
+        cmocka_unit_test(bad_headers),
+        cmocka_unit_test(peer_closes_in_mid_frame),
+        cmocka_unit_test(late_frames_never_land),
+        cmocka_unit_test(old_epoch_ends_the_sender),
+        cmocka_unit_test(lease_ends),
+        cmocka_unit_test(strangers_are_closed),
+        cmocka_unit_test(links_are_bounded),
+        cmocka_unit_test(descriptors_run_out),
+        cmocka_unit_test(pairing_differs),
+        cmocka_unit_test(nobody_listens),
+        cmocka_unit_test(receiver_is_silent),
+        cmocka_unit_test(receiver_never_says_hello),
+        cmocka_unit_test(lying_acks),
+        cmocka_unit_test(abort_in_the_middle),
+        cmocka_unit_test(peer_comes_back),
+        cmocka_unit_test(close_tells_everybody),
+        cmocka_unit_test(random_ends_leave_nothing),
+        cmocka_unit_test(every_allocation_may_fail),
+        cmocka_unit_test(open_refuses),
+    };
+    transport = t->name;
+    return cmocka_run_group_tests_name(t->name, tests, NULL, NULL);
+}
+
+int main(void) {
+    int failed = 0;
+    log_setup("test", LOG_ERROR);
+    for (int i = 0; i < kvt_transports_count; i++) failed += run(&kvt_transports[i]);
+    return failed;
+}
