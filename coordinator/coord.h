@@ -85,7 +85,9 @@ typedef struct coord_event {
         coord_node node_state;
         struct { uint64_t ticket; const char *kv_address; int32_t cached, wanted; } reserved;
         struct { int32_t tokens; } landed;
-        struct { int32_t index; const int32_t *tokens; int32_t count; } tokens; /* also FIRST_TOKEN */
+        /* also FIRST_TOKEN; index: position in the sequence, the first answer token's is the
+         * prompt's count */
+        struct { int32_t index; const int32_t *tokens; int32_t count; } tokens;
         struct { status st; const char *text; bool done; int32_t reason; int64_t retry_after_ms; } end;
     };
 } coord_event;
@@ -107,8 +109,10 @@ typedef struct coord_action {
     union {
         /* tokens: prompt and what was emitted so far; borrowed until the next step. */
         struct { const int32_t *tokens; int32_t count, prompt_count, max_tokens, local_tokens_max; } decode;
+        /* kv_address: the RESERVED event's own, which is this step's. */
         struct { const int32_t *tokens; int32_t count, prompt_count; uint64_t ticket;
                  const char *kv_address; int32_t skip, send_end; } prefill;
+        /* index as in the events; borrowed until the next step. */
         struct { int32_t index; const int32_t *tokens; int32_t count; } emit;
         struct { status st; int32_t reason; int64_t retry_after_ms; int32_t attempts;
                  const char *text; } finish;   /* text: for the client, NULL when ST_OK */

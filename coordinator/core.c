@@ -1,0 +1,315 @@
+/* core.c -- one step of the coordinator: an event in, actions out, and the tables behind it.
+ *
+ * A step is: free what the last step forgot, let the event change its request or node, then place
+ * waiting requests in order of arrival as long as a node has room (only when something changed that
+ * could make room). Requests are found by number in an open-addressing table; the queue and the
+ * timers are binary heaps with the index kept in the request: each event costs O(log n), plus a look
+ * at every node for a placement.
+ *
+ * No step can fail in the middle: every table and the action list are sized at creation, and only
+ * coord_request_submit() allocates, for its own request. Most actions of one step: a request gives
+ * at most two cancels, one emit and then one of decode, prefill or finish, since only an event can
+ * undo what a step began and a step has one event; so four for each of requests_max requests, and
+ * one finish for a request refused at the door. */
+#include "coordinator/core_internal.h"
+#include <assert.h>
+#include <string.h>
+
+const coord_limits coord_limits_default = {
+    .queue_max = 1024,
+    .requests_max = 4096,
+    .local_tokens_max = 32,
+    .avoid_ms = 500,
+    .prefill = COORD_PREFILL_AUTO,
+};
+
+coord_core *coord_core_create(const coord_limits *limits) {
+    assert(limits->requests_max > 0 && limits->requests_max <= 1 << 20 && limits->queue_max >= 0);
+    coord_core *c = mem_zalloc(1, sizeof *c);
+    if (!c) return NULL;
+    c->limits = *limits;
+    c->now_ms = INT64_MIN;
+    uint32_t slots = 16;
+    while (slots < 2u * (uint32_t)limits->requests_max) slots *= 2;
+    c->slots_mask = slots - 1;
+    c->slots = mem_zalloc(slots, sizeof(coord_request *));
+    c->actions_max = 4 * limits->requests_max + 1;
+    c->actions = mem_zalloc((size_t)c->actions_max, sizeof *c->actions);
+    bool whole = c->slots && c->actions;
+    for (int h = 0; h < HEAPS; h++) {
+        c->heap[h].at = mem_zalloc((size_t)limits->requests_max, sizeof(coord_request *));
+        whole = whole && c->heap[h].at;
+    }
+    if (whole) return c;
+    coord_core_destroy(c);
+    return NULL;
+}
+
+static void free_forgotten(coord_core *c) {
+    for (coord_request *r = c->forgotten, *next; r; r = next) {
+        next = r->forgotten;
+        mem_free(r);
+    }
+    c->forgotten = NULL;
+}
+
+void coord_core_destroy(coord_core *c) {
+    if (!c) return;
+    free_forgotten(c);
+    for (uint32_t i = 0; c->slots && i <= c->slots_mask; i++) mem_free(c->slots[i]);
+    for (int h = 0; h < HEAPS; h++) mem_free(c->heap[h].at);
+    mem_free(c->slots);
+    mem_free(c->actions);
+    mem_free(c);
+}
+
+coord_counts coord_core_counts(const coord_core *c) {
+    int32_t waiting = c->heap[HEAP_QUEUE].count + c->delayed;
+    return (coord_counts){.waiting = waiting,
+                          .placed = c->requests - waiting,
+                          .retries = c->retries,
+                          .disagreements = c->disagreements};
+}
+
+/* ---- heaps ------------------------------------------------------------------------------------ */
+
+static void heap_set(coord_heap *h, coord_heap_kind kind, int32_t i, coord_request *r) {
+    h->at[i] = r;
+    r->place[kind] = i;
+}
+
+/* Moves the request at i to where its key belongs. */
+static void heap_settle(coord_heap *h, coord_heap_kind kind, int32_t i) {
+    coord_request *r = h->at[i];
+    while (i > 0 && r->key[kind] < h->at[(i - 1) / 2]->key[kind]) {
+        heap_set(h, kind, i, h->at[(i - 1) / 2]);
+        i = (i - 1) / 2;
+    }
+    for (int32_t child; (child = 2 * i + 1) < h->count; i = child) {
+        if (child + 1 < h->count && h->at[child + 1]->key[kind] < h->at[child]->key[kind]) child++;
+        if (r->key[kind] <= h->at[child]->key[kind]) break;
+        heap_set(h, kind, i, h->at[child]);
+    }
+    heap_set(h, kind, i, r);
+}
+
+static void heap_join(coord_core *c, coord_heap_kind kind, coord_request *r, int64_t key) {
+    coord_heap *h = &c->heap[kind];
+    r->key[kind] = key;
+    if (r->place[kind] < 0) heap_set(h, kind, h->count++, r);
+    heap_settle(h, kind, r->place[kind]);
+}
+
+static void heap_leave(coord_core *c, coord_heap_kind kind, coord_request *r) {
+    coord_heap *h = &c->heap[kind];
+    int32_t i = r->place[kind];
+    if (i < 0) return;
+    r->place[kind] = -1;
+    coord_request *last = h->at[--h->count];
+    if (last == r) return;
+    heap_set(h, kind, i, last);
+    heap_settle(h, kind, i);
+}
+
+static void set_timer(coord_core *c, coord_request *r) {
+    int64_t key = r->retry_ms < r->deadline_ms ? r->retry_ms : r->deadline_ms;
+    if (key == INT64_MAX)
+        heap_leave(c, HEAP_TIMER, r);
+    else
+        heap_join(c, HEAP_TIMER, r, key);
+}
+
+/* Puts r where its order of arrival says, at once or from retry_ms on (0: at once). */
+void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms) {
+    assert(r->retry_ms == INT64_MAX && r->place[HEAP_QUEUE] < 0);
+    if (retry_ms > c->now_ms) {
+        r->retry_ms = retry_ms;
+        c->delayed++;
+    } else {
+        heap_join(c, HEAP_QUEUE, r, r->key[HEAP_QUEUE]);
+        c->changed = true;
+    }
+    set_timer(c, r);
+}
+
+void coord_core_dequeue(coord_core *c, coord_request *r) {
+    heap_leave(c, HEAP_QUEUE, r);
+    if (r->retry_ms == INT64_MAX) return;
+    r->retry_ms = INT64_MAX;
+    c->delayed--;
+    set_timer(c, r);
+}
+
+/* ---- requests by number ------------------------------------------------------------------------ */
+
+static uint32_t slot_of(const coord_core *c, uint64_t number) {
+    return (uint32_t)((number * 0x9E3779B97F4A7C15ull) >> 32) & c->slots_mask;
+}
+
+static coord_request *find(const coord_core *c, uint64_t number) {
+    for (uint32_t i = slot_of(c, number); c->slots[i]; i = (i + 1) & c->slots_mask)
+        if (c->slots[i]->number == number) return c->slots[i];
+    return NULL;
+}
+
+/* false: requests_max are alive. */
+bool coord_core_insert(coord_core *c, coord_request *r) {
+    if (c->requests == c->limits.requests_max) return false;
+    uint32_t i = slot_of(c, r->number);
+    for (; c->slots[i]; i = (i + 1) & c->slots_mask)
+        assert(c->slots[i]->number != r->number && "two live requests with one number");
+    c->slots[i] = r;
+    c->requests++;
+    r->key[HEAP_QUEUE] = (int64_t)c->arrivals++;
+    return true;
+}
+
+/* Takes r out of every table; its memory stays until the next step. */
+void coord_core_forget(coord_core *c, coord_request *r) {
+    assert(r->seat[SIDE_DECODE].node < 0 && r->seat[SIDE_PREFILL].node < 0);
+    coord_core_dequeue(c, r);
+    heap_leave(c, HEAP_TIMER, r);
+    uint32_t hole = slot_of(c, r->number);
+    while (c->slots[hole] != r) hole = (hole + 1) & c->slots_mask;
+    /* Backward shift: whoever sits after the hole and belongs at or before it moves into it. */
+    for (uint32_t i = (hole + 1) & c->slots_mask; c->slots[i]; i = (i + 1) & c->slots_mask) {
+        uint32_t home = slot_of(c, c->slots[i]->number);
+        if (((i - home) & c->slots_mask) < ((i - hole) & c->slots_mask)) continue;
+        c->slots[hole] = c->slots[i];
+        hole = i;
+    }
+    c->slots[hole] = NULL;
+    c->requests--;
+    r->forgotten = c->forgotten;
+    c->forgotten = r;
+    c->finish_ms[c->finishes++ % COORD_FINISHES] = c->now_ms;
+}
+
+/* How long until what waits now has been served, at the rate of the last answers. */
+int64_t coord_core_retry_after(const coord_core *c) {
+    enum { LEAST_MS = 50, MOST_MS = 10000, UNKNOWN_MS = 1000 };
+    int64_t n = c->finishes < COORD_FINISHES ? c->finishes : COORD_FINISHES;
+    if (n == 0) return UNKNOWN_MS;
+    int64_t oldest = c->finish_ms[(c->finishes - n) % COORD_FINISHES];
+    int64_t ms = (c->now_ms - oldest) * (coord_core_counts(c).waiting + 1) / n;
+    return ms < LEAST_MS ? LEAST_MS : ms > MOST_MS ? MOST_MS : ms;
+}
+
+/* ---- nodes -------------------------------------------------------------------------------------- */
+
+void coord_core_sit(coord_core *c, coord_request *r, coord_side side, int node) {
+    coord_entry *n = &c->nodes[node];
+    coord_seat *seat = &r->seat[side];
+    assert(seat->node < 0);
+    *seat = (coord_seat){.next = n->first[side], .node = node};
+    if (seat->next) seat->next->seat[side].prev = r;
+    n->first[side] = r;
+    if (side == SIDE_DECODE)
+        n->placed++;
+    else
+        n->prefilling += r->prefilling;
+}
+
+void coord_core_leave(coord_core *c, coord_request *r, coord_side side) {
+    coord_seat *seat = &r->seat[side];
+    coord_entry *n = &c->nodes[seat->node];
+    if (seat->prev)
+        seat->prev->seat[side].next = seat->next;
+    else
+        n->first[side] = seat->next;
+    if (seat->next) seat->next->seat[side].prev = seat->prev;
+    *seat = (coord_seat){.node = -1};
+    if (side == SIDE_DECODE)
+        n->placed--;
+    else
+        n->prefilling -= r->prefilling;
+    n->busy_ms = INT64_MIN; /* one of its requests ended: it may have room */
+    c->changed = true;
+}
+
+static void lose_node(coord_core *c, coord_entry *n) {
+    if (!n->alive) return;
+    n->alive = false;
+    for (int side = 0; side < SIDES; side++)
+        while (n->first[side])
+            coord_request_side_failed(c, n->first[side], side, ST_PEER_LOST, "the node was lost");
+}
+
+static void hear_node(coord_core *c, int node, const coord_node *state) {
+    coord_entry *n = &c->nodes[node];
+    if (n->known && state->epoch < n->state.epoch) return; /* a process that is gone */
+    if (n->known && state->epoch > n->state.epoch) {
+        lose_node(c, n);
+        n->avoid_ms = INT64_MIN;
+    }
+    n->state = *state;
+    n->known = n->alive = true;
+    n->busy_ms = INT64_MIN;
+    c->changed = true;
+    if (node >= c->nodes_end) c->nodes_end = node + 1;
+}
+
+/* ---- step --------------------------------------------------------------------------------------- */
+
+coord_action *coord_core_act(coord_core *c, coord_action_kind kind, const coord_request *r, int node) {
+    assert(c->actions_count < c->actions_max);
+    coord_action *a = &c->actions[c->actions_count++];
+    *a = (coord_action){.kind = kind, .request = r ? r->number : 0, .attempt = r ? r->attempt : 0,
+                        .node = node};
+    return a;
+}
+
+static void tick(coord_core *c) {
+    c->changed = true; /* nodes may be free of a ban */
+    coord_heap *timers = &c->heap[HEAP_TIMER];
+    while (timers->count > 0 && timers->at[0]->key[HEAP_TIMER] <= c->now_ms)
+        coord_request_due(c, timers->at[0]);
+}
+
+static void place_waiting(coord_core *c) {
+    coord_heap *queue = &c->heap[HEAP_QUEUE];
+    while (queue->count > 0) {
+        coord_request *r = queue->at[0];
+        int node = coord_route_decode(c->nodes, c->nodes_end, r->prefer_node, c->turn, c->now_ms);
+        if (node < 0) break;
+        c->turn++;
+        coord_request_place(c, r, node);
+    }
+    c->changed = false;
+}
+
+void coord_core_step(coord_core *c, const coord_event *e, int64_t now_ms, coord_actions *out) {
+    assert(now_ms >= c->now_ms);
+    c->now_ms = now_ms;
+    c->actions_count = 0;
+    free_forgotten(c);
+    coord_request *r = NULL;
+    switch (e->kind) {
+    case COORD_SUBMIT: coord_request_submit(c, e); break;
+    case COORD_NODE_STATE:
+        assert(e->node >= 0 && e->node < COORD_NODES_MAX);
+        hear_node(c, e->node, &e->node_state);
+        break;
+    case COORD_NODE_LOST:
+        assert(e->node >= 0 && e->node < COORD_NODES_MAX);
+        lose_node(c, &c->nodes[e->node]);
+        break;
+    case COORD_TICK: tick(c); break;
+    default:
+        if ((r = find(c, e->request))) coord_request_event(c, r, e); /* else: forgotten already */
+    }
+    if (c->changed) place_waiting(c);
+    *out = (coord_actions){.at = c->actions, .count = c->actions_count};
+}
+
+int64_t coord_core_next_tick_ms(const coord_core *c) {
+    int64_t next = c->heap[HEAP_TIMER].count ? c->heap[HEAP_TIMER].at[0]->key[HEAP_TIMER] : INT64_MAX;
+    if (c->heap[HEAP_QUEUE].count == 0) return next;
+    for (int i = 0; i < c->nodes_end; i++) {
+        const coord_entry *n = &c->nodes[i];
+        if (!n->alive) continue;
+        if (n->busy_ms > c->now_ms && n->busy_ms < next) next = n->busy_ms;
+        if (n->avoid_ms > c->now_ms && n->avoid_ms < next) next = n->avoid_ms;
+    }
+    return next;
+}

@@ -1,0 +1,378 @@
+/* generate.c -- one client's call: checked, branched n times, streamed back, ended once.
+ *
+ *   one call, job.n branches; a branch is one request of the core
+ *   branch 0      submitted at once
+ *   branches 1..  submitted when the decode node of branch 0 said its first token, and to the same node:
+ *                 the prompt's pages are in its prefix cache by then [coord_generate_fan_out]
+ *   a branch      finished by the core [coord_generate_finish], told to the client [flush]
+ *   the call      ended when every branch is both, or one has failed and the others are canceled [end]
+ *
+ * Flow control: a chunk that fills the client's window blocks the call. Then the Decode streams of its
+ * branches are paused, so that each node soon stops computing for it, and the few tokens already under
+ * way wait in the branches' answers until the client has read. */
+#include "coordinator/service.h"
+#include <assert.h>
+#include <inttypes.h>
+#include <string.h>
+
+static void flush(coord_client *c);
+static void end(coord_client *c);
+
+METRIC(requests_total, "baton_requests_total", NULL, METRIC_COUNTER, "Generate calls taken on");
+METRIC(requests_ok, "baton_requests_finished_total", "status=\"ok\"", METRIC_COUNTER, "Generate calls ended, by status");
+METRIC(requests_canceled, "baton_requests_finished_total", "status=\"canceled\"", METRIC_COUNTER, "Generate calls ended, by status");
+METRIC(requests_failed, "baton_requests_finished_total", "status=\"failed\"", METRIC_COUNTER, "Generate calls ended, by status");
+METRIC(tokens_total, "baton_tokens_total", NULL, METRIC_COUNTER, "answer tokens given to clients");
+
+/* ---- birth and death ----------------------------------------------------------------------------- */
+
+/* Branch 0 keeps the seed, so that n = 1 is the n = 2 answer's first. */
+static uint64_t branch_seed(uint64_t seed, int32_t index) {
+    uint64_t x = seed + (uint64_t)index * 0x9E3779B97F4A7C15ull; /* splitmix64 (Steele et al. 2014) */
+    if (index == 0) return seed;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+    return x ^ (x >> 31);
+}
+
+static void name_branch(coord_branch *b, const char *id) {
+    if (b->index == 0)
+        snprintf(b->id, sizeof b->id, "%s", id);
+    else
+        snprintf(b->id, sizeof b->id, "%.*s/%d", COORD_ID_BYTES_MAX, id, b->index + 1);
+}
+
+static status make_branches(coord_client *c) {
+    coord_job *job = &c->job;
+    if (!job->has_seed) job->sampling.seed = coord_service_random();
+    char id[COORD_ID_BYTES_MAX + 1];
+    snprintf(id, sizeof id, "%s", job->id);
+    if (!*id) snprintf(id, sizeof id, "r-%016" PRIx64, coord_service_random());
+    c->branches = arena_alloc(c->memory, (size_t)job->n * sizeof *c->branches);
+    if (!c->branches) return ST_NO_MEMORY;
+    for (int32_t i = 0; i < job->n; i++) {
+        coord_branch *b = &c->branches[i];
+        b->client = c;
+        b->index = i;
+        b->seed = branch_seed(job->sampling.seed, i);
+        b->decode_node = b->prefill_node = b->prefer_node = -1;
+        b->answer.text = (coord_text){.vocab = c->service->model.vocab,
+                                      .stops = job->stops,
+                                      .stops_count = job->stops_count};
+        name_branch(b, id);
+    }
+    c->live = job->n;
+    return ST_OK;
+}
+
+static void on_free(rpc_call *call, void *user) {
+    (void)call;
+    coord_client *c = user;
+    coord_service *s = c->service;
+    for (int32_t i = 0; i < c->job.n; i++) coord_answer_free(&c->branches[i].answer);
+    if (c->prev) c->prev->next = c->next;
+    else s->clients = c->next;
+    if (c->next) c->next->prev = c->prev;
+    s->clients_count--;
+    arena_destroy(c->memory);
+    coord_service_client_left(s);
+}
+
+static void on_cancel(rpc_call *call, void *user) {
+    (void)call;
+    coord_client *c = user;
+    coord_generate_cancel(c, ST_CANCELED, "the client left");
+    coord_service_settle(c->service);
+}
+
+static void on_writable(rpc_call *call, void *user) {
+    (void)call;
+    coord_client *c = user;
+    c->blocked = false;
+    flush(c);
+    for (int32_t i = 0; i < c->job.n && !c->blocked; i++) coord_leg_pause(&c->branches[i], false);
+    end(c);
+    coord_service_settle(c->service);
+}
+
+static void submit(coord_branch *b, int prefer_node) {
+    b->want_submit = true;
+    b->prefer_node = prefer_node;
+    if (b->submitted_us == 0) b->submitted_us = clock_now_us();
+    coord_service_due(b);
+}
+
+static void take_on(coord_service *s, coord_client *c) {
+    static const rpc_call_events events = {on_cancel, on_writable, on_free};
+    int64_t left_ms = rpc_call_time_left_ms(c->call);
+    c->service = s;
+    c->deadline_ms = left_ms == INT64_MAX ? INT64_MAX : clock_now_ms() + left_ms;
+    c->next = s->clients;
+    if (c->next) c->next->prev = c;
+    s->clients = c;
+    s->clients_count++;
+    rpc_call_watch(c->call, &events, c);
+    metric_add(&requests_total, 1);
+    submit(&c->branches[0], -1);
+    coord_service_settle(s);
+}
+
+static void on_request(rpc_call *call, const ProtobufCMessage *request, coord_service *s, bool once) {
+    error err = {0};
+    if (s->draining) {
+        rpc_call_finish(call, ST_PEER_LOST, "this coordinator is shutting down", 1000);
+        return;
+    }
+    arena *memory = arena_create(4096);
+    coord_client *c = memory ? arena_alloc(memory, sizeof *c) : NULL;
+    status st = c ? ST_OK : error_set(&err, ST_NO_MEMORY, "no memory for another request");
+    if (st == ST_OK) {
+        *c = (coord_client){.service = s, .call = call, .once = once, .memory = memory,
+                            .retry_after_ms = -1};
+        st = coord_check_generate(&s->model, (const Baton__V1__GenerateRequest *)request, memory,
+                                  &c->job, &err);
+    }
+    if (st == ST_OK) {
+        st = make_branches(c);
+        if (st != ST_OK) error_set(&err, st, "no memory for %d answers", c->job.n);
+    }
+    if (st != ST_OK) {
+        log_write(LOG_INFO, NULL, "request.refused", "peer=%s: %s", rpc_call_peer(call), err.text);
+        rpc_call_finish(call, st, err.text, st == ST_NO_MEMORY ? 1000 : -1);
+        arena_destroy(memory);
+        return;
+    }
+    take_on(s, c);
+}
+
+void coord_generate_on_request(rpc_call *call, const ProtobufCMessage *request, void *ctx) {
+    on_request(call, request, ctx, false);
+}
+
+void coord_generate_once_on_request(rpc_call *call, const ProtobufCMessage *request, void *ctx) {
+    on_request(call, request, ctx, true);
+}
+
+/* ---- messages to the client ------------------------------------------------------------------------ */
+
+static double span_ms(int64_t from_us, int64_t to_us) {
+    return from_us > 0 && to_us > from_us ? (double)(to_us - from_us) / 1000 : 0;
+}
+
+typedef struct finish_message {
+    Baton__V1__Finish finish;
+    Baton__V1__Usage usage;
+    Baton__V1__Timings timings;
+} finish_message;
+
+static Baton__V1__Finish *fill_finish(const coord_branch *b, finish_message *m) {
+    const coord_service *s = b->client->service;
+    baton__v1__finish__init(&m->finish);
+    baton__v1__usage__init(&m->usage);
+    baton__v1__timings__init(&m->timings);
+    int32_t prompt = b->client->job.count;
+    m->usage.prompt_tokens = prompt;
+    m->usage.completion_tokens = b->tokens_count;
+    m->usage.cached_tokens = b->cached < 0 ? 0 : b->cached > prompt ? prompt : b->cached;
+    m->timings.queue = span_ms(b->submitted_us, b->placed_us);
+    m->timings.prefill = b->prefill_ms;
+    m->timings.kv_transfer = b->prefill_node >= 0 ? b->transfer_ms : 0;
+    m->timings.ttft = span_ms(b->submitted_us, b->first_us);
+    m->timings.decode = span_ms(b->first_us, b->last_us);
+    m->finish.reason = (Baton__V1__FinishReason)b->reason;
+    m->finish.usage = &m->usage;
+    m->finish.timings = &m->timings;
+    m->finish.attempts = b->attempts;
+    int reader = b->prefill_node >= 0 ? b->prefill_node : b->decode_node;
+    m->finish.prefill_node = (char *)(uintptr_t)coord_service_node_name(s, reader);
+    m->finish.decode_node = (char *)(uintptr_t)coord_service_node_name(s, b->decode_node);
+    return &m->finish;
+}
+
+static status send_chunk(coord_branch *b) {
+    coord_client *c = b->client;
+    finish_message finish;
+    Baton__V1__GenerateChunk chunk = BATON__V1__GENERATE_CHUNK__INIT;
+    arena *memory = arena_create(1024);
+    if (!memory) return ST_NO_MEMORY;
+    chunk.index = b->index;
+    chunk.text = coord_answer_text(&b->answer, memory);
+    chunk.tokens = coord_answer_infos(&b->answer, memory);
+    chunk.n_tokens = (size_t)b->answer.told_count;
+    if (!b->opened) chunk.request_id = b->id;
+    if (!b->opened) chunk.seed = b->seed;
+    if (b->finished) chunk.finish = fill_finish(b, &finish);
+    status st = ST_NO_MEMORY;
+    if (chunk.text && chunk.tokens) st = rpc_call_send(c->call, &chunk.base);
+    arena_destroy(memory);
+    if (st != ST_OK && st != ST_AGAIN) return st;
+    coord_answer_sent(&b->answer);
+    b->opened = true;
+    b->told = b->finished;
+    c->blocked = st == ST_AGAIN;
+    return ST_OK;
+}
+
+/* Gives the client what the branches hold, as far as it reads. */
+static void flush(coord_client *c) {
+    if (c->once || c->ended || c->st != ST_OK) return;
+    bool was_blocked = c->blocked;
+    for (int32_t i = 0; i < c->job.n && !c->blocked; i++) {
+        coord_branch *b = &c->branches[i];
+        if (b->told || (coord_answer_empty(&b->answer) && !b->finished)) continue;
+        status st = send_chunk(b);
+        if (st != ST_OK) {
+            coord_generate_cancel(c, st, "no memory for a chunk of the answer");
+            return;
+        }
+    }
+    if (c->blocked && !was_blocked)
+        for (int32_t i = 0; i < c->job.n; i++) coord_leg_pause(&c->branches[i], true);
+}
+
+static status send_result(coord_client *c) {
+    Baton__V1__GenerateResult result = BATON__V1__GENERATE_RESULT__INIT;
+    Baton__V1__Choice choices[COORD_N_MAX], *at[COORD_N_MAX];
+    finish_message finishes[COORD_N_MAX];
+    for (int32_t i = 0; i < c->job.n; i++) {
+        coord_branch *b = &c->branches[i];
+        baton__v1__choice__init(&choices[i]);
+        choices[i].index = i;
+        choices[i].text = coord_answer_text(&b->answer, c->memory);
+        choices[i].tokens = coord_answer_infos(&b->answer, c->memory);
+        choices[i].n_tokens = (size_t)b->answer.told_count;
+        choices[i].finish = fill_finish(b, &finishes[i]);
+        if (!choices[i].text || !choices[i].tokens) return ST_NO_MEMORY;
+        at[i] = &choices[i];
+    }
+    result.request_id = c->branches[0].id;
+    result.seed = c->branches[0].seed;
+    result.choices = at;
+    result.n_choices = (size_t)c->job.n;
+    status st = rpc_call_send(c->call, &result.base);
+    return st == ST_AGAIN ? ST_OK : st;
+}
+
+/* Ends the call once nothing is left to be told. */
+static void end(coord_client *c) {
+    if (c->live > 0 || c->ended) return;
+    if (c->st == ST_OK && !c->once)
+        for (int32_t i = 0; i < c->job.n; i++)
+            if (!c->branches[i].told) return;
+    if (c->st == ST_OK && c->once && send_result(c) == ST_NO_MEMORY) {
+        c->st = ST_NO_MEMORY;
+        snprintf(c->text, sizeof c->text, "no memory for the answer");
+    }
+    c->ended = true;
+    metric_add(c->st == ST_OK ? &requests_ok : c->st == ST_CANCELED ? &requests_canceled : &requests_failed, 1);
+    rpc_call_finish(c->call, c->st, c->st == ST_OK ? NULL : c->text, c->retry_after_ms);
+}
+
+/* ---- the core's actions ---------------------------------------------------------------------------- */
+
+static const Baton__Node__V1__Token *info_at(const coord_branch *b, int32_t index) {
+    for (size_t i = 0; i < b->heard_count; i++)
+        if (b->heard[i]->index == index) return b->heard[i];
+    return NULL;
+}
+
+/* The token that ends an answer has no text in it. */
+static bool is_silent(const coord_client *c, int32_t token) {
+    for (int32_t i = 0; i < c->job.stop_tokens_count; i++)
+        if (c->job.stop_tokens[i] == token) return true;
+    return !c->job.ignore_eos && eng_vocab_is_stop(c->service->model.vocab, token);
+}
+
+void coord_generate_emit(coord_branch *b, const coord_action *action) {
+    coord_client *c = b->client;
+    if (c->st != ST_OK || b->answer.text.stopped) return;
+    for (int32_t i = 0; i < action->emit.count && !b->answer.text.stopped; i++) {
+        int32_t token = action->emit.tokens[i];
+        status st = coord_answer_push(&b->answer, token, info_at(b, action->emit.index + i),
+                                      is_silent(c, token));
+        if (st != ST_OK) {
+            coord_generate_cancel(c, st, "no memory for the answer");
+            return;
+        }
+        b->tokens_count++;
+        metric_add(&tokens_total, 1);
+    }
+    b->last_us = clock_now_us();
+    if (b->first_us == 0) b->first_us = b->last_us;
+    if (b->answer.text.stopped) {
+        b->want_stop = true;
+        coord_service_due(b);
+    }
+    flush(c);
+}
+
+static void again(void *arg) {
+    coord_branch *b = arg;
+    b->again = NULL;
+    submit(b, b->prefer_node);
+    coord_service_settle(b->client->service);
+}
+
+/* A branch after the first belongs to a call that was accepted: a full queue delays it. */
+static bool submit_again(coord_branch *b, const coord_action *a) {
+    coord_client *c = b->client;
+    if (a->finish.st != ST_AGAIN || b->index == 0 || c->st != ST_OK) return false;
+    int64_t delay_ms = a->finish.retry_after_ms > 0 ? a->finish.retry_after_ms : 100;
+    return rpc_timer_start(c->service->loop, delay_ms, again, b, &b->again) == ST_OK;
+}
+
+static void close_branch(coord_branch *b) {
+    if (b->finished) return;
+    if (b->again) rpc_timer_cancel(b->again);
+    b->again = NULL;
+    b->finished = true;
+    b->client->live--;
+}
+
+void coord_generate_finish(coord_branch *b, const coord_action *a) {
+    coord_client *c = b->client;
+    coord_leg_drop(b);
+    coord_service_leave(c->service, b);
+    b->want_stop = b->want_cancel = false;
+    b->failed_attempt[LEG_DECODE] = b->failed_attempt[LEG_PREFILL] = 0;
+    if (submit_again(b, a)) return;
+    b->reason = a->finish.reason;
+    b->attempts = a->finish.attempts;
+    close_branch(b);
+    status st = a->finish.st;
+    if (st == ST_OK) st = coord_text_end(&b->answer.text);
+    if (st == ST_OK) {
+        coord_generate_fan_out(c, b->decode_node);
+    } else {
+        if (c->st == ST_OK && (st == ST_AGAIN || st == ST_NO_MEMORY))
+            c->retry_after_ms = a->finish.retry_after_ms;
+        coord_generate_cancel(c, st, a->finish.text ? a->finish.text : status_text(st));
+    }
+    flush(c);
+    end(c);
+}
+
+void coord_generate_fan_out(coord_client *c, int node) {
+    if (c->fanned || c->st != ST_OK) return;
+    c->fanned = true;
+    for (int32_t i = 1; i < c->job.n; i++) submit(&c->branches[i], node);
+    coord_service_settle(c->service);
+}
+
+/* The call fails with st: what its branches still do is canceled. */
+void coord_generate_cancel(coord_client *c, status st, const char *text) {
+    if (c->st != ST_OK || c->ended) return;
+    c->st = st;
+    snprintf(c->text, sizeof c->text, "%s", text);
+    for (int32_t i = 0; i < c->job.n; i++) {
+        coord_branch *b = &c->branches[i];
+        b->want_submit = false;
+        if (b->number) {
+            b->want_cancel = true;
+            coord_service_due(b);
+        } else {
+            close_branch(b);
+        }
+    }
+    end(c);
+}

@@ -1,0 +1,362 @@
+/* request.c -- the life of one request, from the client's call to its last token.
+ *
+ *   QUEUED -> RESERVING -> PREFILLING -> MOVING -> DECODING -> (finished)
+ *
+ *   QUEUED     -> RESERVING    [coord_request_place]  a decode node has room: its Decode starts
+ *   RESERVING  -> PREFILLING   [reserved]             pages are promised: Prefill starts elsewhere
+ *   RESERVING  -> DECODING     [reserved]             nothing to send: the decode node computes alone
+ *   PREFILLING -> MOVING       [first_token, sent]    the prompt is read, its last pages are moving
+ *   any placed -> DECODING     [landed, tokens]       the decode node has what it will get
+ *   any placed -> QUEUED       [retry]                a node failed or is full; emitted tokens are kept
+ *   any        -> finished     [finish]               answered, canceled, too late, or given up
+ *
+ * Rules:
+ *  1. A placement is an attempt with its own number. What a stream of an older attempt says, or one
+ *     that was canceled, is dropped: see coord_request_event().
+ *  2. A token is emitted once, at the index after the last one, whichever node says it first. Who
+ *     says a known index again must say the same token; the same bytes are a promise, so a
+ *     difference ends the request rather than the client reading either.
+ *  3. A new attempt starts from prompt + emitted tokens. The sampler's randomness is a function of
+ *     the position, so it goes on as if nothing had happened.
+ *  4. A failed prefill matters only until the decode node has landed: from then on it needs nobody.
+ *  5. "Full" (ST_AGAIN) is an answer, not a failure: it costs no attempt and bans no node. */
+#include "coordinator/core_internal.h"
+#include <assert.h>
+#include <inttypes.h>
+#include <string.h>
+
+static const char *const side_names[SIDES] = {"decode", "prefill"};
+
+/* ---- birth -------------------------------------------------------------------------------------- */
+
+static coord_request *create(const coord_event *e) {
+    assert(e->request != 0 && e->submit.count > 0 && e->submit.max_tokens > 0);
+    size_t tokens = (size_t)e->submit.count + (size_t)e->submit.max_tokens;
+    size_t id_bytes = strlen(e->submit.id) + 1;
+    coord_request *r = mem_alloc(sizeof *r + tokens * sizeof(int32_t) + id_bytes);
+    if (!r) return NULL;
+    *r = (coord_request){.number = e->request,
+                         .tokens = (int32_t *)(r + 1),
+                         .count = e->submit.count,
+                         .prompt_count = e->submit.count,
+                         .max_tokens = e->submit.max_tokens,
+                         .prefer_node = e->submit.prefer_node,
+                         .deadline_ms = e->submit.deadline_ms,
+                         .retry_ms = INT64_MAX,
+                         .seat = {{.node = -1}, {.node = -1}},
+                         .place = {-1, -1}};
+    memcpy(r->tokens, e->submit.tokens, (size_t)r->count * sizeof(int32_t));
+    r->id = memcpy(r->tokens + tokens, e->submit.id, id_bytes);
+    return r;
+}
+
+/* The answer to a request that was never accepted. */
+static void refuse(coord_core *c, const coord_event *e, status st, const char *text) {
+    log_write(LOG_INFO, e->submit.id, "request.refused", "status=%s %s", status_name(st), text);
+    coord_action *a = coord_core_act(c, COORD_DO_FINISH, NULL, -1);
+    a->request = e->request;
+    a->finish.st = st;
+    a->finish.text = text;
+    if (st == ST_AGAIN) a->finish.retry_after_ms = coord_core_retry_after(c);
+}
+
+/* A bounded wait: with no place free right now the queue must have room. */
+static bool queue_is_full(const coord_core *c, const coord_event *e) {
+    if (coord_core_counts(c).waiting < c->limits.queue_max) return false;
+    if (c->heap[HEAP_QUEUE].count > 0) return true;
+    return coord_route_decode(c->nodes, c->nodes_end, e->submit.prefer_node, c->turn, c->now_ms) < 0;
+}
+
+void coord_request_submit(coord_core *c, const coord_event *e) {
+    if (coord_route_outlook(c->nodes, c->nodes_end, c->now_ms) == OUTLOOK_NONE) {
+        refuse(c, e, ST_PEER_LOST, "no decode node is ready");
+        return;
+    }
+    if (c->requests == c->limits.requests_max || queue_is_full(c, e)) {
+        snprintf(c->text, sizeof c->text,
+                 "full: %d requests are waiting (at most %d), %d are alive (at most %d)",
+                 coord_core_counts(c).waiting, c->limits.queue_max, c->requests,
+                 c->limits.requests_max);
+        refuse(c, e, ST_AGAIN, c->text);
+        return;
+    }
+    coord_request *r = create(e);
+    if (!r) {
+        refuse(c, e, ST_NO_MEMORY, "the coordinator has no memory for the request");
+        return;
+    }
+    coord_core_insert(c, r);
+    log_write(LOG_INFO, r->id, "request.queued", "tokens=%d max_tokens=%d", r->count, r->max_tokens);
+    coord_core_enqueue(c, r, 0);
+}
+
+/* ---- ends --------------------------------------------------------------------------------------- */
+
+/* Cancels what is still open of this attempt. */
+static void cancel_streams(coord_core *c, coord_request *r) {
+    static const coord_action_kind cancel[SIDES] = {COORD_DO_CANCEL_DECODE, COORD_DO_CANCEL_PREFILL};
+    for (int side = 0; side < SIDES; side++) {
+        if (r->seat[side].node < 0) continue;
+        coord_core_act(c, cancel[side], r, r->seat[side].node);
+        coord_core_leave(c, r, side);
+    }
+}
+
+/* text: NULL with ST_OK; copied. */
+static void finish(coord_core *c, coord_request *r, status st, int32_t reason, const char *text) {
+    cancel_streams(c, r);
+    coord_action *a = coord_core_act(c, COORD_DO_FINISH, r, -1);
+    a->finish.st = st;
+    a->finish.reason = reason;
+    a->finish.attempts = r->attempt ? r->failures + 1 : 0;
+    if (text && text != r->text) snprintf(r->text, sizeof r->text, "%s", text);
+    a->finish.text = text ? r->text : NULL;
+    log_write(LOG_INFO, r->id, "request.finished", "status=%s tokens=%d attempts=%d%s%s",
+              status_name(st), r->count - r->prompt_count, a->finish.attempts, text ? " " : "",
+              text ? r->text : "");
+    coord_core_forget(c, r);
+}
+
+/* Back to the queue. A failed attempt whose only decode nodes have just failed waits out their ban,
+ * lest a node that is restarting eats every attempt within a millisecond. */
+static void retry(coord_core *c, coord_request *r, bool failed) {
+    cancel_streams(c, r);
+    r->state = REQUEST_QUEUED;
+    bool wait = failed && coord_route_outlook(c->nodes, c->nodes_end, c->now_ms) == OUTLOOK_AVOIDED;
+    log_write(LOG_INFO, r->id, "request.queued", "tokens=%d failures=%d wait_ms=%d", r->count,
+              r->failures, wait ? c->limits.avoid_ms : 0);
+    coord_core_enqueue(c, r, wait ? c->now_ms + c->limits.avoid_ms : 0);
+}
+
+/* Its timer came: too late for the client, or time to try again. */
+void coord_request_due(coord_core *c, coord_request *r) {
+    if (r->deadline_ms <= c->now_ms) {
+        finish(c, r, ST_DEADLINE, 0, "the deadline passed");
+        return;
+    }
+    coord_core_dequeue(c, r);
+    coord_core_enqueue(c, r, 0);
+}
+
+/* ---- placement ----------------------------------------------------------------------------------- */
+
+static int route_prefill(const coord_core *c) {
+    return coord_route_prefill(c->nodes, c->nodes_end, c->turn, c->now_ms);
+}
+
+void coord_request_place(coord_core *c, coord_request *r, int node) {
+    coord_core_dequeue(c, r);
+    coord_core_sit(c, r, SIDE_DECODE, node);
+    r->state = REQUEST_RESERVING;
+    r->attempt++;
+    r->confirmed = r->count;
+    coord_action *a = coord_core_act(c, COORD_DO_DECODE, r, node);
+    a->decode.tokens = r->tokens;
+    a->decode.count = r->count;
+    a->decode.prompt_count = r->prompt_count;
+    a->decode.max_tokens = r->max_tokens;
+    a->decode.local_tokens_max = coord_route_local_tokens(&c->limits, route_prefill(c));
+    log_write(LOG_INFO, r->id, "request.reserving",
+              "attempt=%u decode=%d tokens=%d local_tokens_max=%d", r->attempt, node, r->count,
+              a->decode.local_tokens_max);
+}
+
+static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
+    int32_t cached = e->reserved.cached, wanted = e->reserved.wanted;
+    if (r->state != REQUEST_RESERVING || cached < 0 || cached > wanted || wanted > r->count) {
+        coord_request_side_failed(c, r, SIDE_DECODE, ST_CORRUPT, "it reserved what was not asked for");
+        return;
+    }
+    if (wanted == cached) {
+        r->state = REQUEST_DECODING;
+        log_write(LOG_INFO, r->id, "request.decoding", "attempt=%u cached=%d local", r->attempt,
+                  cached);
+        return;
+    }
+    int node = route_prefill(c);
+    if (node < 0) { /* none is left: this time the decode node is told to compute it all */
+        retry(c, r, false);
+        return;
+    }
+    r->prefilling = wanted - cached;
+    coord_core_sit(c, r, SIDE_PREFILL, node);
+    r->state = REQUEST_PREFILLING;
+    coord_action *a = coord_core_act(c, COORD_DO_PREFILL, r, node);
+    a->prefill.tokens = r->tokens;
+    a->prefill.count = r->count;
+    a->prefill.prompt_count = r->prompt_count;
+    a->prefill.ticket = e->reserved.ticket;
+    a->prefill.kv_address = e->reserved.kv_address;
+    a->prefill.skip = cached;
+    a->prefill.send_end = wanted;
+    log_write(LOG_INFO, r->id, "request.prefilling", "attempt=%u prefill=%d cached=%d wanted=%d",
+              r->attempt, node, cached, wanted);
+}
+
+static void move_on(coord_request *r, coord_request_state state, const char *event) {
+    if (r->state >= state) return;
+    r->state = state;
+    log_write(LOG_INFO, r->id, event, "attempt=%u", r->attempt);
+}
+
+/* ---- tokens -------------------------------------------------------------------------------------- */
+
+/* Rule 2. false: the request was finished. */
+static bool relay(coord_core *c, coord_request *r, const coord_event *e, coord_side side) {
+    int32_t index = e->tokens.index, count = e->tokens.count, from = r->count;
+    int64_t end = (int64_t)index + count;
+    if (index < r->prompt_count || index > r->count || count < 0 ||
+        end > (int64_t)r->prompt_count + r->max_tokens) {
+        snprintf(r->text, sizeof r->text,
+                 "%s node %d sent %d tokens at index %d, expected index %d of at most %d", side_names[side], r->seat[side].node, count, index, r->count,
+                 r->prompt_count + r->max_tokens);
+        finish(c, r, ST_INTERNAL, 0, r->text);
+        return false;
+    }
+    for (int32_t i = 0; i < count; i++) {
+        int32_t at = index + i, token = e->tokens.tokens[i];
+        if (at == r->count) r->tokens[r->count++] = token;
+        if (r->tokens[at] == token) continue;
+        c->disagreements++;
+        snprintf(r->text, sizeof r->text,
+                 "%s node %d says token %d at index %d, where token %d was said before", side_names[side], r->seat[side].node, token, at, r->tokens[at]);
+        log_write(LOG_ERROR, r->id, "request.disagreement", "%s", r->text);
+        finish(c, r, ST_INTERNAL, 0, r->text);
+        return false;
+    }
+    if (side == SIDE_DECODE && r->confirmed < end) r->confirmed = (int32_t)end;
+    if (r->count == from) return true;
+    coord_action *a = coord_core_act(c, COORD_DO_EMIT, r, -1);
+    a->emit.index = from;
+    a->emit.tokens = r->tokens + from;
+    a->emit.count = r->count - from;
+    return true;
+}
+
+/* ---- streams end --------------------------------------------------------------------------------- */
+
+/* Whether another node may do better with the same request. */
+static bool worth_another_try(status st) {
+    switch (st) {
+    case ST_AGAIN:
+    case ST_CANCELED: /* not by us: what we cancel is not heard any more */
+    case ST_PEER_LOST:
+    case ST_PEER_STALE:
+    case ST_CORRUPT:
+    case ST_NO_MEMORY:
+    case ST_IO:
+    case ST_DEVICE:
+    case ST_INTERNAL: return true;
+    default: return false;
+    }
+}
+
+/* What a failure tells about the node: full, bad, or nothing (a stale ticket is the other end's). */
+static void judge_node(coord_core *c, int node, status st) {
+    coord_entry *n = &c->nodes[node];
+    if (st == ST_AGAIN)
+        n->busy_ms = c->now_ms + COORD_BUSY_MS;
+    else if (n->alive && st != ST_PEER_STALE)
+        n->avoid_ms = c->now_ms + c->limits.avoid_ms;
+}
+
+/* The stream of one side is over and did not do its work: the attempt with it. */
+static void attempt_failed(coord_core *c, coord_request *r, int node, coord_side side, status st,
+                           const char *text) {
+    judge_node(c, node, st);
+    if (st == ST_AGAIN) {
+        retry(c, r, false);
+        return;
+    }
+    c->retries++;
+    log_write(LOG_WARN, r->id, "request.attempt.failed", "attempt=%u %s=%d status=%s %s", r->attempt,
+              side_names[side], node, status_name(st), text ? text : status_text(st));
+    if (++r->failures < COORD_ATTEMPTS_MAX) {
+        retry(c, r, true);
+        return;
+    }
+    r->failures--; /* finish() counts this attempt */
+    snprintf(r->text, sizeof r->text, "given up after %d attempts; the last one: %s node %d: %s",
+             COORD_ATTEMPTS_MAX, side_names[side], node, text ? text : status_text(st));
+    finish(c, r, ST_PEER_LOST, 0, r->text);
+}
+
+/* The stream broke, or its node is lost: we cancel what may be left of it. */
+void coord_request_side_failed(coord_core *c, coord_request *r, coord_side side, status st,
+                               const char *text) {
+    int node = r->seat[side].node;
+    if (side == SIDE_PREFILL && r->state == REQUEST_DECODING) { /* rule 4 */
+        coord_core_act(c, COORD_DO_CANCEL_PREFILL, r, node);
+        coord_core_leave(c, r, side);
+        return;
+    }
+    cancel_streams(c, r);
+    attempt_failed(c, r, node, side, st, text);
+}
+
+static void decode_end(coord_core *c, coord_request *r, const coord_event *e) {
+    int node = r->seat[SIDE_DECODE].node;
+    coord_core_leave(c, r, SIDE_DECODE);
+    if (e->end.st == ST_OK && e->end.done && r->confirmed == r->count) {
+        finish(c, r, ST_OK, e->end.reason, NULL);
+    } else if (e->end.st == ST_OK && e->end.done) {
+        c->disagreements++;
+        snprintf(r->text, sizeof r->text,
+                 "decode node %d ended the answer before index %d, where a prefill node had a token",
+                 node, r->confirmed);
+        finish(c, r, ST_INTERNAL, 0, r->text);
+    } else if (e->end.st == ST_OK) {
+        attempt_failed(c, r, node, SIDE_DECODE, ST_INTERNAL, "its stream ended before the answer did");
+    } else if (worth_another_try(e->end.st)) {
+        attempt_failed(c, r, node, SIDE_DECODE, e->end.st, e->end.text);
+    } else {
+        finish(c, r, e->end.st, 0, e->end.text ? e->end.text : status_text(e->end.st));
+    }
+}
+
+static void prefill_end(coord_core *c, coord_request *r, const coord_event *e) {
+    int node = r->seat[SIDE_PREFILL].node;
+    coord_core_leave(c, r, SIDE_PREFILL);
+    if (e->end.st == ST_OK || r->state == REQUEST_DECODING) return; /* rule 4 */
+    attempt_failed(c, r, node, SIDE_PREFILL, e->end.st, e->end.text);
+}
+
+/* ---- events -------------------------------------------------------------------------------------- */
+
+static void decode_event(coord_core *c, coord_request *r, const coord_event *e) {
+    if (e->attempt != r->attempt || r->seat[SIDE_DECODE].node < 0) return; /* rule 1 */
+    switch (e->kind) {
+    case COORD_RESERVED: reserved(c, r, e); break;
+    case COORD_LANDED: move_on(r, REQUEST_DECODING, "request.decoding"); break;
+    case COORD_TOKENS:
+        if (relay(c, r, e, SIDE_DECODE)) move_on(r, REQUEST_DECODING, "request.decoding");
+        break;
+    default: decode_end(c, r, e);
+    }
+}
+
+static void prefill_event(coord_core *c, coord_request *r, const coord_event *e) {
+    if (e->attempt != r->attempt || r->seat[SIDE_PREFILL].node < 0) return; /* rule 1 */
+    switch (e->kind) {
+    case COORD_FIRST_TOKEN:
+        if (relay(c, r, e, SIDE_PREFILL)) move_on(r, REQUEST_MOVING, "request.moving");
+        break;
+    case COORD_SENT: move_on(r, REQUEST_MOVING, "request.moving"); break;
+    default: prefill_end(c, r, e);
+    }
+}
+
+void coord_request_event(coord_core *c, coord_request *r, const coord_event *e) {
+    switch (e->kind) {
+    case COORD_CANCEL: finish(c, r, ST_CANCELED, 0, "the client left"); break;
+    case COORD_STOP: finish(c, r, ST_OK, 1, NULL); break;
+    case COORD_RESERVED:
+    case COORD_LANDED:
+    case COORD_TOKENS:
+    case COORD_DECODE_END: decode_event(c, r, e); break;
+    case COORD_FIRST_TOKEN:
+    case COORD_SENT:
+    case COORD_PREFILL_END: prefill_event(c, r, e); break;
+    default: assert(!"an event of a node, not of a request");
+    }
+}

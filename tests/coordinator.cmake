@@ -1,0 +1,4 @@
+# coordinator: the core's decisions (tests/sim drives it with everything else).
+baton_test(unit/coord_core coord_core)
+baton_test(unit/coord_request coord_core)
+baton_test(unit/coord_route coord_core)

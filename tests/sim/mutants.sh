@@ -1,0 +1,52 @@
+#!/bin/sh
+# mutants.sh -- breaks one rule of a shipped file at a time and expects the simulator to notice.
+#
+#   mutants.sh SOURCE_DIR WORK_DIR SEEDS CC OBJECTS-AND-LIBRARIES...
+#
+# A mutant is one line: file ~ sed expression ~ the rule it breaks. The changed copy is compiled and
+# linked before the library that holds the original, which is then not pulled in.
+set -eu
+source=$1 work=$2 seeds=$3 cc=$4
+shift 4
+mkdir -p "$work"
+missed=0 count=0
+while IFS='~' read -r file edit rule; do
+    count=$((count + 1))
+    sed -e "$edit" "$source/$file" > "$work/mutant.c"
+    if cmp -s "$source/$file" "$work/mutant.c"; then
+        echo "MISSED $file: this edit changes nothing any more: $edit"
+        missed=$((missed + 1))
+        continue
+    fi
+    "$cc" -std=gnu11 -O1 -w -I"$source" -c "$work/mutant.c" -o "$work/mutant.o"
+    "$cc" "$work/mutant.o" "$@" -o "$work/mutant"
+    code=0
+    "$work/mutant" --seeds 1 "$seeds" > "$work/out" 2>&1 || code=$?
+    if [ $code -eq 1 ] || [ $code -eq 134 ]; then
+        echo "found  $file: $rule"
+        echo "       $(grep -m1 -E 'failed:|Assertion' "$work/out" | cut -c1-200)"
+    else
+        echo "MISSED $file: $rule (exit code $code)"
+        missed=$((missed + 1))
+    fi
+done <<'TABLE'
+coordinator/request.c~s/if (e->attempt != r->attempt || r->seat\[SIDE_DECODE\].node < 0) return;/if (r->seat[SIDE_DECODE].node < 0) return;/~late events of an old attempt are taken for the current one's
+coordinator/request.c~s/count = e->tokens.count, from = r->count;/count = e->tokens.count, from = index;/~a known token is emitted again
+coordinator/request.c~s/a->decode.count = r->count;/a->decode.count = r->prompt_count + (r->count > r->prompt_count);/~a retry forgets all but one of the emitted tokens
+coordinator/request.c~s/    coord_core_leave(c, r, SIDE_DECODE);/&if (e->end.st == ST_DEVICE) return;/~a device error of the decode node is not retried
+coordinator/core.c~s/    if (key == INT64_MAX)/    if (key)/~timers are not set
+coordinator/core.c~s/        while (n->first\[side\])/        while (0)/~requests of a lost node are not placed again
+decode-node/decode.c~s/        node_core_io(c)->revoke(node_core_io(c)->ctx, s->ticket);/& node_seq_end(c, s, st, text);/~pages are given back before the fence
+decode-node/decode.c~s/s->ready = s->cached + tokens;/s->ready = s->count - 1;/~rows that never landed count as ready
+decode-node/decode.c~s/        emit_reserved(c, s, 0);/        emit_reserved(c, s, 0); node_seq_end(c, s, ST_OK, NULL); return;/~an answer that was complete already is not said to be
+prefill-node/prefill.c~s/        io->send_abort(io->ctx, s->send);/& node_seq_end(c, s, st, text);/~pages are given back while the link reads them
+prefill-node/prefill.c~s/end = min32(s->ready, s->request->send_end);/end = s->request->send_end;/~rows are pushed before they are computed
+node/seq.c~s/int32_t full = s->ready \/ c->limits.page_tokens;/int32_t full = s->count \/ c->limits.page_tokens;/~pages are published before they are full
+node/seq.c~s/        s->ready += tail_tokens;/        s->ready += tail_tokens + 1;/~one row more than was copied counts as ready
+node/seq.c~s/        eng_pool_give(c->pool, tail);/        if (st != ST_OK) &/~the page that was copied from stays pinned
+kvtransfer/promise.c~s/if (at->epoch != f->epoch) return KVT_REFUSE_EPOCH;//~frames of any epoch land
+kvtransfer/promise.c~s/    at->expires_ms = now_ms + at->lease_ms;/    at->expires_ms = INT64_MAX;/~a lease never ends once a frame has come
+kvtransfer/promise.c~s/    for (size_t row = 0; row < (size_t)at->g.layers/    for (size_t row = 0; row < (size_t)1/~a token counts as landed when its first layer has
+TABLE
+echo "$((count - missed)) of $count mutants found"
+[ $missed -eq 0 ]

@@ -1,0 +1,266 @@
+/* coord_request.c -- tests coordinator/request.c: every arrow of a request's life, as stories. */
+#include "coord_story.h"
+
+static coord_limits limits;
+
+static int setup(void **state) {
+    (void)state;
+    limits = coord_limits_default;
+    limits.local_tokens_max = 4;
+    limits.avoid_ms = 100;
+    return 0;
+}
+
+#define NODES {"node 0 D", ""}, {"node 1 P", ""}
+
+static void remote_prefill_to_the_end(void **state) {
+    (void)state;
+    STORY(&limits, NODES,
+          {"submit 1 max=3", "D1.1>0:10,L4"},
+          {"reserved 1.1 0/9", "P1.1>1:0-9"},
+          {"first 1.1 @10 7", "E1@10:7"},
+          {"sent 1.1", ""},
+          {"landed 1.1", ""},
+          {"pend 1.1 ST_OK", ""},
+          {"tokens 1.1 @10 7", ""},
+          {"tokens 1.1 @11 8,9", "E1@11:8,9"},
+          {"dend 1.1 done", "F1:ST_OK/2"},
+          {"tokens 1.1 @13 5", ""});
+}
+
+static void local_prefill(void **state) {
+    (void)state;
+    STORY(&limits, {"node 0 D", ""},
+          {"submit 1", "D1.1>0:10,L*"}, /* no prefill node: all of it here */
+          {"reserved 1.1 3/3", ""},
+          {"tokens 1.1 @10 7", "E1@10:7"},
+          {"dend 1.1 done", "F1:ST_OK/2"});
+}
+
+static void policies(void **state) {
+    (void)state;
+    limits.prefill = COORD_PREFILL_LOCAL;
+    STORY(&limits, NODES, {"submit 1", "D1.1>0:10,L*"});
+    limits.prefill = COORD_PREFILL_REMOTE;
+    STORY(&limits, NODES, {"submit 1", "D1.1>0:10,L0"});
+}
+
+static void full_decode_node_is_asked_again(void **state) {
+    (void)state;
+    STORY(&limits, {"node 0 D", ""},
+          {"submit 1", "D1.1>0:10,L*"},
+          {"dend 1.1 ST_AGAIN", ""},
+          {"at 49", ""},
+          {"at 50", "D1.2>0:10,L*"},             /* after 50 ms */
+          {"dend 1.2 ST_AGAIN", ""},
+          {"node 0 D", "D1.3>0:10,L*"},          /* after its state changed */
+          {"submit 2", "D2.1>0:10,L*"},
+          {"dend 1.3 ST_AGAIN", ""},
+          {"dend 2.1 ST_BAD_INPUT", "F2:ST_BAD_INPUT/0 D1.4>0:10,L*"}); /* after one of its requests ended */
+}
+
+static void refusals_never_exhaust_attempts(void **state) {
+    (void)state;
+    told t = story_begin(&limits);
+    tell(&t, "node 0 D");
+    tell(&t, "submit 1");
+    for (int i = 1; i <= 3 * COORD_ATTEMPTS_MAX; i++) {
+        char event[40];
+        snprintf(event, sizeof event, "dend 1.%d ST_AGAIN", i);
+        tell(&t, event);
+        assert_string_equal(t.actions, "");
+        tell(&t, "node 0 D");
+        assert_string_not_equal(t.actions, "");
+    }
+    coord_core_destroy(t.core);
+}
+
+static void prefill_node_vanishes_before_it_is_needed(void **state) {
+    (void)state;
+    STORY(&limits, NODES,
+          {"submit 1", "D1.1>0:10,L4"},
+          {"lost 1", ""},
+          {"reserved 1.1 0/9", "xD1.1>0 D1.2>0:10,L*"});
+}
+
+static void prefill_fails_before_landing(void **state) {
+    (void)state;
+    STORY(&limits, NODES, {"node 2 P", ""},
+          {"submit 1", "D1.1>0:10,L4"},
+          {"reserved 1.1 2/9", "P1.1>1:2-9"},
+          {"pend 1.1 ST_DEVICE", "xD1.1>0 D1.2>0:10,L4"},
+          {"reserved 1.2 2/9", "P1.2>2:2-9"},    /* node 1 is avoided */
+          {"pend 1.2 ST_AGAIN", "xD1.2>0 D1.3>0:10,L*"}, /* and node 2 is full: locally, then */
+          {"pend 1.2 ST_DEVICE", ""},
+          {"at 120", ""});
+}
+
+static void prefill_fails_after_landing(void **state) {
+    (void)state;
+    STORY(&limits, NODES,
+          {"submit 1", "D1.1>0:10,L4"},
+          {"reserved 1.1 0/9", "P1.1>1:0-9"},
+          {"landed 1.1", ""},
+          {"pend 1.1 ST_PEER_LOST", ""},
+          {"tokens 1.1 @10 7", "E1@10:7"},
+          {"dend 1.1 done", "F1:ST_OK/2"});
+    STORY(&limits, NODES,
+          {"submit 1", "D1.1>0:10,L4"},
+          {"reserved 1.1 0/9", "P1.1>1:0-9"},
+          {"landed 1.1", ""},
+          {"lost 1", "xP1.1>1"});
+}
+
+static void decode_dies_and_the_answer_goes_on(void **state) {
+    (void)state;
+    STORY(&limits, NODES, {"node 2 D", ""},
+          {"submit 1", "D1.1>0:10,L4"},
+          {"reserved 1.1 0/9", "P1.1>1:0-9"},
+          {"first 1.1 @10 7", "E1@10:7"},
+          {"tokens 1.1 @10 7,8", "E1@11:8"},
+          {"dend 1.1 ST_PEER_LOST", "xP1.1>1 D1.2>2:12,L4"},
+          {"tokens 1.1 @12 5", ""},              /* a zombie's */
+          {"first 1.1 @12 5", ""},
+          {"reserved 1.2 0/11", "P1.2>1:0-11"},
+          {"first 1.2 @12 9", "E1@12:9"},
+          {"landed 1.2", ""},
+          {"tokens 1.2 @12 9,6", "E1@13:6"},
+          {"dend 1.2 done", "xP1.2>1 F1:ST_OK/2"});
+}
+
+static void every_retryable_status(void **state) {
+    (void)state;
+    static const char *const names[] = {"ST_PEER_LOST", "ST_PEER_STALE", "ST_DEVICE", "ST_IO", "ST_NO_MEMORY",
+                                        "ST_INTERNAL", "ST_CORRUPT", "ST_CANCELED", "ST_OK"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        told t = story_begin(&limits);
+        char event[60];
+        tell(&t, "node 0 D");
+        tell(&t, "node 1 D");
+        tell(&t, "submit 1");
+        snprintf(event, sizeof event, "dend 1.1 %s", names[i]);
+        tell(&t, event);
+        assert_string_equal(t.actions, "D1.2>1:10,L*");
+        assert_int_equal(coord_core_counts(t.core).retries, 1);
+        coord_core_destroy(t.core);
+    }
+}
+
+static void every_final_status(void **state) {
+    (void)state;
+    STORY(&limits, {"node 0 D", ""}, {"submit 1", "D1.1>0:10,L*"}, {"dend 1.1 ST_BAD_INPUT", "F1:ST_BAD_INPUT/0"},
+          {"submit 2", "D2.1>0:10,L*"}, {"dend 2.1 ST_REFUSED", "F2:ST_REFUSED/0"},
+          {"submit 3", "D3.1>0:10,L*"}, {"dend 3.1 ST_UNSUPPORTED", "F3:ST_UNSUPPORTED/0"});
+}
+
+static void gives_up_after_its_attempts(void **state) {
+    (void)state;
+    told t = story_begin(&limits);
+    tell(&t, "node 0 D");
+    tell(&t, "submit 1");
+    for (int i = 1; i < COORD_ATTEMPTS_MAX; i++) {
+        char event[60];
+        snprintf(event, sizeof event, "dend 1.%d ST_DEVICE", i);
+        tell(&t, event);
+        assert_string_equal(t.actions, "");       /* its only node is avoided: it waits */
+        assert_int_equal(coord_core_next_tick_ms(t.core), t.now_ms + limits.avoid_ms);
+        snprintf(event, sizeof event, "at %d", (int)t.now_ms + limits.avoid_ms);
+        tell(&t, event);
+        assert_string_not_equal(t.actions, "");
+    }
+    coord_event e = {.kind = COORD_DECODE_END, .request = 1, .attempt = COORD_ATTEMPTS_MAX};
+    e.end.st = ST_DEVICE;
+    e.end.text = "the device burns";
+    coord_actions out;
+    coord_core_step(t.core, &e, t.now_ms, &out);
+    assert_int_equal(out.count, 1);
+    assert_int_equal(out.at[0].finish.st, ST_PEER_LOST);
+    assert_int_equal(out.at[0].finish.attempts, COORD_ATTEMPTS_MAX);
+    assert_non_null(strstr(out.at[0].finish.text, "16 attempts"));
+    assert_non_null(strstr(out.at[0].finish.text, "the device burns"));
+    coord_core_destroy(t.core);
+}
+
+static void tokens_that_disagree(void **state) {
+    (void)state;
+    log_setup("story", LOG_ERROR);
+    STORY(&limits, NODES,
+          {"submit 1", "D1.1>0:10,L4"},
+          {"reserved 1.1 0/9", "P1.1>1:0-9"},
+          {"first 1.1 @10 7", "E1@10:7"},
+          {"tokens 1.1 @10 8", "xD1.1>0 xP1.1>1 F1:ST_INTERNAL/0"},
+          {"submit 2", "D2.1>0:10,L4"},          /* a gap */
+          {"tokens 2.1 @11 8", "xD2.1>0 F2:ST_INTERNAL/0"},
+          {"submit 3", "D3.1>0:10,L4"},          /* into the prompt */
+          {"tokens 3.1 @9 8", "xD3.1>0 F3:ST_INTERNAL/0"},
+          {"submit 4 max=1", "D4.1>0:10,L4"},    /* more than asked */
+          {"tokens 4.1 @10 8,9", "xD4.1>0 F4:ST_INTERNAL/0"},
+          {"submit 5", "D5.1>0:10,L4"},          /* ended before what the prefill node said */
+          {"reserved 5.1 0/9", "P5.1>1:0-9"},
+          {"first 5.1 @10 7", "E5@10:7"},
+          {"dend 5.1 done", "xP5.1>1 F5:ST_INTERNAL/0"});
+}
+
+static void impossible_reservation(void **state) {
+    (void)state;
+    STORY(&limits, NODES, {"node 2 D", ""},
+          {"submit 1", "D1.1>0:10,L4"},
+          {"reserved 1.1 9/11", "xD1.1>0 D1.2>2:10,L4"});
+}
+
+static void cancel_at_every_stage(void **state) {
+    (void)state;
+    STORY(&limits, NODES,
+          {"submit 1", "D1.1>0:10,L4"}, {"cancel 1", "xD1.1>0 F1:ST_CANCELED/0"},
+          {"submit 2", "D2.1>0:10,L4"}, {"reserved 2.1 0/9", "P2.1>1:0-9"},
+          {"cancel 2", "xD2.1>0 xP2.1>1 F2:ST_CANCELED/0"},
+          {"submit 3", "D3.1>0:10,L4"}, {"reserved 3.1 0/9", "P3.1>1:0-9"}, {"landed 3.1", ""},
+          {"pend 3.1 ST_OK", ""}, {"cancel 3", "xD3.1>0 F3:ST_CANCELED/0"},
+          {"submit 4", "D4.1>0:10,L4"}, {"dend 4.1 ST_AGAIN", ""}, {"cancel 4", "F4:ST_CANCELED/0"},
+          {"cancel 4", ""}, {"dend 3.1 ST_CANCELED", ""});
+}
+
+static void stop_and_deadline(void **state) {
+    (void)state;
+    STORY(&limits, NODES,
+          {"submit 1", "D1.1>0:10,L4"}, {"tokens 1.1 @10 7", "E1@10:7"}, {"stop 1", "xD1.1>0 F1:ST_OK/1"},
+          {"submit 2 deadline=30", "D2.1>0:10,L4"}, {"reserved 2.1 0/9", "P2.1>1:0-9"},
+          {"at 29", ""}, {"at 30", "xD2.1>0 xP2.1>1 F2:ST_DEADLINE/0"},
+          {"submit 3 deadline=40", "D3.1>0:10,L4"}, {"dend 3.1 ST_AGAIN", ""}, {"at 45", "F3:ST_DEADLINE/0"});
+}
+
+static void node_lost_and_restarted(void **state) {
+    (void)state;
+    STORY(&limits, {"node 0 D", ""}, {"node 1 D", ""},
+          {"submit 1", "D1.1>0:10,L*"}, {"submit 2", "D2.1>1:10,L*"},
+          {"tokens 1.1 @10 7", "E1@10:7"},
+          {"lost 0", "xD1.1>0 D1.2>1:11,L*"},
+          {"lost 0", ""},
+          {"node 0 D epoch=2", ""},
+          {"submit 3", "D3.1>0:10,L*"},
+          {"node 0 D epoch=1", ""},              /* a late word of the old process */
+          {"node 0 D epoch=3", "xD3.1>0 D3.2>0:10,L*"});
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(remote_prefill_to_the_end, setup),
+        cmocka_unit_test_setup(local_prefill, setup),
+        cmocka_unit_test_setup(policies, setup),
+        cmocka_unit_test_setup(full_decode_node_is_asked_again, setup),
+        cmocka_unit_test_setup(refusals_never_exhaust_attempts, setup),
+        cmocka_unit_test_setup(prefill_node_vanishes_before_it_is_needed, setup),
+        cmocka_unit_test_setup(prefill_fails_before_landing, setup),
+        cmocka_unit_test_setup(prefill_fails_after_landing, setup),
+        cmocka_unit_test_setup(decode_dies_and_the_answer_goes_on, setup),
+        cmocka_unit_test_setup(every_retryable_status, setup),
+        cmocka_unit_test_setup(every_final_status, setup),
+        cmocka_unit_test_setup(gives_up_after_its_attempts, setup),
+        cmocka_unit_test_setup(tokens_that_disagree, setup),
+        cmocka_unit_test_setup(impossible_reservation, setup),
+        cmocka_unit_test_setup(cancel_at_every_stage, setup),
+        cmocka_unit_test_setup(stop_and_deadline, setup),
+        cmocka_unit_test_setup(node_lost_and_restarted, setup),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
