@@ -1,6 +1,6 @@
 /* answer.c -- what one branch has to tell its client and has not told yet: tokens, their log
- * probabilities, text. Streaming empties it after every chunk, a slow client or GenerateOnce lets it
- * grow; it never holds more than one answer. */
+ * probabilities, text. Streaming empties it after every chunk, a slow client or GenerateOnce lets
+ * it grow; it never holds more than one answer. */
 #include "coordinator/service.h"
 #include <string.h>
 
@@ -25,17 +25,14 @@ status coord_answer_push(coord_answer *w, int32_t token, const Baton__Node__V1__
     coord_told *told = &w->told[w->told_count++];
     *told = (coord_told){.token = token, .top_first = w->tops_count, .top_count = tops};
     if (!info) return ST_OK;
-    told->has_logprob =
-        info->logprob_set_case == BATON__NODE__V1__TOKEN__LOGPROB_SET_LOGPROB;
+    told->has_logprob = info->logprob_set_case == BATON__NODE__V1__TOKEN__LOGPROB_SET_LOGPROB;
     told->logprob = told->has_logprob ? info->logprob : 0;
     for (int32_t i = 0; i < tops; i++)
         w->tops[w->tops_count++] = (coord_top){info->top[i]->token, info->top[i]->logprob};
     return ST_OK;
 }
 
-bool coord_answer_empty(const coord_answer *w) {
-    return w->told_count == 0 && w->text.ready == 0;
-}
+bool coord_answer_empty(const coord_answer *w) { return w->told_count == 0 && w->text.ready == 0; }
 
 /* A token by itself, whatever it is: control tokens are spelled, broken characters are U+FFFD. */
 static char *spell(const coord_answer *w, int32_t token, arena *a) {

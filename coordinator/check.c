@@ -1,9 +1,9 @@
-/* check.c -- a GenerateRequest from anywhere becomes a job that every node can serve, or one line saying
- * which field is wrong, what it said and what was expected. Pure: nothing is started here, so a
- * refused request has cost its tokenising at most.
+/* check.c -- a GenerateRequest from anywhere becomes a job that every node can serve, or one line
+ * saying which field is wrong, what it said and what was expected. Pure: nothing is started here,
+ * so a refused request has cost its tokenising at most.
  *
- * protobuf-c does not look into strings, so UTF-8 is checked here; numbers are checked before any is
- * narrowed or used as an index. */
+ * protobuf-c does not look into strings, so UTF-8 is checked here; numbers are checked before any
+ * is narrowed or used as an index. */
 #include "coordinator/service.h"
 #include <string.h>
 #include <utf8proc.h>
@@ -49,12 +49,15 @@ static status check_id(const char *id, error *err) {
                          COORD_ID_BYTES_MAX);
     for (size_t i = 0; i < bytes; i++)
         if (id[i] <= ' ' || id[i] > '~')
-            return error_set(err, ST_BAD_INPUT, "request_id has byte 0x%02x at %zu: expected "
-                             "printable ASCII without spaces", (unsigned char)id[i], i);
+            return error_set(err, ST_BAD_INPUT,
+                             "request_id has byte 0x%02x at %zu: expected "
+                             "printable ASCII without spaces",
+                             (unsigned char)id[i], i);
     return ST_OK;
 }
 
-/* ---- prompt ------------------------------------------------------------------------------------- */
+/* ---- prompt -------------------------------------------------------------------------------------
+ */
 
 static status take_ids(const coord_model *m, const Baton__V1__Tokens *t, arena *a, coord_job *out,
                        error *err) {
@@ -70,8 +73,8 @@ static status take_ids(const coord_model *m, const Baton__V1__Tokens *t, arena *
     return ST_OK;
 }
 
-static status take_chat(const coord_model *m, const Baton__V1__Chat *chat, arena *a,
-                        coord_job *out, error *err) {
+static status take_chat(const coord_model *m, const Baton__V1__Chat *chat, arena *a, coord_job *out,
+                        error *err) {
     for (size_t i = 0; i < chat->n_messages; i++) {
         char what[64];
         snprintf(what, sizeof what, "chat.messages[%zu]", i);
@@ -92,19 +95,24 @@ static status take_prompt(const coord_model *m, const Baton__V1__GenerateRequest
     case BATON__V1__GENERATE_REQUEST__INPUT_TOKENS:
         TRY(take_ids(m, r->tokens, a, out, err));
         break;
-    case BATON__V1__GENERATE_REQUEST__INPUT_CHAT: TRY(take_chat(m, r->chat, a, out, err)); break;
+    case BATON__V1__GENERATE_REQUEST__INPUT_CHAT:
+        TRY(take_chat(m, r->chat, a, out, err));
+        break;
     default:
         return error_set(err, ST_BAD_INPUT, "no input: expected one of prompt, tokens, chat");
     }
     if (out->count == 0)
         return error_set(err, ST_BAD_INPUT, "the prompt has no tokens: expected at least one");
     if (out->count >= m->context)
-        return error_set(err, ST_BAD_INPUT, "the prompt has %d tokens: expected at most %d, one less "
-                         "than the model's context of %d", out->count, m->context - 1, m->context);
+        return error_set(err, ST_BAD_INPUT,
+                         "the prompt has %d tokens: expected at most %d, one less "
+                         "than the model's context of %d",
+                         out->count, m->context - 1, m->context);
     return ST_OK;
 }
 
-/* ---- the rest ------------------------------------------------------------------------------------- */
+/* ---- the rest
+ * ------------------------------------------------------------------------------------- */
 
 static status take_sampling(const coord_model *m, const Baton__V1__GenerateRequest *r, arena *a,
                             coord_job *out, error *err) {
@@ -126,7 +134,8 @@ static status take_sampling(const coord_model *m, const Baton__V1__GenerateReque
         p->repetition = s->repetition_penalty;
     out->has_seed = s->seed_set_case == BATON__V1__SAMPLING__SEED_SET_SEED;
     if (out->has_seed) p->seed = s->seed;
-    TRY(check_range("number of logit_bias entries", (int64_t)s->n_logit_bias, 0, COORD_BIAS_MAX, err));
+    TRY(check_range("number of logit_bias entries", (int64_t)s->n_logit_bias, 0, COORD_BIAS_MAX,
+                    err));
     eng_bias *bias = arena_alloc(a, (s->n_logit_bias + 1) * sizeof *bias);
     if (!bias) return error_set(err, ST_NO_MEMORY, "no memory for logit_bias");
     for (size_t i = 0; i < s->n_logit_bias; i++)
@@ -139,7 +148,8 @@ static status take_sampling(const coord_model *m, const Baton__V1__GenerateReque
 static status take_stops(const coord_model *m, const Baton__V1__GenerateRequest *r, arena *a,
                          coord_job *out, error *err) {
     TRY(check_range("number of stop strings", (int64_t)r->n_stop, 0, COORD_STOPS_MAX, err));
-    TRY(check_range("number of stop_tokens", (int64_t)r->n_stop_tokens, 0, COORD_STOP_TOKENS_MAX, err));
+    TRY(check_range("number of stop_tokens", (int64_t)r->n_stop_tokens, 0, COORD_STOP_TOKENS_MAX,
+                    err));
     TRY(coord_check_tokens(m, "stop_tokens", r->stop_tokens, r->n_stop_tokens, err));
     out->stops = arena_alloc(a, (r->n_stop + 1) * sizeof *out->stops);
     out->stop_tokens = arena_alloc(a, (r->n_stop_tokens + 1) * sizeof *out->stop_tokens);

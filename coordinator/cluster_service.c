@@ -27,9 +27,11 @@ const rpc_method coord_cluster_methods[] = {
     {"/baton.v1.Cluster/SetRole", RPC_UNARY, &baton__v1__set_role_request__descriptor,
      &baton__v1__node_result__descriptor, set_role},
 };
-const int coord_cluster_methods_count = sizeof coord_cluster_methods / sizeof *coord_cluster_methods;
+const int coord_cluster_methods_count =
+    sizeof coord_cluster_methods / sizeof *coord_cluster_methods;
 
-/* ---- a node as a message --------------------------------------------------------------------------- */
+/* ---- a node as a message
+ * --------------------------------------------------------------------------- */
 
 static char *text_of(const char *text) { return (char *)(uintptr_t)text; }
 
@@ -146,15 +148,17 @@ static Baton__V1__TopologyResult *describe_all(const coord_service *s, arena *a)
     t->nodes = arena_alloc(a, ((size_t)count + 1) * sizeof *t->nodes);
     if (!t->nodes || !(t->nodes[t->n_nodes++] = describe_self(s, a))) return NULL;
     for (int i = 0; i < count; i++) {
-        Baton__V1__Node *n = describe(s, cluster_view_address(s->view, i), cluster_view_alive(s->view, i),
-                                      cluster_view_state(s->view, i), a);
+        Baton__V1__Node *n =
+            describe(s, cluster_view_address(s->view, i), cluster_view_alive(s->view, i),
+                     cluster_view_state(s->view, i), a);
         if (!n) return NULL;
         t->nodes[t->n_nodes++] = n;
     }
     return t;
 }
 
-/* ---- topology ------------------------------------------------------------------------------------- */
+/* ---- topology
+ * ------------------------------------------------------------------------------------- */
 
 static status send_topology(coord_service *s, rpc_call *call) {
     if (s->closed) return ST_PEER_LOST;
@@ -240,7 +244,7 @@ static void tell_watchers(void *arg) {
 void coord_cluster_changed(coord_service *s) {
     if (!s->watchers || s->watch_timer) return;
     if (rpc_timer_start(s->loop, WATCH_MS, tell_watchers, s, &s->watch_timer) != ST_OK)
-        s->watch_timer = NULL;   /* the next change tries again */
+        s->watch_timer = NULL; /* the next change tries again */
 }
 
 void coord_cluster_close(coord_service *s) {
@@ -250,7 +254,8 @@ void coord_cluster_close(coord_service *s) {
         end_watcher(w, ST_PEER_LOST, "the coordinator was shut down");
 }
 
-/* ---- orders --------------------------------------------------------------------------------------- */
+/* ---- orders
+ * --------------------------------------------------------------------------------------- */
 
 static const rpc_method control_method = {
     .path = "/baton.node.v1.Node/Control",
@@ -262,7 +267,7 @@ static const rpc_method control_method = {
 /* One order under way: the operator's call and the node's. Freed when the node's has ended. */
 typedef struct order {
     coord_service *service;
-    rpc_call *call;              /* NULL: answered */
+    rpc_call *call; /* NULL: answered */
     char address[256];
 } order;
 
@@ -285,8 +290,8 @@ static void order_message(rpc_stream *stream, const ProtobufCMessage *message, v
     Baton__V1__NodeResult result = BATON__V1__NODE_RESULT__INIT;
     arena *a = arena_create(4096);
     if (a)
-        result.node = describe(o->service, o->address, true,
-                               (const Baton__Node__V1__NodeState *)message, a);
+        result.node =
+            describe(o->service, o->address, true, (const Baton__Node__V1__NodeState *)message, a);
     status st = result.node ? rpc_call_send(o->call, &result.base) : ST_NO_MEMORY;
     arena_destroy(a);
     if (st == ST_NO_MEMORY) answer_order(o, st, "no memory for the answer");

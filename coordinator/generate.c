@@ -2,14 +2,14 @@
  *
  *   one call, job.n branches; a branch is one request of the core
  *   branch 0      submitted at once
- *   branches 1..  submitted when the decode node of branch 0 said its first token, and to the same node:
- *                 the prompt's pages are in its prefix cache by then [coord_generate_fan_out]
- *   a branch      finished by the core [coord_generate_finish], told to the client [flush]
- *   the call      ended when every branch is both, or one has failed and the others are canceled [end]
+ *   branches 1..  submitted when the decode node of branch 0 said its first token, and to the same
+ * node: the prompt's pages are in its prefix cache by then [coord_generate_fan_out] a branch
+ * finished by the core [coord_generate_finish], told to the client [flush] the call      ended when
+ * every branch is both, or one has failed and the others are canceled [end]
  *
- * Flow control: a chunk that fills the client's window blocks the call. Then the Decode streams of its
- * branches are paused, so that each node soon stops computing for it, and the few tokens already under
- * way wait in the branches' answers until the client has read. */
+ * Flow control: a chunk that fills the client's window blocks the call. Then the Decode streams of
+ * its branches are paused, so that each node soon stops computing for it, and the few tokens
+ * already under way wait in the branches' answers until the client has read. */
 #include "coordinator/service.h"
 #include <assert.h>
 #include <inttypes.h>
@@ -19,16 +19,21 @@ static void flush(coord_client *c);
 static void end(coord_client *c);
 
 METRIC(requests_total, "baton_requests_total", NULL, METRIC_COUNTER, "Generate calls taken on");
-METRIC(requests_ok, "baton_requests_finished_total", "status=\"ok\"", METRIC_COUNTER, "Generate calls ended, by status");
-METRIC(requests_canceled, "baton_requests_finished_total", "status=\"canceled\"", METRIC_COUNTER, "Generate calls ended, by status");
-METRIC(requests_failed, "baton_requests_finished_total", "status=\"failed\"", METRIC_COUNTER, "Generate calls ended, by status");
+METRIC(requests_ok, "baton_requests_finished_total", "status=\"ok\"", METRIC_COUNTER,
+       "Generate calls ended, by status");
+METRIC(requests_canceled, "baton_requests_finished_total", "status=\"canceled\"", METRIC_COUNTER,
+       "Generate calls ended, by status");
+METRIC(requests_failed, "baton_requests_finished_total", "status=\"failed\"", METRIC_COUNTER,
+       "Generate calls ended, by status");
 METRIC(tokens_total, "baton_tokens_total", NULL, METRIC_COUNTER, "answer tokens given to clients");
 
-/* ---- birth and death ----------------------------------------------------------------------------- */
+/* ---- birth and death
+ * ----------------------------------------------------------------------------- */
 
 /* Branch 0 keeps the seed, so that n = 1 is the n = 2 answer's first. */
 static uint64_t branch_seed(uint64_t seed, int32_t index) {
-    uint64_t x = seed + (uint64_t)index * 0x9E3779B97F4A7C15ull; /* splitmix64 (Steele et al. 2014) */
+    uint64_t x =
+        seed + (uint64_t)index * 0x9E3779B97F4A7C15ull; /* splitmix64 (Steele et al. 2014) */
     if (index == 0) return seed;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
@@ -56,9 +61,8 @@ static status make_branches(coord_client *c) {
         b->index = i;
         b->seed = branch_seed(job->sampling.seed, i);
         b->decode_node = b->prefill_node = b->prefer_node = -1;
-        b->answer.text = (coord_text){.vocab = c->service->model.vocab,
-                                      .stops = job->stops,
-                                      .stops_count = job->stops_count};
+        b->answer.text = (coord_text){
+            .vocab = c->service->model.vocab, .stops = job->stops, .stops_count = job->stops_count};
         name_branch(b, id);
     }
     c->live = job->n;
@@ -70,8 +74,10 @@ static void on_free(rpc_call *call, void *user) {
     coord_client *c = user;
     coord_service *s = c->service;
     for (int32_t i = 0; i < c->job.n; i++) coord_answer_free(&c->branches[i].answer);
-    if (c->prev) c->prev->next = c->next;
-    else s->clients = c->next;
+    if (c->prev)
+        c->prev->next = c->next;
+    else
+        s->clients = c->next;
     if (c->next) c->next->prev = c->prev;
     s->clients_count--;
     arena_destroy(c->memory);
@@ -117,7 +123,8 @@ static void take_on(coord_service *s, coord_client *c) {
     coord_service_settle(s);
 }
 
-static void on_request(rpc_call *call, const ProtobufCMessage *request, coord_service *s, bool once) {
+static void on_request(rpc_call *call, const ProtobufCMessage *request, coord_service *s,
+                       bool once) {
     error err = {0};
     if (s->draining) {
         rpc_call_finish(call, ST_PEER_LOST, "this coordinator is shutting down", 1000);
@@ -127,8 +134,8 @@ static void on_request(rpc_call *call, const ProtobufCMessage *request, coord_se
     coord_client *c = memory ? arena_alloc(memory, sizeof *c) : NULL;
     status st = c ? ST_OK : error_set(&err, ST_NO_MEMORY, "no memory for another request");
     if (st == ST_OK) {
-        *c = (coord_client){.service = s, .call = call, .once = once, .memory = memory,
-                            .retry_after_ms = -1};
+        *c = (coord_client){
+            .service = s, .call = call, .once = once, .memory = memory, .retry_after_ms = -1};
         st = coord_check_generate(&s->model, (const Baton__V1__GenerateRequest *)request, memory,
                                   &c->job, &err);
     }
@@ -153,7 +160,8 @@ void coord_generate_once_on_request(rpc_call *call, const ProtobufCMessage *requ
     on_request(call, request, ctx, true);
 }
 
-/* ---- messages to the client ------------------------------------------------------------------------ */
+/* ---- messages to the client
+ * ------------------------------------------------------------------------ */
 
 static double span_ms(int64_t from_us, int64_t to_us) {
     return from_us > 0 && to_us > from_us ? (double)(to_us - from_us) / 1000 : 0;
@@ -264,11 +272,15 @@ static void end(coord_client *c) {
         snprintf(c->text, sizeof c->text, "no memory for the answer");
     }
     c->ended = true;
-    metric_add(c->st == ST_OK ? &requests_ok : c->st == ST_CANCELED ? &requests_canceled : &requests_failed, 1);
+    metric_add(c->st == ST_OK         ? &requests_ok
+               : c->st == ST_CANCELED ? &requests_canceled
+                                      : &requests_failed,
+               1);
     rpc_call_finish(c->call, c->st, c->st == ST_OK ? NULL : c->text, c->retry_after_ms);
 }
 
-/* ---- the core's actions ---------------------------------------------------------------------------- */
+/* ---- the core's actions
+ * ---------------------------------------------------------------------------- */
 
 static const Baton__Node__V1__Token *info_at(const coord_branch *b, int32_t index) {
     for (size_t i = 0; i < b->heard_count; i++)

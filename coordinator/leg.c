@@ -1,13 +1,14 @@
-/* leg.c -- one Decode or Prefill stream to a node: the core's request out, the node's events back in.
+/* leg.c -- one Decode or Prefill stream to a node: the core's request out, the node's events back
+ * in.
  *
- * A leg speaks with the request's number and its attempt, so the core drops what an older attempt says
- * late. It finds its branch by that number and outlives it: after coord_leg_drop() or a cancel the
- * stream ends whenever gRPC says so, and the leg is freed there. */
+ * A leg speaks with the request's number and its attempt, so the core drops what an older attempt
+ * says late. It finds its branch by that number and outlives it: after coord_leg_drop() or a cancel
+ * the stream ends whenever gRPC says so, and the leg is freed there. */
 #include "coordinator/service.h"
 #include <stdlib.h>
 
-/* Longest wait for the first and between two frames of a hand-off. The coordinator ends attempts whose
- * nodes die; the lease is for pages that nobody is left to ask for. */
+/* Longest wait for the first and between two frames of a hand-off. The coordinator ends attempts
+ * whose nodes die; the lease is for pages that nobody is left to ask for. */
 enum { LEASE_MS = 30000, PROTOCOL = 1 };
 
 /* On the loop, from coord_leg_start() to its stream's end. */
@@ -18,10 +19,10 @@ struct coord_leg {
     uint32_t attempt;
     int node;
     rpc_stream *stream;
-    bool silent;                 /* dropped or canceled: what it still says is not listened to */
-    bool done;                   /* Done was heard */
+    bool silent; /* dropped or canceled: what it still says is not listened to */
+    bool done;   /* Done was heard */
     int32_t reason;
-    coord_leg *next;             /* of the same branch */
+    coord_leg *next; /* of the same branch */
 };
 
 static const rpc_method methods[] = {
@@ -35,7 +36,8 @@ static const rpc_method methods[] = {
                      .reply = &baton__node__v1__prefill_event__descriptor},
 };
 
-/* ---- events ------------------------------------------------------------------------------------- */
+/* ---- events -------------------------------------------------------------------------------------
+ */
 
 static void feed(coord_leg *leg, coord_event *e) {
     e->request = leg->number;
@@ -104,7 +106,8 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
             b->cached = b->client->job.count - m->done->computed_tokens;
         }
         break;
-    default: break;              /* of a newer node: nothing to us */
+    default:
+        break; /* of a newer node: nothing to us */
     }
 }
 
@@ -122,7 +125,8 @@ static void on_prefill(coord_leg *leg, coord_branch *b, const Baton__Node__V1__P
         b->transfer_ms = m->sent->transfer_ms;
         feed(leg, &e);
         break;
-    default: break;
+    default:
+        break;
     }
 }
 
@@ -159,7 +163,8 @@ static void on_end(rpc_stream *s, status st, const char *text, int64_t retry_aft
     mem_free(leg);
 }
 
-/* ---- requests ------------------------------------------------------------------------------------ */
+/* ---- requests
+ * ------------------------------------------------------------------------------------ */
 
 /* The decode node's own numerics and layout, so that a prefill node has to be its equal. */
 static void fill_pairing(const coord_branch *b, Baton__Node__V1__Pairing *p) {
@@ -219,8 +224,8 @@ static status start_decode(coord_leg *leg, coord_branch *b, const coord_action *
     r.ignore_eos = job->ignore_eos;
     r.local_tokens_max = a->decode.local_tokens_max;
     r.lease_ms = LEASE_MS;
-    return rpc_stream_start(cluster_view_channel(leg->service->view, leg->node), &methods[LEG_DECODE],
-                            &r.base, 0, false, events, leg, &leg->stream);
+    return rpc_stream_start(cluster_view_channel(leg->service->view, leg->node),
+                            &methods[LEG_DECODE], &r.base, 0, false, events, leg, &leg->stream);
 }
 
 static status start_prefill(coord_leg *leg, coord_branch *b, const coord_action *a,
@@ -238,11 +243,12 @@ static status start_prefill(coord_leg *leg, coord_branch *b, const coord_action 
     r.kv_address = (char *)(uintptr_t)a->prefill.kv_address;
     r.skip = a->prefill.skip;
     r.send_end = a->prefill.send_end;
-    return rpc_stream_start(cluster_view_channel(leg->service->view, leg->node), &methods[LEG_PREFILL],
-                            &r.base, 0, false, events, leg, &leg->stream);
+    return rpc_stream_start(cluster_view_channel(leg->service->view, leg->node),
+                            &methods[LEG_PREFILL], &r.base, 0, false, events, leg, &leg->stream);
 }
 
-/* ---- life ---------------------------------------------------------------------------------------- */
+/* ---- life
+ * ---------------------------------------------------------------------------------------- */
 
 static status start(coord_leg *leg, coord_branch *b, const coord_action *a) {
     static const rpc_stream_events events = {.on_message = on_message, .on_end = on_end};
@@ -263,8 +269,11 @@ void coord_leg_start(coord_branch *b, coord_leg_kind kind, const coord_action *a
     coord_leg *leg = mem_zalloc(1, sizeof *leg);
     status st = ST_NO_MEMORY;
     if (leg) {
-        *leg = (coord_leg){.service = b->client->service, .kind = kind, .number = b->number,
-                           .attempt = action->attempt, .node = action->node};
+        *leg = (coord_leg){.service = b->client->service,
+                           .kind = kind,
+                           .number = b->number,
+                           .attempt = action->attempt,
+                           .node = action->node};
         st = start(leg, b, action);
     }
     if (st != ST_OK) { /* the core is told after its step: we are inside one */

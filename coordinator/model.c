@@ -1,5 +1,6 @@
-/* model.c -- what the coordinator knows of the model file: names, figures, vocabulary, chat template.
- * It maps the file but reads no weights; digest and context are compared with what nodes report. */
+/* model.c -- what the coordinator knows of the model file: names, figures, vocabulary, chat
+ * template. It maps the file but reads no weights; digest and context are compared with what nodes
+ * report. */
 #include "coordinator/service.h"
 #include <string.h>
 
@@ -37,7 +38,8 @@ static status read_template(coord_model *m, error *err) {
     memcpy(m->chat_source, source, bytes);
     m->chat_source[bytes] = 0;
     if (bytes == 0)
-        error_set(&m->chat_why, ST_REFUSED, "model %s has no chat template: expected prompt or tokens", m->id);
+        error_set(&m->chat_why, ST_REFUSED,
+                  "model %s has no chat template: expected prompt or tokens", m->id);
     else if (eng_template_open(source, bytes, &m->chat, &m->chat_why) != ST_OK)
         log_write(LOG_WARN, NULL, "model.template", "chats are refused: %s", m->chat_why.text);
     return ST_OK;
@@ -69,8 +71,8 @@ void coord_model_close(coord_model *m) {
 
 status coord_model_find(const coord_model *m, const char *id, error *err) {
     if (!*id || strcmp(id, m->id) == 0) return ST_OK;
-    return error_set(err, ST_NOT_FOUND, "model '%.100s' is not served here: expected '%s' or none", id,
-                     m->id);
+    return error_set(err, ST_NOT_FOUND, "model '%.100s' is not served here: expected '%s' or none",
+                     id, m->id);
 }
 
 status coord_model_tokenize(const coord_model *m, const char *text, arena *a, int32_t **tokens,
@@ -111,11 +113,13 @@ status coord_model_tokenize_chat(const coord_model *m, const Baton__V1__Chat *ch
     if (!messages || !bos || !eos) return error_set(err, ST_NO_MEMORY, "no memory for the chat");
     for (size_t i = 0; i < chat->n_messages; i++) {
         if (!*chat->messages[i]->role)
-            return error_set(err, ST_BAD_INPUT,
-                             "message %zu of the chat has no role: expected system, user or assistant", i);
+            return error_set(
+                err, ST_BAD_INPUT,
+                "message %zu of the chat has no role: expected system, user or assistant", i);
         messages[i] = (eng_message){chat->messages[i]->role, chat->messages[i]->content};
     }
     char *text;
-    TRY(eng_template_render(m->chat, messages, (int)chat->n_messages, true, bos, eos, a, &text, err));
+    TRY(eng_template_render(m->chat, messages, (int)chat->n_messages, true, bos, eos, a, &text,
+                            err));
     return coord_model_tokenize(m, text, a, tokens, count, err);
 }

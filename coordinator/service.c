@@ -1,14 +1,15 @@
-/* service.c -- gRPC around the core: opens and closes everything, feeds events in, carries actions out.
+/* service.c -- gRPC around the core: opens and closes everything, feeds events in, carries actions
+ * out.
  *
  *   node says something   view -> [on_state, on_lost]  -+
  *   stream to a node      leg.c                        -+-> coord_service_feed -> core -> act:
- *   client's call         generate.c                   -+      DO_DECODE, DO_PREFILL, DO_CANCEL_*  leg.c
- *   time                  [on_tick]                    -+      DO_EMIT, DO_FINISH                  generate.c
+ *   client's call         generate.c                   -+      DO_DECODE, DO_PREFILL, DO_CANCEL_*
+ * leg.c time                  [on_tick]                    -+      DO_EMIT, DO_FINISH generate.c
  *
- * A step's actions point into the core and are valid until the next step, so nothing may step inside
- * one. Whoever has something to tell the core while its actions are carried out (a stream that did not
- * start, a stop string found, a call to cancel) marks its branch due; the marks are worked off after the
- * step [coord_service_settle].
+ * A step's actions point into the core and are valid until the next step, so nothing may step
+ * inside one. Whoever has something to tell the core while its actions are carried out (a stream
+ * that did not start, a stop string found, a call to cancel) marks its branch due; the marks are
+ * worked off after the step [coord_service_settle].
  *
  * Shutting down: new calls are refused, accepted ones run on for grace_ms, the rest is canceled. */
 #include "coordinator/service.h"
@@ -47,7 +48,8 @@ uint64_t coord_service_random(void) {
     return x;
 }
 
-/* ---- branches by number -------------------------------------------------------------------------- */
+/* ---- branches by number
+ * -------------------------------------------------------------------------- */
 
 #undef uthash_nonfatal_oom
 #define uthash_nonfatal_oom(b) ((b)->number = 0)
@@ -69,7 +71,8 @@ void coord_service_leave(coord_service *s, coord_branch *b) {
     b->number = 0;
 }
 
-/* ---- steps ---------------------------------------------------------------------------------------- */
+/* ---- steps
+ * ---------------------------------------------------------------------------------------- */
 
 static void act(coord_service *s, const coord_action *a) {
     coord_branch *b = coord_service_branch(s, a->request);
@@ -79,11 +82,21 @@ static void act(coord_service *s, const coord_action *a) {
         if (b->placed_us == 0) b->placed_us = clock_now_us();
         coord_leg_start(b, LEG_DECODE, a);
         break;
-    case COORD_DO_PREFILL: coord_leg_start(b, LEG_PREFILL, a); break;
-    case COORD_DO_CANCEL_DECODE: coord_leg_cancel(b, LEG_DECODE, a->attempt); break;
-    case COORD_DO_CANCEL_PREFILL: coord_leg_cancel(b, LEG_PREFILL, a->attempt); break;
-    case COORD_DO_EMIT: coord_generate_emit(b, a); break;
-    case COORD_DO_FINISH: coord_generate_finish(b, a); break;
+    case COORD_DO_PREFILL:
+        coord_leg_start(b, LEG_PREFILL, a);
+        break;
+    case COORD_DO_CANCEL_DECODE:
+        coord_leg_cancel(b, LEG_DECODE, a->attempt);
+        break;
+    case COORD_DO_CANCEL_PREFILL:
+        coord_leg_cancel(b, LEG_PREFILL, a->attempt);
+        break;
+    case COORD_DO_EMIT:
+        coord_generate_emit(b, a);
+        break;
+    case COORD_DO_FINISH:
+        coord_generate_finish(b, a);
+        break;
     }
 }
 
@@ -182,7 +195,8 @@ void coord_service_feed(coord_service *s, const coord_event *e) {
     coord_service_settle(s);
 }
 
-/* ---- nodes ---------------------------------------------------------------------------------------- */
+/* ---- nodes
+ * ---------------------------------------------------------------------------------------- */
 
 static coord_role role_of(const Baton__Node__V1__NodeState *state) {
     return strcmp(state->role, "prefill") == 0  ? COORD_PREFILL
@@ -215,9 +229,9 @@ static void count_ready(coord_service *s) {
 static void refuse_node(coord_service *s, int node, const Baton__Node__V1__NodeState *state) {
     if (s->mismatch_epoch[node] == state->epoch) return;
     s->mismatch_epoch[node] = state->epoch;
-    log_write(LOG_WARN, NULL, "node.mismatch", "node=%s role=%s has model digest %s, expected %s: not used",
-              state->id, state->role, state->pairing ? state->pairing->model_digest : "none",
-              s->model.digest);
+    log_write(LOG_WARN, NULL, "node.mismatch",
+              "node=%s role=%s has model digest %s, expected %s: not used", state->id, state->role,
+              state->pairing ? state->pairing->model_digest : "none", s->model.digest);
 }
 
 static void on_state(void *ctx, int node, const Baton__Node__V1__NodeState *state) {
@@ -236,7 +250,8 @@ static void on_state(void *ctx, int node, const Baton__Node__V1__NodeState *stat
                                     .epoch = state->epoch,
                                     .capacity = state->capacity,
                                     .pages_total = (int32_t)(total < INT32_MAX ? total : INT32_MAX),
-                                    .pages_available = (int32_t)(available < INT32_MAX ? available : INT32_MAX),
+                                    .pages_available =
+                                        (int32_t)(available < INT32_MAX ? available : INT32_MAX),
                                     .page_tokens = state->page_tokens};
         coord_service_feed(s, &e);
     }
@@ -254,11 +269,13 @@ static void on_lost(void *ctx, int node, const char *why) {
     coord_cluster_changed(s);
 }
 
-/* ---- open ----------------------------------------------------------------------------------------- */
+/* ---- open
+ * ----------------------------------------------------------------------------------------- */
 
 static status copy_options(coord_service *s, const coord_options *o) {
     s->options = *o;
-    const char **texts[] = {&s->options.id, &s->options.model, &s->options.listen, &s->options.nodes};
+    const char **texts[] = {&s->options.id, &s->options.model, &s->options.listen,
+                            &s->options.nodes};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         *texts[i] = arena_strndup(s->memory, *texts[i], strlen(*texts[i]));
         if (!*texts[i]) return ST_NO_MEMORY;
@@ -273,8 +290,8 @@ static status open_server(coord_service *s, error *err) {
     status st = rpc_server_add(s->server, coord_cluster_methods, coord_cluster_methods_count, s);
     if (st == ST_OK) st = rpc_health_add(s->server, service_names, 2, &s->health);
     if (st == ST_OK)
-        st = rpc_reflection_add(s->server, proto_descriptors, proto_descriptors_bytes, service_names,
-                                SERVICES);
+        st = rpc_reflection_add(s->server, proto_descriptors, proto_descriptors_bytes,
+                                service_names, SERVICES);
     return st == ST_OK ? st : error_set(err, st, "the service's tables: %s", status_text(st));
 }
 
@@ -336,7 +353,8 @@ int coord_service_ready(const coord_service *s, coord_role role) {
     return __atomic_load_n(&s->ready[role], __ATOMIC_RELAXED);
 }
 
-/* ---- close ---------------------------------------------------------------------------------------- */
+/* ---- close
+ * ---------------------------------------------------------------------------------------- */
 
 /* Shared by the thread that closes and the loop. */
 typedef struct closer {

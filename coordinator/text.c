@@ -3,8 +3,8 @@
  *   data:  [ given to the client, dropped ] [0 .. ready) [ready .. count)
  *                                            may go       may begin a stop string: held back
  *
- * Text arrives as whole characters (eng_detok), and a stop string begins with one, so whatever is cut
- * off at a stop string or held back for one leaves valid UTF-8 behind. */
+ * Text arrives as whole characters (eng_detok), and a stop string begins with one, so whatever is
+ * cut off at a stop string or held back for one leaves valid UTF-8 behind. */
 #include "coordinator/service.h"
 #include <string.h>
 

@@ -16,10 +16,12 @@ static status tokenize(const coord_model *m, const Baton__V1__TokenizeRequest *r
     TRY(coord_model_find(m, r->model, err));
     switch (r->input_case) {
     case BATON__V1__TOKENIZE_REQUEST__INPUT_TEXT:
-        return eng_vocab_tokenize(m->vocab, r->text, strlen(r->text), r->special, a, tokens, count, err);
+        return eng_vocab_tokenize(m->vocab, r->text, strlen(r->text), r->special, a, tokens, count,
+                                  err);
     case BATON__V1__TOKENIZE_REQUEST__INPUT_CHAT:
         return coord_model_tokenize_chat(m, r->chat, a, tokens, count, err);
-    default: return error_set(err, ST_BAD_INPUT, "no input: expected one of text, chat");
+    default:
+        return error_set(err, ST_BAD_INPUT, "no input: expected one of text, chat");
     }
 }
 
@@ -29,7 +31,8 @@ void coord_tokens_tokenize(rpc_call *call, const ProtobufCMessage *request, void
     int32_t *tokens = NULL, count = 0;
     Baton__V1__TokenizeResult result = BATON__V1__TOKENIZE_RESULT__INIT;
     arena *a = arena_create(4096);
-    status st = a ? tokenize(&s->model, (const Baton__V1__TokenizeRequest *)request, a, &tokens, &count, &err)
+    status st = a ? tokenize(&s->model, (const Baton__V1__TokenizeRequest *)request, a, &tokens,
+                             &count, &err)
                   : error_set(&err, ST_NO_MEMORY, "no memory to tokenise");
     result.tokens = tokens;
     result.n_tokens = (size_t)count;
@@ -63,7 +66,8 @@ void coord_tokens_detokenize(rpc_call *call, const ProtobufCMessage *request, vo
     error err = {0};
     Baton__V1__DetokenizeResult result = BATON__V1__DETOKENIZE_RESULT__INIT;
     arena *a = arena_create(4096);
-    status st = a ? detokenize(&s->model, (const Baton__V1__DetokenizeRequest *)request, a, &result.text, &err)
+    status st = a ? detokenize(&s->model, (const Baton__V1__DetokenizeRequest *)request, a,
+                               &result.text, &err)
                   : error_set(&err, ST_NO_MEMORY, "no memory for text");
     answer(call, st, &result.base, &err);
     arena_destroy(a);
@@ -93,7 +97,8 @@ void coord_tokens_get_model(rpc_call *call, const ProtobufCMessage *request, voi
     coord_service *s = ctx;
     error err = {0};
     Baton__V1__Model model;
-    status st = coord_model_find(&s->model, ((const Baton__V1__GetModelRequest *)request)->id, &err);
+    status st =
+        coord_model_find(&s->model, ((const Baton__V1__GetModelRequest *)request)->id, &err);
     fill_model(&s->model, &model);
     answer(call, st, &model.base, &err);
 }

@@ -99,8 +99,8 @@ bool eng_vocab_is_control(const eng_vocab *v, int32_t token);
 const char *eng_vocab_bytes(const eng_vocab *v, int32_t token, size_t *bytes);
 
 /* text must be valid UTF-8 (ST_BAD_INPUT says at which byte it is not). With special, spellings of
- * control tokens in the text become those tokens; without, they are plain text. No BOS is added.
- * *tokens is from arena. */
+ * control and user-defined tokens in the text become those tokens; without, they are plain text. A
+ * byte the vocabulary has no token for adds none. No BOS is added. *tokens is from arena. */
 status eng_vocab_tokenize(const eng_vocab *v, const char *text, size_t bytes, bool special,
                           arena *a, int32_t **tokens, int32_t *count, error *err);
 

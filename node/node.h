@@ -50,7 +50,7 @@ typedef struct node_request {
 typedef enum node_event_kind {
     NODE_RESERVED,               /* decode: pages promised */
     NODE_LANDED,                 /* decode: the transfer is over */
-    NODE_TOKEN,                  /* decode: one answer token */
+    NODE_TOKEN,                  /* decode: one answer token; its logprob is NaN when none was asked for */
     NODE_DONE,                   /* decode: reason and figures; NODE_END follows */
     NODE_FIRST_TOKEN,            /* prefill */
     NODE_SENT,                   /* prefill: the receiver has every page */
@@ -66,16 +66,19 @@ typedef struct node_event {
         struct { int32_t index; eng_sampled sampled; int32_t cached; int64_t prefill_us; } token; /* and FIRST_TOKEN */
         struct { int32_t reason; int32_t computed; int64_t prefill_us; } done;
         struct { uint64_t bytes; int64_t wire_us, hidden_us; } sent;
-        struct { status st; const char *text; } end;   /* text: static or NULL; borrowed until emit returns */
+        struct { status st; const char *text; } end;   /* text: NULL or borrowed until emit returns */
     };
 } node_event;
 
 /* ---- io: everything the core does to the world ---------------------------------------------------- */
 
+/* None of these may call back into the core: what they learn comes later, as a message. */
 typedef struct node_io {
     void *ctx;
     /* One forward pass: eng_step(). */
     status (*step)(void *ctx, const eng_rows *rows, int count, const float **logits);
+    /* How long the last step took. NULL: no time passes in a step. */
+    int64_t (*step_us)(void *ctx);
     void (*copy_page)(void *ctx, int32_t dst, int32_t src, int32_t tokens);
     /* Receiving: kvt_promise()/kvt_revoke(). blocks stay valid and pinned until the core has been told
      * node_core_landed() for the ticket: the fence. */
@@ -128,26 +131,34 @@ typedef struct node_counts {
 } node_counts;
 void node_core_counts(const node_core *c, node_counts *out);
 
-/* ---- sequence and role: for prefill-node/ and decode-node/ only ----------------------------------- */
+/* ---- sequence and role: for prefill-node/ and decode-node/ only (node/seq.h has the verbs) --------- */
 
 /* One sequence on this node. Engine thread's; born in node_core_submit(), ended by node_seq_end(). */
 struct node_seq {
     node_seq *next, *prev;       /* in the core's list, oldest first */
     const node_role *role;
-    node_request *request;
+    node_request *request;       /* this struct lives in its arena too */
     int state;                   /* the role's own states */
-    bool paused, ended;
+    bool paused;                 /* its reader is slow */
     bool runnable;               /* its rows may be batched: set by the role */
+    bool waiting;                /* has no pages and wants some: role->resume() is tried, oldest first */
     int32_t *tokens;             /* (tokens_max): request tokens, then sampled ones */
     int32_t count, tokens_max;
     int32_t ready;               /* positions [0, ready) have their KV in the pages */
     int32_t target;              /* positions [0, target) are to be computed before sampling: count */
     int32_t *blocks;             /* (blocks_max) pages held, one pin each */
     int32_t blocks_count, blocks_max;
+    int32_t published;           /* leading pages offered to the prefix index */
     int32_t cached;              /* leading tokens found in the prefix cache */
-    int32_t computed;            /* tokens computed here that were prompt */
-    int64_t began_us, first_us;  /* taken; first row computed */
+    int32_t computed;            /* rows computed here before the first answer token */
+    int64_t last_step;           /* number of the step that had rows of it: who waited longest goes first */
+    int64_t began_us, first_us;  /* taken; first step with rows of it began */
+    int64_t prefill_us;          /* from first_us until the prompt was computed */
+    status ending;               /* why it ends, while its fence is awaited */
+    const char *ending_text;
     void *send;                  /* prefill */
+    int32_t pushed;              /* prefill: tokens of [skip, send_end) given to the send, from skip on */
+    int64_t computed_us;         /* prefill: when the last row was computed */
     uint64_t ticket;             /* decode */
 };
 
@@ -155,13 +166,20 @@ struct node_role {
     const char *name;            /* "prefill", "decode" */
     /* Decide on pages and the first state; may end the sequence. */
     void (*admit)(node_core *c, node_seq *s, int64_t now_us);
-    /* Rows up to s->ready are computed; logits of the last one when it reached s->target, else NULL. */
+    /* It is s->waiting and pages came back: take what it needs. false: still too few. */
+    bool (*resume)(node_core *c, node_seq *s, int64_t now_us);
+    /* Before its rows are batched: see to the pages they are written to. false: not in this step. NULL:
+     * always has them. */
+    bool (*prepare)(node_core *c, node_seq *s);
+    /* Rows up to s->ready are computed; logits of the last one when it reached s->target, else NULL. May
+     * end the sequence. */
     void (*computed)(node_core *c, node_seq *s, int32_t from, const float *logits, int64_t now_us);
     void (*landing)(node_core *c, node_seq *s);
     void (*landed)(node_core *c, node_seq *s, status st, int32_t tokens, int64_t now_us);
     void (*sent)(node_core *c, node_seq *s, status st, uint64_t bytes, int64_t wire_us, int64_t now_us);
-    void (*cancel)(node_core *c, node_seq *s);
-    /* Pages are needed by an older sequence: give them back if you can. true: done. May be NULL. */
+    /* End with st: at once, or when the fence stands. */
+    void (*stop)(node_core *c, node_seq *s, status st, const char *text);
+    /* An older sequence needs pages: give all back and wait. false: it can not now. NULL: never. */
     bool (*preempt)(node_core *c, node_seq *s);
 };
 

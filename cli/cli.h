@@ -1,0 +1,123 @@
+/* cli.h -- what the files of the executable share: the table of commands and the struct that every option
+ * lands in. A command is a row in main.c, its options are rows beside its code. */
+#ifndef BATON_CLI_H
+#define BATON_CLI_H
+
+#include "base/base.h"
+#include "proto/baton.pb-c.h"
+#include "rpc/rpc.h"
+
+typedef enum cli_exit {
+    CLI_OK = 0,
+    CLI_FAILED = 1,
+    CLI_USAGE = 2,
+    CLI_UNREACHABLE = 3,
+    CLI_REFUSED = 4,
+} cli_exit;
+
+/* Every option of every command has its place here; each command fills those of its rows. */
+typedef struct cli_options {
+    const char *model, *listen, *kv_listen, *nodes, *server, *id, *backend, *kv_dtype, *prefill_policy;
+    const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
+    const char *out, *system;
+    int64_t prefill, decode, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
+    int64_t queue, requests, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
+    int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
+    const char *seed;
+    double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
+    bool prefix_cache, json, ignore_eos, chat, markdown, special;
+} cli_options;
+
+typedef struct cli_command {
+    const char *name;
+    const char *words;           /* "NODE ROLE": what follows beside flags */
+    const char *about;
+    const config_row *rows;
+    int rows_count;
+    int words_min, words_max;
+    cli_exit (*run)(const cli_options *o, const char *const *words, int words_count);
+} cli_command;
+
+#define CLI_TEXT(name, field, fallback, value, help) \
+    {name, CONFIG_TEXT, offsetof(cli_options, field), fallback, 0, 0, value, help}
+#define CLI_INT(name, field, fallback, min, max, value, help) \
+    {name, CONFIG_INT, offsetof(cli_options, field), fallback, min, max, value, help}
+#define CLI_REAL(name, field, fallback, value, help) \
+    {name, CONFIG_REAL, offsetof(cli_options, field), fallback, 0, 0, value, help}
+#define CLI_SWITCH(name, field, fallback, help) \
+    {name, CONFIG_SWITCH, offsetof(cli_options, field), fallback, 0, 0, NULL, help}
+
+/* Rows that several commands have. */
+#define CLI_MODEL CLI_TEXT("model", model, NULL, "FILE", "model file, GGUF")
+#define CLI_SERVER CLI_TEXT("server", server, "127.0.0.1:50051", "HOST:PORT", "the coordinator to ask")
+#define CLI_JSON CLI_SWITCH("json", json, NULL, "print one JSON object instead of text")
+#define CLI_LOG_LEVEL CLI_TEXT("log-level", log_level, "info", "LEVEL", "error, warn, info or debug; lines go to stderr")
+#define CLI_GRACE CLI_INT("grace-ms", grace_ms, "10000", 0, 3600000, "MS", "how long accepted work may run on after SIGTERM")
+#define CLI_ENGINE                                                                                  \
+    CLI_INT("threads", threads, "0", 0, 1024, "N", "threads of a node's engine; 0: its share of the cores"), \
+    CLI_TEXT("backend", backend, "auto", "NAME", "the engine's arithmetic: auto, scalar or portable")
+#define CLI_PAGES                                                                                   \
+    CLI_INT("kv-pages", kv_pages, "1024", 1, 2147483647, "N", "KV pages of a node"),                \
+    CLI_INT("page-tokens", page_tokens, "16", 1, 4096, "N", "tokens a page holds"),                 \
+    CLI_TEXT("kv-dtype", kv_dtype, "f16", "TYPE", "element of a page: f16 or f32"),                 \
+    CLI_SWITCH("prefix-cache", prefix_cache, "true", "keep prompts' pages for later requests"),     \
+    CLI_INT("sequences", sequences, "64", 1, 65536, "N", "requests a node takes at once; more are refused"), \
+    CLI_INT("step-tokens", step_tokens, "512", 1, 65536, "N", "most rows of one step"),             \
+    CLI_INT("chunk", chunk, "256", 1, 65536, "N", "most prompt tokens of one request in a step")
+#define CLI_COORDINATOR                                                                             \
+    CLI_TEXT("prefill-policy", prefill_policy, "auto", "POLICY",                                    \
+             "where prompts are read: auto, local (decode node) or remote (prefill node)"),         \
+    CLI_INT("local-tokens", local_tokens, "32", 0, 2147483647, "N",                                 \
+            "auto: so few uncached tokens are read on the decode node"),                            \
+    CLI_INT("queue", queue, "1024", 0, 1048576, "N", "requests that may wait for a place; more are refused"), \
+    CLI_INT("requests", requests, "4096", 1, 1048576, "N", "requests alive at once"),               \
+    CLI_INT("heartbeat-ms", heartbeat_ms, "500", 10, 60000, "MS", "a node silent for three of these is lost")
+
+#define CLI_ROWS(rows) rows, (int)(sizeof rows / sizeof *rows)
+
+extern const cli_command cli_up, cli_coordinator, cli_prefill, cli_decode, cli_generate, cli_chat;
+extern const cli_command cli_nodes, cli_drain, cli_undrain, cli_role;
+extern const cli_command cli_tokenize, cli_perplexity, cli_logits;
+extern const cli_command *const cli_commands[];
+extern const int cli_commands_count;
+
+/* ---- help.c -------------------------------------------------------------------------------------- */
+
+void cli_help_all(FILE *out);
+void cli_help_command(FILE *out, const cli_command *c);
+/* The README's tables of flags. */
+void cli_help_markdown(FILE *out);
+
+/* ---- main.c -------------------------------------------------------------------------------------- */
+
+/* One line on stderr: `baton: text`. */
+cli_exit cli_complain(cli_exit code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* What a missing or contradicting flag gets: the line, and where to read on. */
+cli_exit cli_usage(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+cli_exit cli_log_setup(const cli_options *o, const char *command, const char *process);
+
+/* ---- client.c ------------------------------------------------------------------------------------ */
+
+/* A connection to a coordinator; the calling thread is its loop's. Ctrl-C cancels what runs. */
+typedef struct cli_client cli_client;
+
+status cli_client_open(const char *server, cli_client **out, error *err);
+void cli_client_close(cli_client *c);
+/* One call, messages given to on_message as they come; returns when it has ended. ST_CANCELED: Ctrl-C. */
+status cli_client_call(cli_client *c, const rpc_method *method, const ProtobufCMessage *request,
+                       int64_t timeout_ms, void (*on_message)(const ProtobufCMessage *m, void *user),
+                       void *user, error *err, int64_t *retry_after_ms);
+/* The exit code for how a call ended, said on stderr in one line. started: part of the answer came. */
+cli_exit cli_client_report(status st, const error *err, const char *server, int64_t retry_after_ms,
+                           bool started);
+/* From now on SIGINT and SIGTERM do not end the process by themselves. Before any thread is made. */
+void cli_client_hold_signals(void);
+
+/* ---- generate.c, chat.c -------------------------------------------------------------------------- */
+
+extern const rpc_method cli_generate_method;
+/* Comma-separated ids; *ids is from arena. ST_BAD_INPUT names the place. */
+status cli_parse_tokens(const char *text, arena *a, int32_t **ids, size_t *count, error *err);
+status cli_read_file(const char *path, arena *a, char **text, size_t *bytes, error *err);
+
+#endif

@@ -1,0 +1,147 @@
+/* client.c -- a connection to a coordinator, one call at a time, and Ctrl-C.
+ *
+ * SIGINT and SIGTERM are blocked in every thread; one thread waits for them and posts a cancel to
+ * the loop. So an interrupted call ends like any other: the coordinator hears of it, and with it
+ * every node. */
+#include "cli/cli.h"
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+
+struct cli_client {
+    pthread_mutex_t lock; /* guards open: is there a loop to post to? */
+    bool open;
+    rpc_loop *loop;
+    rpc_channel *channel;
+    rpc_stream *stream; /* of the call in hand, NULL: none */
+    bool interrupted;
+    void (*on_message)(const ProtobufCMessage *m, void *user);
+    void *user;
+    status st;
+    error *err;
+    int64_t retry_after_ms;
+};
+
+static void interrupt(void *arg) {
+    cli_client *c = arg;
+    c->interrupted = true;
+    if (c->stream)
+        rpc_stream_cancel(c->stream);
+    else
+        exit(CLI_FAILED); /* between two calls nothing is to be undone */
+}
+
+static void signal_set(sigset_t *set) {
+    sigemptyset(set);
+    sigaddset(set, SIGINT);
+    sigaddset(set, SIGTERM);
+}
+
+static void *wait_signals(void *arg) {
+    cli_client *c = arg;
+    sigset_t set;
+    int which;
+    signal_set(&set);
+    while (sigwait(&set, &which) == 0) {
+        pthread_mutex_lock(&c->lock);
+        if (c->open) rpc_loop_post(c->loop, interrupt, c);
+        pthread_mutex_unlock(&c->lock);
+    }
+    return NULL;
+}
+
+void cli_client_hold_signals(void) {
+    sigset_t set;
+    signal_set(&set);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
+/* One client a process: the signal thread is never joined and ends with it. */
+status cli_client_open(const char *server, cli_client **out, error *err) {
+    static cli_client client = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    pthread_t thread;
+    cli_client_hold_signals();
+    TRY(rpc_loop_create(&client.loop, err));
+    status st = rpc_channel_open(client.loop, server, &client.channel, err);
+    if (st == ST_OK && pthread_create(&thread, NULL, wait_signals, &client) != 0)
+        st = error_set(err, ST_NO_MEMORY, "no thread for signals");
+    if (st != ST_OK) {
+        if (client.channel) rpc_channel_close(client.channel);
+        rpc_loop_destroy(client.loop);
+        return st;
+    }
+    pthread_detach(thread);
+    pthread_mutex_lock(&client.lock);
+    client.open = true;
+    pthread_mutex_unlock(&client.lock);
+    *out = &client;
+    return ST_OK;
+}
+
+void cli_client_close(cli_client *c) {
+    if (!c) return;
+    pthread_mutex_lock(&c->lock);
+    c->open = false;
+    pthread_mutex_unlock(&c->lock);
+    rpc_channel_close(c->channel);
+    rpc_loop_destroy(c->loop);
+}
+
+static void on_message(rpc_stream *s, const ProtobufCMessage *m, void *user) {
+    (void)s;
+    cli_client *c = user;
+    if (!c->interrupted) c->on_message(m, c->user);
+}
+
+static void on_end(rpc_stream *s, status st, const char *text, int64_t retry_after_ms, void *user) {
+    (void)s;
+    cli_client *c = user;
+    c->stream = NULL;
+    c->st = st;
+    if (st != ST_OK) error_set(c->err, st, "%s", text && *text ? text : status_text(st));
+    c->retry_after_ms = retry_after_ms;
+    rpc_loop_stop(c->loop);
+}
+
+status cli_client_call(cli_client *c, const rpc_method *method, const ProtobufCMessage *request,
+                       int64_t timeout_ms, void (*message)(const ProtobufCMessage *m, void *user),
+                       void *user, error *err, int64_t *retry_after_ms) {
+    static const rpc_stream_events events = {on_message, on_end};
+    c->on_message = message;
+    c->user = user;
+    c->err = err;
+    c->interrupted = false;
+    c->retry_after_ms = -1;
+    status st =
+        rpc_stream_start(c->channel, method, request, timeout_ms, false, &events, c, &c->stream);
+    if (st != ST_OK) return error_set(err, st, "the call did not start: %s", status_text(st));
+    rpc_loop_run(c->loop);
+    if (retry_after_ms) *retry_after_ms = c->retry_after_ms;
+    return c->interrupted && c->st != ST_OK ? ST_CANCELED : c->st;
+}
+
+cli_exit cli_client_report(status st, const error *err, const char *server, int64_t retry_after_ms,
+                           bool started) {
+    switch (st) {
+    case ST_OK:
+        return CLI_OK;
+    case ST_PEER_LOST:
+        if (started) return cli_complain(CLI_FAILED, "%s broke off: %s", server, err->text);
+        return cli_complain(CLI_UNREACHABLE, "%s cannot be reached: %s", server, err->text);
+    case ST_AGAIN:
+        if (retry_after_ms >= 0)
+            return cli_complain(CLI_REFUSED, "refused by %s: %s (retry after %lld ms)", server,
+                                err->text, (long long)retry_after_ms);
+        return cli_complain(CLI_REFUSED, "refused by %s: %s", server, err->text);
+    case ST_BAD_INPUT:
+    case ST_NOT_FOUND:
+    case ST_DENIED:
+    case ST_REFUSED:
+    case ST_UNSUPPORTED:
+        return cli_complain(CLI_REFUSED, "refused by %s: %s", server, err->text);
+    case ST_CANCELED:
+        return cli_complain(CLI_FAILED, "canceled");
+    default:
+        return cli_complain(CLI_FAILED, "%s: %s", server, err->text);
+    }
+}

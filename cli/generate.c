@@ -1,0 +1,355 @@
+/* generate.c -- baton generate: one prompt, one answer (or n), streamed or as JSON. */
+#include "cli/cli.h"
+#include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+static cli_exit generate(const cli_options *o, const char *const *words, int count);
+
+static const config_row rows[] = {
+    CLI_SERVER,
+    CLI_TEXT("prompt", prompt, NULL, "TEXT", "the prompt as text"),
+    CLI_TEXT("prompt-file", prompt_file, NULL, "FILE", "the prompt from a file; - reads stdin"),
+    CLI_TEXT("tokens", tokens, NULL, "1,2,3", "the prompt as token ids"),
+    CLI_SWITCH("chat", chat, NULL,
+               "wrap the prompt as a user's message in the model's chat template"),
+    CLI_INT("max-tokens", max_tokens, "256", -2147483647, 2147483647, "N",
+            "most tokens of the answer"),
+    CLI_REAL("temperature", temperature, "0", "X", "0: always the likeliest token"),
+    CLI_INT("top-k", top_k, "0", -2147483647, 2147483647, "N",
+            "only the N likeliest tokens; 0: off"),
+    CLI_REAL("top-p", top_p, "1", "X", "only the likeliest tokens that sum up to X; 1: off"),
+    CLI_REAL("min-p", min_p, "0", "X",
+             "only tokens at least X times as likely as the likeliest; 0: off"),
+    CLI_REAL("repetition-penalty", repetition_penalty, "1", "X",
+             "divides logits of tokens seen; 1: off"),
+    CLI_REAL("presence-penalty", presence_penalty, "0", "X",
+             "subtracted once from tokens of the answer"),
+    CLI_REAL("frequency-penalty", frequency_penalty, "0", "X",
+             "subtracted for each time a token was answered"),
+    CLI_TEXT("seed", seed, NULL, "N",
+             "of the randomness; without, one is chosen and told in --json"),
+    CLI_TEXT("stop", stop, NULL, "TEXT", "the answer ends before this text"),
+    CLI_INT("n", n, "1", -2147483647, 2147483647, "N", "how many answers"),
+    CLI_INT("logprobs", logprobs, "-1", -1, 2147483647, "N",
+            "--json: log probabilities, N alternatives a token; -1: none"),
+    CLI_SWITCH("ignore-eos", ignore_eos, NULL, "go on after an end token"),
+    CLI_TEXT("request-id", request_id, NULL, "ID",
+             "shown in every node's log; without, the server makes one"),
+    CLI_INT("timeout-ms", timeout_ms, "0", 0, 2147483647, "MS", "deadline of the call; 0: none"),
+    CLI_JSON,
+};
+
+const cli_command cli_generate = {"generate", "", "Writes on from a prompt.", CLI_ROWS(rows), 0, 0,
+                                  generate};
+
+const rpc_method cli_generate_method = {
+    .path = "/baton.v1.Inference/Generate",
+    .kind = RPC_SERVER_STREAM,
+    .request = &baton__v1__generate_request__descriptor,
+    .reply = &baton__v1__generate_chunk__descriptor,
+};
+
+/* ---- the request
+ * -------------------------------------------------------------------------------------- */
+
+status cli_parse_tokens(const char *text, arena *a, int32_t **ids, size_t *count, error *err) {
+    size_t most = 1, found = 0;
+    for (const char *c = text; *c; c++) most += *c == ',';
+    int32_t *out = arena_alloc(a, most * sizeof *out);
+    if (!out) return error_set(err, ST_NO_MEMORY, "no memory for %zu tokens", most);
+    for (const char *at = text; *at;) {
+        char *end;
+        errno = 0;
+        long long id = strtoll(at, &end, 10);
+        if (end == at || errno || id < INT32_MIN || id > INT32_MAX ||
+            (*end && (*end != ',' || !end[1])))
+            return error_set(err, ST_BAD_INPUT,
+                             "--tokens: '%.40s' at byte %td: expected token ids, 1,2,3", at,
+                             at - text);
+        out[found++] = (int32_t)id;
+        at = *end ? end + 1 : end;
+    }
+    if (found == 0)
+        return error_set(err, ST_BAD_INPUT, "--tokens is empty: expected token ids, 1,2,3");
+    *ids = out;
+    *count = found;
+    return ST_OK;
+}
+
+status cli_read_file(const char *path, arena *a, char **text, size_t *bytes, error *err) {
+    enum { FIRST_BYTES = 64 * 1024, FILE_BYTES_MAX = 256 * 1024 * 1024 };
+    FILE *in = strcmp(path, "-") == 0 ? stdin : fopen(path, "re");
+    if (!in) return error_set(err, ST_IO, "'%.200s': %s", path, strerror(errno));
+    size_t used = 0, max = FIRST_BYTES;
+    char *data = mem_alloc(max);
+    while (data && used < FILE_BYTES_MAX) {
+        size_t n = fread(data + used, 1, max - used, in);
+        used += n;
+        if (n == 0) break;
+        if (used < max) continue;
+        char *more = mem_realloc(data, max *= 2);
+        if (!more) mem_free(data);
+        data = more;
+    }
+    status st = ST_OK;
+    if (!data)
+        st = error_set(err, ST_NO_MEMORY, "'%.200s': no memory to read it", path);
+    else if (ferror(in))
+        st = error_set(err, ST_IO, "'%.200s': %s", path, strerror(errno));
+    else if (used >= FILE_BYTES_MAX)
+        st = error_set(err, ST_BAD_INPUT, "'%.200s' is too large: expected less than %d bytes",
+                       path, FILE_BYTES_MAX);
+    else if (!(*text = arena_strndup(a, data, used)))
+        st = error_set(err, ST_NO_MEMORY, "'%.200s': no memory", path);
+    else
+        *bytes = used;
+    mem_free(data);
+    if (in != stdin) fclose(in);
+    return st;
+}
+
+typedef struct request_message {
+    Baton__V1__GenerateRequest request;
+    Baton__V1__Sampling sampling;
+    Baton__V1__Tokens tokens;
+    Baton__V1__Chat chat;
+    Baton__V1__ChatMessage message, *messages[1];
+    char *stop[1];
+} request_message;
+
+static char *text_of(const char *text) { return (char *)(uintptr_t)text; }
+
+static status fill_input(const cli_options *o, arena *a, request_message *m, error *err) {
+    Baton__V1__GenerateRequest *r = &m->request;
+    char *prompt = text_of(o->prompt);
+    size_t bytes;
+    if (o->prompt_file) TRY(cli_read_file(o->prompt_file, a, &prompt, &bytes, err));
+    if (o->tokens) {
+        baton__v1__tokens__init(&m->tokens);
+        TRY(cli_parse_tokens(o->tokens, a, &m->tokens.ids, &m->tokens.n_ids, err));
+        r->input_case = BATON__V1__GENERATE_REQUEST__INPUT_TOKENS;
+        r->tokens = &m->tokens;
+    } else if (o->chat) {
+        baton__v1__chat__init(&m->chat);
+        baton__v1__chat_message__init(&m->message);
+        m->message.role = text_of("user");
+        m->message.content = prompt;
+        m->messages[0] = &m->message;
+        m->chat.messages = m->messages;
+        m->chat.n_messages = 1;
+        r->input_case = BATON__V1__GENERATE_REQUEST__INPUT_CHAT;
+        r->chat = &m->chat;
+    } else {
+        r->input_case = BATON__V1__GENERATE_REQUEST__INPUT_PROMPT;
+        r->prompt = prompt;
+    }
+    return ST_OK;
+}
+
+static status fill_seed(const char *text, Baton__V1__Sampling *s, error *err) {
+    char *end;
+    if (!text) return ST_OK;
+    errno = 0;
+    s->seed = strtoull(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end || errno)
+        return error_set(err, ST_BAD_INPUT,
+                         "--seed: '%.40s': expected a whole number from 0 to 18446744073709551615",
+                         text);
+    s->seed_set_case = BATON__V1__SAMPLING__SEED_SET_SEED;
+    return ST_OK;
+}
+
+static status fill_request(const cli_options *o, arena *a, request_message *m, error *err) {
+    Baton__V1__GenerateRequest *r = &m->request;
+    Baton__V1__Sampling *s = &m->sampling;
+    baton__v1__generate_request__init(r);
+    baton__v1__sampling__init(s);
+    TRY(fill_input(o, a, m, err));
+    TRY(fill_seed(o->seed, s, err));
+    s->temperature = (float)o->temperature;
+    s->top_k = (int32_t)o->top_k;
+    s->top_p_set_case = BATON__V1__SAMPLING__TOP_P_SET_TOP_P;
+    s->top_p = (float)o->top_p;
+    s->min_p = (float)o->min_p;
+    s->repetition_set_case = BATON__V1__SAMPLING__REPETITION_SET_REPETITION_PENALTY;
+    s->repetition_penalty = (float)o->repetition_penalty;
+    s->presence_penalty = (float)o->presence_penalty;
+    s->frequency_penalty = (float)o->frequency_penalty;
+    r->sampling = s;
+    r->max_tokens_set_case = BATON__V1__GENERATE_REQUEST__MAX_TOKENS_SET_MAX_TOKENS;
+    r->max_tokens = (int32_t)o->max_tokens;
+    r->n_set_case = BATON__V1__GENERATE_REQUEST__N_SET_N;
+    r->n = (int32_t)o->n;
+    r->ignore_eos = o->ignore_eos;
+    if (o->logprobs >= 0) {
+        r->logprobs_set_case = BATON__V1__GENERATE_REQUEST__LOGPROBS_SET_LOGPROBS;
+        r->logprobs = (int32_t)o->logprobs;
+    }
+    if (o->request_id) r->request_id = text_of(o->request_id);
+    m->stop[0] = text_of(o->stop);
+    if (o->stop) r->n_stop = 1, r->stop = m->stop;
+    return ST_OK;
+}
+
+/* ---- the answer
+ * --------------------------------------------------------------------------------------- */
+
+enum { ANSWERS_MAX = 16 };
+
+/* An answer in JSON as it grows: DESIGN section 9 names the keys. */
+typedef struct answers {
+    bool stream; /* print text as it comes */
+    bool started;
+    json_t *at[ANSWERS_MAX];
+    int count;
+    char *text[ANSWERS_MAX];
+    size_t bytes[ANSWERS_MAX];
+    bool failed;
+} answers;
+
+static json_t *logprob_json(const Baton__V1__TokenInfo *t) {
+    json_t *top = json_array();
+    for (size_t i = 0; i < t->n_top; i++)
+        json_array_append_new(top,
+                              json_pack("{s:i, s:f, s:s}", "token", t->top[i]->token, "logprob",
+                                        (double)t->top[i]->logprob, "text", t->top[i]->text));
+    return json_pack("{s:i, s:f, s:o}", "token", t->token, "logprob", (double)t->logprob, "top",
+                     top);
+}
+
+static void add_finish(json_t *j, const Baton__V1__Finish *f) {
+    const Baton__V1__Usage *u = f->usage;
+    const Baton__V1__Timings *t = f->timings;
+    const char *reason =
+        f->reason == BATON__V1__FINISH_REASON__FINISH_REASON_LENGTH ? "length" : "stop";
+    json_object_set_new(j, "finish_reason", json_string(reason));
+    if (u)
+        json_object_set_new(j, "usage",
+                            json_pack("{s:i, s:i, s:i}", "prompt_tokens", u->prompt_tokens,
+                                      "completion_tokens", u->completion_tokens, "cached_tokens",
+                                      u->cached_tokens));
+    if (t)
+        json_object_set_new(j, "timings_ms",
+                            json_pack("{s:f, s:f, s:f, s:f, s:f}", "queue", t->queue, "prefill",
+                                      t->prefill, "kv_transfer", t->kv_transfer, "ttft", t->ttft,
+                                      "decode", t->decode));
+    json_object_set_new(
+        j, "nodes", json_pack("{s:s, s:s}", "prefill", f->prefill_node, "decode", f->decode_node));
+    json_object_set_new(j, "attempts", json_integer(f->attempts));
+}
+
+static void open_answer(answers *w, const Baton__V1__GenerateChunk *c) {
+    w->at[c->index] = json_pack("{s:s, s:[], s:s, s:s}", "text", "", "tokens", "request_id",
+                                c->request_id, "seed", "");
+    char seed[24];
+    snprintf(seed, sizeof seed, "%llu", (unsigned long long)c->seed); /* JSON numbers end at 2^53 */
+    json_object_set_new(w->at[c->index], "seed", json_string(seed));
+    if (c->index >= w->count) w->count = c->index + 1;
+}
+
+static bool keep_text(answers *w, int k, const char *text) {
+    size_t bytes = strlen(text);
+    char *more = mem_realloc(w->text[k], w->bytes[k] + bytes + 1);
+    if (!more) return false;
+    memcpy(more + w->bytes[k], text, bytes + 1);
+    w->text[k] = more;
+    w->bytes[k] += bytes;
+    return true;
+}
+
+static void on_chunk(const ProtobufCMessage *m, void *user) {
+    const Baton__V1__GenerateChunk *c = (const Baton__V1__GenerateChunk *)m;
+    answers *w = user;
+    if (c->index < 0 || c->index >= ANSWERS_MAX) return;
+    w->started = true;
+    if (w->stream) {
+        fputs(c->text, stdout);
+        fflush(stdout);
+        return;
+    }
+    if (!w->at[c->index]) open_answer(w, c);
+    json_t *j = w->at[c->index];
+    if (!j || !keep_text(w, c->index, c->text)) {
+        w->failed = true;
+        return;
+    }
+    for (size_t i = 0; i < c->n_tokens; i++) {
+        const Baton__V1__TokenInfo *t = c->tokens[i];
+        json_array_append_new(json_object_get(j, "tokens"), json_integer(t->token));
+        if (t->logprob_set_case != BATON__V1__TOKEN_INFO__LOGPROB_SET_LOGPROB) continue;
+        if (!json_object_get(j, "logprobs")) json_object_set_new(j, "logprobs", json_array());
+        json_array_append_new(json_object_get(j, "logprobs"), logprob_json(t));
+    }
+    if (c->finish) add_finish(j, c->finish);
+}
+
+/* One answer is one object; several are the list `choices`. */
+static void print_json(answers *w) {
+    json_t *whole = w->count == 1 ? w->at[0] : json_pack("{s:[]}", "choices");
+    for (int i = 0; i < w->count; i++) {
+        json_object_set_new(w->at[i], "text",
+                            json_stringn(w->text[i] ? w->text[i] : "", w->bytes[i]));
+        if (w->count > 1) json_array_append(json_object_get(whole, "choices"), w->at[i]);
+    }
+    json_dumpf(whole, stdout, JSON_PRESERVE_ORDER | JSON_COMPACT | JSON_REAL_PRECISION(9));
+    putchar('\n');
+    if (w->count > 1) json_decref(whole);
+}
+
+static void print_answers(answers *w, bool json) {
+    if (json)
+        print_json(w);
+    else if (w->stream)
+        putchar('\n');
+    else
+        for (int i = 0; i < w->count; i++) printf("[%d] %s\n", i + 1, w->text[i] ? w->text[i] : "");
+}
+
+static void free_answers(answers *w) {
+    for (int i = 0; i < ANSWERS_MAX; i++) {
+        json_decref(w->at[i]);
+        mem_free(w->text[i]);
+    }
+}
+
+static cli_exit ask(const cli_options *o, const ProtobufCMessage *request) {
+    error err = {0};
+    cli_client *c = NULL;
+    int64_t retry_ms = -1;
+    answers w = {.stream = !o->json && o->n == 1};
+    status st = cli_client_open(o->server, &c, &err);
+    if (st == ST_BAD_INPUT) return cli_usage("generate", "--server: %s", err.text);
+    if (st == ST_OK)
+        st = cli_client_call(c, &cli_generate_method, request, o->timeout_ms, on_chunk, &w, &err,
+                             &retry_ms);
+    cli_client_close(c);
+    if (st == ST_OK && w.failed) st = error_set(&err, ST_NO_MEMORY, "no memory for the answer");
+    if (st == ST_OK)
+        print_answers(&w, o->json);
+    else if (w.started && w.stream)
+        putchar('\n');
+    fflush(stdout);
+    free_answers(&w);
+    return cli_client_report(st, &err, o->server, retry_ms, w.started);
+}
+
+static cli_exit generate(const cli_options *o, const char *const *words, int count) {
+    (void)words;
+    (void)count;
+    error err = {0};
+    request_message m;
+    if (!!o->prompt + !!o->prompt_file + !!o->tokens != 1)
+        return cli_usage("generate", "expected one of --prompt, --prompt-file, --tokens");
+    if (o->tokens && o->chat)
+        return cli_usage("generate", "--chat needs text: expected --prompt or --prompt-file");
+    arena *a = arena_create(4096);
+    if (!a) return cli_complain(CLI_FAILED, "no memory");
+    status st = fill_request(o, a, &m, &err);
+    cli_exit code = st == ST_OK          ? ask(o, &m.request.base)
+                    : st == ST_BAD_INPUT ? cli_usage("generate", "%s", err.text)
+                                         : cli_complain(CLI_FAILED, "%s", err.text);
+    arena_destroy(a);
+    return code;
+}

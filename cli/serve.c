@@ -1,0 +1,204 @@
+/* serve.c -- one process of a cluster: baton coordinator, baton prefill, baton decode.
+ *
+ * SIGTERM and SIGINT drain: nothing new is taken on, accepted work runs on for --grace-ms, exit
+ * code 0.
+ * --ready-fd FD gets one line once the process serves (a coordinator: once the nodes it was told to
+ * expect are there); `baton up` reads it. */
+#include "cli/cli.h"
+#include "coordinator/coord.h"
+#include "decode-node/decode.h"
+#include "node/node.h"
+#include "prefill-node/prefill.h"
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define READY_ROW                                                                                  \
+    CLI_INT("ready-fd", ready_fd, "-1", -1, 1048576, "FD",                                         \
+            "file descriptor that gets one line once it serves; -1: none")
+
+static cli_exit coordinator(const cli_options *o, const char *const *words, int count);
+static cli_exit prefill(const cli_options *o, const char *const *words, int count);
+static cli_exit decode(const cli_options *o, const char *const *words, int count);
+
+static const config_row coordinator_rows[] = {
+    CLI_MODEL,
+    CLI_TEXT("listen", listen, "127.0.0.1:50051", "HOST:PORT",
+             "where clients connect; port 0 takes a free one"),
+    CLI_TEXT("nodes", nodes, NULL, "HOST:PORT,...", "addresses of the prefill and decode nodes"),
+    CLI_TEXT("id", id, "coordinator-1", "NAME", "its name in logs and `baton nodes`"),
+    CLI_COORDINATOR,
+    CLI_GRACE,
+    CLI_INT("expect-prefill", expect_prefill, "0", 0, 1024, "N",
+            "prefill nodes to wait for before it says ready"),
+    CLI_INT("expect-decode", expect_decode, "0", 0, 1024, "N",
+            "decode nodes to wait for before it says ready"),
+    READY_ROW,
+    CLI_LOG_LEVEL,
+};
+
+#define NODE_ROWS(role)                                                                            \
+    CLI_MODEL,                                                                                     \
+        CLI_TEXT("listen", listen, "127.0.0.1:0", "HOST:PORT",                                     \
+                 "where coordinators connect; port 0 takes a free one"),                           \
+        CLI_TEXT("kv-listen", kv_listen, "127.0.0.1:0", "HOST:PORT", "where KV pages arrive"),     \
+        CLI_TEXT("id", id, role "-1", "NAME", "its name in logs and `baton nodes`"), CLI_ENGINE,   \
+        CLI_PAGES, CLI_GRACE, READY_ROW, CLI_LOG_LEVEL
+
+static const config_row prefill_rows[] = {NODE_ROWS("prefill")};
+static const config_row decode_rows[] = {NODE_ROWS("decode")};
+
+const cli_command cli_coordinator = {"coordinator",
+                                     "",
+                                     "One coordinator: clients ask it, it asks the nodes.",
+                                     CLI_ROWS(coordinator_rows),
+                                     0,
+                                     0,
+                                     coordinator};
+const cli_command cli_prefill = {
+    "prefill", "",     "One prefill node: tokens in, KV pages out.", CLI_ROWS(prefill_rows), 0,
+    0,         prefill};
+const cli_command cli_decode = {
+    "decode", "", "One decode node: KV pages in, tokens out.", CLI_ROWS(decode_rows), 0, 0, decode};
+
+/* ---- signals and readiness
+ * ------------------------------------------------------------------------- */
+
+/* SIGTERM or SIGINT within timeout_ms (-1: however long it takes). Blocked before threads exist. */
+static bool asked_to_stop(int64_t timeout_ms) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    struct timespec limit = {.tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * 1000000};
+    int which;
+    do which = timeout_ms < 0 ? sigwaitinfo(&set, NULL) : sigtimedwait(&set, NULL, &limit);
+    while (which < 0 && errno == EINTR);
+    return which > 0;
+}
+
+static void say_ready(const cli_options *o, const char *address) {
+    char line[300];
+    int bytes = snprintf(line, sizeof line, "ready grpc=%s\n", address);
+    if (o->ready_fd < 0) return;
+    if (write((int)o->ready_fd, line, (size_t)bytes) != bytes)
+        log_write(LOG_WARN, NULL, "ready.unheard", "--ready-fd %lld: %s", (long long)o->ready_fd,
+                  strerror(errno));
+    close((int)o->ready_fd);
+}
+
+/* ---- coordinator
+ * ------------------------------------------------------------------------------------ */
+
+static bool read_policy(const char *text, coord_prefill_policy *out) {
+    static const char *const names[] = {[COORD_PREFILL_AUTO] = "auto",
+                                        [COORD_PREFILL_LOCAL] = "local",
+                                        [COORD_PREFILL_REMOTE] = "remote"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(text, names[i]) == 0) {
+            *out = (coord_prefill_policy)i;
+            return true;
+        }
+    return false;
+}
+
+static cli_exit coordinator(const cli_options *o, const char *const *words, int count) {
+    (void)words;
+    (void)count;
+    error err = {0};
+    coord_service *s;
+    coord_options options = {.id = o->id,
+                             .model = o->model,
+                             .listen = o->listen,
+                             .nodes = o->nodes,
+                             .heartbeat_ms = (int)o->heartbeat_ms,
+                             .limits = coord_limits_default};
+    if (!o->model) return cli_usage("coordinator", "--model FILE is missing");
+    if (!o->nodes) return cli_usage("coordinator", "--nodes HOST:PORT,... is missing");
+    options.limits.queue_max = (int32_t)o->queue;
+    options.limits.requests_max = (int32_t)o->requests;
+    options.limits.local_tokens_max = (int32_t)o->local_tokens;
+    if (!read_policy(o->prefill_policy, &options.limits.prefill))
+        return cli_usage("coordinator", "--prefill-policy '%.40s': expected auto, local or remote",
+                         o->prefill_policy);
+    cli_exit code = cli_log_setup(o, "coordinator", o->id);
+    if (code != CLI_OK) return code;
+    cli_client_hold_signals();
+    if (coord_service_open(&options, &s, &err) != ST_OK)
+        return cli_complain(CLI_FAILED, "%s", err.text);
+    bool stop = false;
+    while (!stop && (coord_service_ready(s, COORD_PREFILL) < o->expect_prefill ||
+                     coord_service_ready(s, COORD_DECODE) < o->expect_decode))
+        stop = asked_to_stop(5);
+    if (!stop) say_ready(o, coord_service_address(s));
+    if (!stop) asked_to_stop(-1);
+    coord_service_close(s, (int)o->grace_ms);
+    return CLI_OK;
+}
+
+/* ---- nodes
+ * ------------------------------------------------------------------------------------------ */
+
+/* Loading that takes long is said on a terminal, a line a quarter second. */
+typedef struct progress {
+    const char *id;
+    int64_t said_ms;
+} progress;
+
+static void show_progress(double share, void *ctx) {
+    progress *p = ctx;
+    int64_t now = clock_now_ms();
+    if (now - p->said_ms < 250) return;
+    p->said_ms = now;
+    fprintf(stderr, "%s: loading, %d %%\n", p->id, (int)(share * 100));
+}
+
+static cli_exit serve_node(const cli_options *o, const char *role) {
+    static const node_service *const services[] = {&prefill_service, &decode_service};
+    error err = {0};
+    node_process *p;
+    progress said = {.id = o->id, .said_ms = clock_now_ms()};
+    if (!o->model) return cli_usage(role, "--model FILE is missing");
+    bool f32 = strcmp(o->kv_dtype, "f32") == 0;
+    if (!f32 && strcmp(o->kv_dtype, "f16") != 0)
+        return cli_usage(role, "--kv-dtype '%.40s': expected f16 or f32", o->kv_dtype);
+    node_options options = {.id = o->id,
+                            .role = role,
+                            .model = o->model,
+                            .listen = o->listen,
+                            .kv_listen = o->kv_listen,
+                            .backend = o->backend,
+                            .threads = (int)o->threads,
+                            .kv_pages = (int32_t)o->kv_pages,
+                            .page_tokens = (int32_t)o->page_tokens,
+                            .kv_type = f32 ? ENG_KV_F32 : ENG_KV_F16,
+                            .sequences_max = (int32_t)o->sequences,
+                            .step_tokens_max = (int32_t)o->step_tokens,
+                            .chunk_tokens = (int32_t)o->chunk,
+                            .prefix_cache = o->prefix_cache,
+                            .progress = isatty(STDERR_FILENO) ? show_progress : NULL,
+                            .progress_ctx = &said};
+    cli_exit code = cli_log_setup(o, role, o->id);
+    if (code != CLI_OK) return code;
+    cli_client_hold_signals();
+    if (node_process_open(&options, services, 2, &p, &err) != ST_OK)
+        return cli_complain(CLI_FAILED, "%s", err.text);
+    say_ready(o, node_process_address(p));
+    asked_to_stop(-1);
+    node_process_close(p, (int)o->grace_ms);
+    return CLI_OK;
+}
+
+static cli_exit prefill(const cli_options *o, const char *const *words, int count) {
+    (void)words;
+    (void)count;
+    return serve_node(o, "prefill");
+}
+
+static cli_exit decode(const cli_options *o, const char *const *words, int count) {
+    (void)words;
+    (void)count;
+    return serve_node(o, "decode");
+}

@@ -1,0 +1,447 @@
+/* up.c -- baton up: a whole cluster on this machine, as real processes under one supervisor.
+ *
+ *   ports are taken first  [reserve]   a socket bound to each, never listening: nobody else gets
+ * the port, while a child that binds it with SO_REUSEADDR, as gRPC does, may; so all children start
+ * at once and come back at the same address STARTING -> RUNNING    [hear]      the coordinator says
+ * that every node is there: `ready grpc=H:P` STARTING -> FAILED     [reap]      a child ended
+ * before that: its own line says why; exit code 1 RUNNING                [reap]      a child that
+ * ends is started again after a pause of 0.2 to 5 s any      -> DRAINING   [stop]      SIGTERM,
+ * SIGINT: the coordinator first, so that nothing new comes, then the nodes; exit code 0. A second
+ * one ends everything at once
+ *
+ * Children are this same executable (/proc/self/exe). They die with the supervisor
+ * (PR_SET_PDEATHSIG), are in process groups of their own, so that a terminal's Ctrl-C reaches only
+ * the supervisor, and see no BATON_ variable: what those said is in the flags they get. */
+#define _GNU_SOURCE /* environ, pipe2, sched_getaffinity */
+#include "cli/cli.h"
+#include "engine/engine.h"
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static cli_exit up(const cli_options *o, const char *const *words, int count);
+
+static const config_row rows[] = {
+    CLI_MODEL,
+    CLI_INT("prefill", prefill, "1", 0, 64, "N",
+            "prefill nodes; 0: decode nodes read every prompt"),
+    CLI_INT("decode", decode, "1", 1, 64, "N", "decode nodes"),
+    CLI_TEXT("listen", listen, "127.0.0.1:50051", "HOST:PORT",
+             "where clients connect; port 0 takes a free one"),
+    CLI_ENGINE,
+    CLI_PAGES,
+    CLI_COORDINATOR,
+    CLI_GRACE,
+    CLI_TEXT("log-dir", log_dir, NULL, "DIR",
+             "logs of the processes go to DIR/NAME.log instead of stderr"),
+    CLI_LOG_LEVEL,
+};
+
+const cli_command cli_up = {"up", "", "A whole cluster on this machine.", CLI_ROWS(rows), 0, 0, up};
+
+enum {
+    CHILDREN_MAX = 129,
+    ARGS_MAX = 64,
+    PAUSE_FIRST_MS = 200,
+    PAUSE_MAX_MS = 5000,
+    HEALTHY_MS = 10000
+};
+
+typedef struct child {
+    const char *role;
+    char id[32], address[300];
+    int reserved;                   /* the socket that keeps its port */
+    pid_t pid;                      /* 0: not running */
+    int64_t started_ms, restart_ms; /* restart_ms 0: none is due */
+    int pause_ms;
+} child;
+
+typedef enum up_state { UP_STARTING, UP_RUNNING, UP_FAILED, UP_DRAINING } up_state;
+
+typedef struct supervisor {
+    const cli_options *o;
+    up_state state;
+    child children[CHILDREN_MAX]; /* the coordinator is the first */
+    int count;
+    char nodes[CHILDREN_MAX * 32]; /* the coordinator's --nodes */
+    int signals;                   /* signalfd */
+    int ready;                     /* read end of the coordinator's --ready-fd, -1: said */
+    int ready_write;               /* the other end, until the coordinator has it */
+    char line[400];
+    size_t line_bytes;
+    int64_t kill_ms; /* when draining turns to killing */
+    char **environment;
+} supervisor;
+
+/* ---- ports
+ * -------------------------------------------------------------------------------------------- */
+
+/* Keeps a port of host:port (0: a free one) and writes the address with the port taken. */
+static status reserve(const char *listen, child *c, error *err) {
+    char host[256];
+    const char *colon = strrchr(listen, ':');
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *found;
+    if (!colon || colon == listen || (size_t)(colon - listen) >= sizeof host)
+        return error_set(err, ST_BAD_INPUT, "--listen '%.100s': expected HOST:PORT", listen);
+    bool bracketed = listen[0] == '[' && colon[-1] == ']';
+    snprintf(host, sizeof host, "%.*s", (int)(colon - listen) - 2 * bracketed, listen + bracketed);
+    char *end;
+    long number = strtol(colon + 1, &end, 10);
+    if (end == colon + 1 || *end || number < 0 || number > 65535 ||
+        getaddrinfo(host, colon + 1, &hints, &found) != 0)
+        return error_set(err, ST_BAD_INPUT, "--listen '%.100s': expected HOST:PORT", listen);
+    struct sockaddr_storage bound;
+    socklen_t bytes = sizeof bound;
+    int one = 1;
+    char port[8];
+    status st = ST_OK;
+    c->reserved = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (c->reserved < 0 ||
+        setsockopt(c->reserved, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) != 0 ||
+        bind(c->reserved, found->ai_addr, found->ai_addrlen) != 0 ||
+        getsockname(c->reserved, (struct sockaddr *)&bound, &bytes) != 0 ||
+        getnameinfo((struct sockaddr *)&bound, bytes, NULL, 0, port, sizeof port, NI_NUMERICSERV) !=
+            0)
+        st = error_set(err, ST_IO, "cannot listen on %.200s: %s", listen, strerror(errno));
+    else
+        snprintf(c->address, sizeof c->address, "%.*s:%s", (int)(colon - listen), listen, port);
+    freeaddrinfo(found);
+    return st;
+}
+
+/* ---- children
+ * ------------------------------------------------------------------------------------------ */
+
+typedef struct arguments {
+    char *at[ARGS_MAX];
+    char text[ARGS_MAX][80]; /* numbers */
+    int count;
+} arguments;
+
+static void add(arguments *a, const char *word) {
+    assert(a->count < ARGS_MAX - 1);
+    a->at[a->count++] = (char *)(uintptr_t)word;
+}
+
+static void add_text(arguments *a, const char *flag, const char *value) {
+    add(a, flag);
+    add(a, value);
+}
+
+static void add_int(arguments *a, const char *flag, int64_t value) {
+    char *text = a->text[a->count];
+    snprintf(text, sizeof a->text[0], "%s=%lld", flag, (long long)value);
+    add(a, text);
+}
+
+/* Cores are shared among the nodes. */
+static int64_t threads_each(const cli_options *o) {
+    cpu_set_t set;
+    int64_t nodes = o->prefill + o->decode;
+    if (o->threads > 0) return o->threads;
+    int64_t cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    return cores / nodes > 0 ? cores / nodes : 1;
+}
+
+static void fill_arguments(const supervisor *u, const child *c, arguments *a) {
+    const cli_options *o = u->o;
+    a->count = 0;
+    add(a, "baton");
+    add(a, c->role);
+    add_text(a, "--id", c->id);
+    add_text(a, "--model", o->model);
+    add_text(a, "--listen", c->address);
+    add_text(a, "--log-level", o->log_level);
+    add_int(a, "--grace-ms", o->grace_ms);
+    if (c == &u->children[0]) {
+        add_text(a, "--nodes", u->nodes);
+        add_text(a, "--prefill-policy", o->prefill_policy);
+        add_int(a, "--local-tokens", o->local_tokens);
+        add_int(a, "--queue", o->queue);
+        add_int(a, "--requests", o->requests);
+        add_int(a, "--heartbeat-ms", o->heartbeat_ms);
+        add_int(a, "--expect-prefill", o->prefill);
+        add_int(a, "--expect-decode", o->decode);
+        if (u->ready_write >= 0) add_int(a, "--ready-fd", u->ready_write);
+    } else {
+        add_text(a, "--backend", o->backend);
+        add_text(a, "--kv-dtype", o->kv_dtype);
+        add_int(a, "--threads", threads_each(o));
+        add_int(a, "--kv-pages", o->kv_pages);
+        add_int(a, "--page-tokens", o->page_tokens);
+        add_int(a, "--sequences", o->sequences);
+        add_int(a, "--step-tokens", o->step_tokens);
+        add_int(a, "--chunk", o->chunk);
+        add(a, o->prefix_cache ? "--prefix-cache" : "--no-prefix-cache");
+    }
+    a->at[a->count] = NULL;
+}
+
+/* In the child, between fork and exec. Returns only when something failed. */
+static void become(const supervisor *u, const child *c, const arguments *a, pid_t parent) {
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
+    setpgid(0, 0);
+    int in = open("/dev/null", O_RDONLY);
+    if (in >= 0) dup2(in, STDIN_FILENO);
+    if (u->o->log_dir) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/%s.log", u->o->log_dir, c->id);
+        int log = open(path, O_WRONLY | O_CREAT | O_APPEND, 0644);
+        if (log < 0) {
+            dprintf(STDERR_FILENO, "baton: --log-dir: '%s': %s\n", path, strerror(errno));
+            return;
+        }
+        dup2(log, STDERR_FILENO);
+    }
+    dup2(STDERR_FILENO, STDOUT_FILENO);
+    if (c == &u->children[0] && u->ready_write >= 0) fcntl(u->ready_write, F_SETFD, 0);
+    execve("/proc/self/exe", a->at, u->environment);
+    dprintf(STDERR_FILENO, "baton: /proc/self/exe: %s\n", strerror(errno));
+}
+
+static void start(supervisor *u, child *c) {
+    arguments a;
+    pid_t parent = getpid();
+    fill_arguments(u, c, &a);
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        become(u, c, &a, parent);
+        _exit(CLI_FAILED);
+    }
+    c->started_ms = clock_now_ms();
+    c->restart_ms = 0;
+    c->pid = pid > 0 ? pid : 0;
+    if (pid < 0) {
+        c->restart_ms = c->started_ms + c->pause_ms;
+        log_write(LOG_ERROR, NULL, "child.not.started", "%s: %s", c->id, strerror(errno));
+    } else {
+        log_write(LOG_INFO, NULL, "child.started", "%s pid=%d address=%s", c->id, (int)pid,
+                  c->address);
+    }
+}
+
+/* A child has ended: again, or that was it. */
+static void mourn(supervisor *u, child *c, int how) {
+    char why[60];
+    if (WIFSIGNALED(how))
+        snprintf(why, sizeof why, "signal %d", WTERMSIG(how));
+    else
+        snprintf(why, sizeof why, "exit code %d", WEXITSTATUS(how));
+    bool wanted = u->state == UP_DRAINING && WIFEXITED(how) && WEXITSTATUS(how) == 0;
+    log_write(wanted ? LOG_INFO : LOG_WARN, NULL, "child.ended", "%s pid=%d %s", c->id, (int)c->pid,
+              why);
+    c->pid = 0;
+    if (u->state == UP_STARTING) u->state = UP_FAILED;
+    if (u->state != UP_RUNNING) return;
+    int64_t now = clock_now_ms();
+    if (now - c->started_ms >= HEALTHY_MS) c->pause_ms = PAUSE_FIRST_MS;
+    c->restart_ms = now + c->pause_ms;
+    c->pause_ms = c->pause_ms * 2 < PAUSE_MAX_MS ? c->pause_ms * 2 : PAUSE_MAX_MS;
+}
+
+static void reap(supervisor *u) {
+    int how;
+    for (pid_t pid; (pid = waitpid(-1, &how, WNOHANG)) > 0;)
+        for (int i = 0; i < u->count; i++)
+            if (u->children[i].pid == pid) mourn(u, &u->children[i], how);
+}
+
+/* ---- readiness
+ * ------------------------------------------------------------------------------------------ */
+
+static void hear(supervisor *u) {
+    ssize_t n = read(u->ready, u->line + u->line_bytes, sizeof u->line - 1 - u->line_bytes);
+    if (n < 0 && errno == EINTR) return;
+    if (n > 0) u->line_bytes += (size_t)n;
+    u->line[u->line_bytes] = 0;
+    bool whole = strchr(u->line, '\n') != NULL;
+    if (n > 0 && !whole) return;
+    close(u->ready); /* without a line its process has ended: reap() says so */
+    u->ready = -1;
+    if (!whole || u->state != UP_STARTING) return;
+    fputs(u->line, stdout);
+    fflush(stdout);
+    u->state = UP_RUNNING;
+}
+
+/* ---- the end
+ * --------------------------------------------------------------------------------------------- */
+
+static void signal_children(const supervisor *u, int first, int end, int which) {
+    for (int i = first; i < end; i++)
+        if (u->children[i].pid > 0) kill(u->children[i].pid, which);
+}
+
+static void stop(supervisor *u, int which) {
+    enum { KILL_EXTRA_MS = 5000 };
+    if (u->state == UP_DRAINING) {
+        log_write(LOG_WARN, NULL, "up.killed", "signal %d came again: everything ends now", which);
+        u->kill_ms = clock_now_ms();
+        return;
+    }
+    log_write(LOG_INFO, NULL, "up.draining", "signal=%d grace_ms=%lld", which,
+              (long long)u->o->grace_ms);
+    u->state = UP_DRAINING;
+    u->kill_ms = clock_now_ms() + 2 * u->o->grace_ms + KILL_EXTRA_MS;
+    signal_children(u, 0, 1, SIGTERM);
+}
+
+static int living(const supervisor *u) {
+    int n = 0;
+    for (int i = 0; i < u->count; i++) n += u->children[i].pid > 0;
+    return n;
+}
+
+/* ---- loop
+ * ------------------------------------------------------------------------------------------------
+ */
+
+static void take_signals(supervisor *u) {
+    struct signalfd_siginfo info;
+    while (read(u->signals, &info, sizeof info) == sizeof info) {
+        if (info.ssi_signo == SIGCHLD)
+            reap(u);
+        else
+            stop(u, (int)info.ssi_signo);
+    }
+}
+
+/* Starts children whose pause is over; returns how long poll may sleep, -1: for ever. */
+static int work_off(supervisor *u) {
+    int64_t now = clock_now_ms(), next = INT64_MAX;
+    for (int i = 0; i < u->count && u->state == UP_RUNNING; i++) {
+        child *c = &u->children[i];
+        if (c->restart_ms && c->restart_ms <= now) start(u, c);
+        if (c->restart_ms && c->restart_ms < next) next = c->restart_ms;
+    }
+    if (u->state == UP_DRAINING && now >= u->kill_ms)
+        signal_children(u, 0, u->count, SIGKILL);
+    else if (u->state == UP_DRAINING)
+        next = u->kill_ms;
+    if (next == INT64_MAX) return -1;
+    return next > now ? (int)(next - now) : 0;
+}
+
+static cli_exit supervise(supervisor *u) {
+    bool nodes_told = false;
+    for (int i = 0; i < u->count; i++) start(u, &u->children[i]);
+    close(u->ready_write);
+    u->ready_write = -1;
+    while (u->state != UP_FAILED && !(u->state == UP_DRAINING && living(u) == 0)) {
+        if (u->state == UP_DRAINING && u->children[0].pid == 0 && !nodes_told) {
+            nodes_told = true;
+            signal_children(u, 1, u->count, SIGTERM);
+        }
+        struct pollfd fds[2] = {{.fd = u->signals, .events = POLLIN},
+                                {.fd = u->ready, .events = POLLIN}};
+        if (poll(fds, 2, work_off(u)) <= 0) continue;
+        if (fds[1].revents) hear(u);
+        if (fds[0].revents) take_signals(u);
+    }
+    signal_children(u, 0, u->count, SIGKILL);
+    for (int i = 0; i < u->count; i++)
+        if (u->children[i].pid > 0) waitpid(u->children[i].pid, NULL, 0);
+    return u->state == UP_FAILED
+               ? cli_complain(CLI_FAILED, "up: a process ended before the cluster was ready")
+               : CLI_OK;
+}
+
+/* ---- setting up
+ * -------------------------------------------------------------------------------------------- */
+
+static status add_child(supervisor *u, const char *role, int64_t number, const char *listen,
+                        error *err) {
+    child *c = &u->children[u->count];
+    c->role = role;
+    c->reserved = -1;
+    c->pause_ms = PAUSE_FIRST_MS;
+    snprintf(c->id, sizeof c->id, "%s-%lld", role, (long long)number);
+    u->count++;
+    return reserve(listen, c, err);
+}
+
+static status add_children(supervisor *u, error *err) {
+    size_t used = 0;
+    TRY(add_child(u, "coordinator", 1, u->o->listen, err));
+    for (int64_t i = 1; i <= u->o->prefill; i++)
+        TRY(add_child(u, "prefill", i, "127.0.0.1:0", err));
+    for (int64_t i = 1; i <= u->o->decode; i++) TRY(add_child(u, "decode", i, "127.0.0.1:0", err));
+    for (int i = 1; i < u->count; i++)
+        used += (size_t)snprintf(u->nodes + used, sizeof u->nodes - used, "%s%s", i > 1 ? "," : "",
+                                 u->children[i].address);
+    return ST_OK;
+}
+
+static status keep_environment(supervisor *u, error *err) {
+    size_t count = 0, kept = 0;
+    while (environ[count]) count++;
+    u->environment = mem_alloc((count + 1) * sizeof *u->environment);
+    if (!u->environment) return error_set(err, ST_NO_MEMORY, "no memory");
+    for (size_t i = 0; i < count; i++)
+        if (strncmp(environ[i], "BATON_", 6) != 0) u->environment[kept++] = environ[i];
+    u->environment[kept] = NULL;
+    return ST_OK;
+}
+
+/* A file that is no model is said once, here, and not by every process. */
+static status check_model(const char *path, error *err) {
+    eng_gguf *g;
+    TRY(eng_gguf_open(path, &g, err));
+    eng_gguf_close(g);
+    return ST_OK;
+}
+
+static status watch_signals(supervisor *u, error *err) {
+    sigset_t set;
+    int ends[2];
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    u->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (u->signals < 0 || pipe2(ends, O_CLOEXEC) != 0)
+        return error_set(err, ST_IO, "signals: %s", strerror(errno));
+    u->ready = ends[0];
+    u->ready_write = ends[1];
+    return ST_OK;
+}
+
+static cli_exit up(const cli_options *o, const char *const *words, int count) {
+    (void)words;
+    (void)count;
+    error err = {0};
+    if (!o->model) return cli_usage("up", "--model FILE is missing");
+    cli_exit code = cli_log_setup(o, "up", "up");
+    if (code != CLI_OK) return code;
+    supervisor *u = mem_zalloc(1, sizeof *u);
+    if (!u) return cli_complain(CLI_FAILED, "no memory");
+    u->o = o;
+    u->signals = u->ready = u->ready_write = -1;
+    status st = check_model(o->model, &err);
+    if (st == ST_OK) st = keep_environment(u, &err);
+    if (st == ST_OK) st = watch_signals(u, &err);
+    if (st == ST_OK) st = add_children(u, &err);
+    code = st == ST_OK ? supervise(u) : cli_complain(CLI_FAILED, "%s", err.text);
+    for (int i = 0; i < u->count; i++)
+        if (u->children[i].reserved >= 0) close(u->children[i].reserved);
+    mem_free(u->environment);
+    mem_free(u);
+    return code;
+}

@@ -1,0 +1,93 @@
+/* registry.c -- the table of ways to learn which nodes exist.
+ *
+ *   spec "scheme:rest"    a row of `kinds` by its scheme; what rest means is the row's own affair
+ *   embedded:a,b,c        a fixed list of addresses: all join at open, none ever leaves
+ *
+ * A registry says who is said to exist, never who is alive: that is view.c's. Any row may tell
+ * joined and left later, from the loop's thread. */
+#include "cluster/cluster.h"
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct registry_kind {
+    const char *scheme;
+    status (*open)(cluster_registry *r, const char *rest, error *err);
+    void (*close)(cluster_registry *r);
+} registry_kind;
+
+struct cluster_registry {
+    const registry_kind *kind;
+    rpc_loop *loop;
+    const cluster_registry_events *events;
+    void *ctx;
+};
+
+static status embedded_open(cluster_registry *r, const char *rest, error *err);
+static void embedded_close(cluster_registry *r);
+
+static const registry_kind kinds[] = {
+    {"embedded", embedded_open, embedded_close},
+};
+
+status cluster_registry_open(rpc_loop *l, const char *spec, const cluster_registry_events *events,
+                             void *ctx, cluster_registry **out, error *err) {
+    size_t scheme = strcspn(spec, ":");
+    const registry_kind *kind = NULL;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strlen(kinds[i].scheme) == scheme && memcmp(kinds[i].scheme, spec, scheme) == 0)
+            kind = &kinds[i];
+    if (!kind)
+        return error_set(err, ST_UNSUPPORTED, "registry '%.100s': expected embedded:host:port,...",
+                         spec);
+    cluster_registry *r = mem_zalloc(1, sizeof *r);
+    if (!r) return error_set(err, ST_NO_MEMORY, "registry: no memory");
+    *r = (cluster_registry){.kind = kind, .loop = l, .events = events, .ctx = ctx};
+    status st = kind->open(r, spec[scheme] ? spec + scheme + 1 : "", err);
+    if (st != ST_OK) {
+        mem_free(r);
+        return st;
+    }
+    *out = r;
+    return ST_OK;
+}
+
+void cluster_registry_close(cluster_registry *r) {
+    if (!r) return;
+    r->kind->close(r);
+    mem_free(r);
+}
+
+/* ---- embedded -----------------------------------------------------------------------------------
+ */
+
+enum { ADDRESS_MAX = 256 };
+
+/* "host:port" with a port from 1 to 65535; an IPv6 host stands in brackets. */
+static bool address_ok(const char *text, size_t bytes) {
+    size_t digits = 0;
+    while (digits < bytes && text[bytes - 1 - digits] >= '0' && text[bytes - 1 - digits] <= '9')
+        digits++;
+    bool shaped = digits >= 1 && digits <= 5 && bytes > digits + 1 && bytes < ADDRESS_MAX &&
+                  text[bytes - 1 - digits] == ':';
+    long port = shaped ? strtol(text + bytes - digits, NULL, 10) : 0;
+    return port >= 1 && port <= 65535;
+}
+
+/* The whole list is checked before the first node joins, so that a wrong one starts nothing. */
+static status embedded_open(cluster_registry *r, const char *rest, error *err) {
+    for (int pass = 0; pass < 2; pass++)
+        for (const char *at = rest; *at;) {
+            size_t bytes = strcspn(at, ",");
+            if (!address_ok(at, bytes))
+                return error_set(err, ST_BAD_INPUT, "node address '%.*s': expected host:port",
+                                 (int)(bytes < 100 ? bytes : 100), at);
+            char address[ADDRESS_MAX];
+            memcpy(address, at, bytes);
+            address[bytes] = 0;
+            if (pass == 1) r->events->joined(r->ctx, address);
+            at += bytes + (at[bytes] == ',');
+        }
+    return ST_OK;
+}
+
+static void embedded_close(cluster_registry *r) { (void)r; }

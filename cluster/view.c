@@ -1,0 +1,301 @@
+/* view.c -- one Watch stream to every node of the registry, and what each last said.
+ *
+ *   UNSEEN   -> ALIVE     [heard]     its first state came
+ *   ALIVE    -> LOST      [lose]      its stream ended, or CLUSTER_HEARTBEATS_MISSED heartbeats
+ * overdue LOST     -> ALIVE     [heard]     a new stream brought a state: the same process or a new
+ * epoch any      -> DEPARTED  [left]      the registry took it away; it may join again under its
+ * number
+ *
+ * A stream that ended is opened again after a pause that doubles from BACKOFF_FIRST_MS to
+ * BACKOFF_MAX_MS; a node never heard of is tried at the short pause for UNSEEN_MS first, because at
+ * a cluster's start everything comes up at once. A node whose heartbeats are overdue gets its
+ * stream canceled, so that a stopped process costs one open stream at most and cannot speak late:
+ * what an old stream still says is never listened to.
+ *
+ * Each node has one timer, which either waits for a heartbeat or for the pause to end. */
+#include "cluster/cluster.h"
+#include <assert.h>
+#include <string.h>
+
+enum { BACKOFF_FIRST_MS = 50, BACKOFF_MAX_MS = 1000, UNSEEN_MS = 3000 };
+
+typedef struct watched {
+    cluster_view *view;
+    int number;
+    char *address;
+    rpc_channel *channel; /* NULL: departed */
+    rpc_stream *stream;   /* NULL between two streams */
+    rpc_timer *timer;
+    int64_t joined_ms, heard_ms;
+    int backoff_ms;
+    bool alive;
+    Baton__Node__V1__NodeState *state;
+} watched;
+
+struct cluster_view {
+    rpc_loop *loop;
+    cluster_registry *registry;
+    const cluster_view_events *events;
+    void *ctx;
+    int heartbeat_ms;
+    bool closing;
+    int streams; /* not ended yet: the view is freed after the last one */
+    watched *nodes[CLUSTER_NODES_MAX];
+    int count;
+};
+
+static const rpc_method watch_method = {
+    .path = "/baton.node.v1.Node/Watch",
+    .kind = RPC_SERVER_STREAM,
+    .request = &baton__node__v1__watch_request__descriptor,
+    .reply = &baton__node__v1__node_state__descriptor,
+};
+
+static void joined(void *ctx, const char *address);
+static void left(void *ctx, const char *address);
+static void watch(void *arg);
+static void free_if_over(cluster_view *v);
+
+static const cluster_registry_events registry_events = {.joined = joined, .left = left};
+
+status cluster_view_open(rpc_loop *l, const char *registry, int heartbeat_ms,
+                         const cluster_view_events *events, void *ctx, cluster_view **out,
+                         error *err) {
+    cluster_view *v = mem_zalloc(1, sizeof *v);
+    if (!v) return error_set(err, ST_NO_MEMORY, "cluster view: no memory");
+    v->loop = l;
+    v->events = events;
+    v->ctx = ctx;
+    v->heartbeat_ms = heartbeat_ms;
+    status st = cluster_registry_open(l, registry, &registry_events, v, &v->registry, err);
+    if (st != ST_OK) {
+        cluster_view_close(v);
+        return st;
+    }
+    *out = v;
+    return ST_OK;
+}
+
+void cluster_view_close(cluster_view *v) {
+    if (!v) return;
+    v->closing = true;
+    cluster_registry_close(v->registry);
+    for (int i = 0; i < v->count; i++) {
+        watched *n = v->nodes[i];
+        if (n->timer) rpc_timer_cancel(n->timer);
+        n->timer = NULL;
+        if (n->channel) rpc_channel_close(n->channel);
+        n->channel = NULL;
+    }
+    free_if_over(v);
+}
+
+int cluster_view_count(const cluster_view *v) { return v->count; }
+
+const char *cluster_view_address(const cluster_view *v, int node) {
+    assert(node >= 0 && node < v->count);
+    return v->nodes[node]->address;
+}
+
+rpc_channel *cluster_view_channel(const cluster_view *v, int node) {
+    assert(node >= 0 && node < v->count);
+    return v->nodes[node]->channel;
+}
+
+bool cluster_view_alive(const cluster_view *v, int node) {
+    assert(node >= 0 && node < v->count);
+    return v->nodes[node]->alive;
+}
+
+const Baton__Node__V1__NodeState *cluster_view_state(const cluster_view *v, int node) {
+    assert(node >= 0 && node < v->count);
+    return v->nodes[node]->state;
+}
+
+/* ---- memory of messages
+ * -------------------------------------------------------------------------- */
+
+static void *message_alloc(void *ctx, size_t bytes) {
+    (void)ctx;
+    return mem_alloc(bytes);
+}
+static void message_free(void *ctx, void *p) {
+    (void)ctx;
+    mem_free(p);
+}
+static ProtobufCAllocator allocator = {.alloc = message_alloc, .free = message_free};
+
+static void forget_state(watched *n) {
+    if (n->state) baton__node__v1__node_state__free_unpacked(n->state, &allocator);
+    n->state = NULL;
+}
+
+/* The message is the stream's until its callback returns; a copy is kept. Without memory for one
+ * the old state stays: the next heartbeat brings another. */
+static bool keep_state(watched *n, const Baton__Node__V1__NodeState *state) {
+    size_t bytes = baton__node__v1__node_state__get_packed_size(state);
+    uint8_t *packed = mem_alloc(bytes ? bytes : 1);
+    if (!packed) return false;
+    baton__node__v1__node_state__pack(state, packed);
+    Baton__Node__V1__NodeState *copy =
+        baton__node__v1__node_state__unpack(&allocator, bytes, packed);
+    mem_free(packed);
+    if (!copy) return false;
+    forget_state(n);
+    n->state = copy;
+    return true;
+}
+
+static void free_if_over(cluster_view *v) {
+    if (!v->closing || v->streams > 0) return;
+    for (int i = 0; i < v->count; i++) {
+        forget_state(v->nodes[i]);
+        mem_free(v->nodes[i]->address);
+        mem_free(v->nodes[i]);
+    }
+    mem_free(v);
+}
+
+/* ---- a node's stream
+ * ------------------------------------------------------------------------------ */
+
+static void lose(watched *n, const char *why) {
+    if (!n->alive) return;
+    n->alive = false;
+    log_write(LOG_WARN, NULL, "node.lost", "node=%s address=%s why=\"%s\"", n->state->id,
+              n->address, why);
+    n->view->events->lost(n->view->ctx, n->number, why);
+}
+
+static void set_timer(watched *n, int64_t delay_ms, void (*fn)(void *arg)) {
+    if (n->timer) rpc_timer_cancel(n->timer);
+    n->timer = NULL;
+    if (rpc_timer_start(n->view->loop, delay_ms, fn, n, &n->timer) != ST_OK)
+        log_write(LOG_ERROR, NULL, "node.unwatched", "address=%s: no memory for a timer",
+                  n->address);
+}
+
+static void watch_later(watched *n) {
+    set_timer(n, n->backoff_ms, watch);
+    if (!n->state && clock_now_ms() - n->joined_ms < UNSEEN_MS) return;
+    n->backoff_ms = n->backoff_ms * 2 < BACKOFF_MAX_MS ? n->backoff_ms * 2 : BACKOFF_MAX_MS;
+}
+
+/* Due when the last heartbeat allowed is overdue, unless one came meanwhile. */
+static void heartbeat_due(void *arg) {
+    watched *n = arg;
+    n->timer = NULL;
+    int64_t silence_ms = clock_now_ms() - n->heard_ms;
+    int64_t allowed_ms = (int64_t)n->view->heartbeat_ms * CLUSTER_HEARTBEATS_MISSED;
+    if (silence_ms < allowed_ms) {
+        set_timer(n, allowed_ms - silence_ms, heartbeat_due);
+        return;
+    }
+    rpc_stream *stream = n->stream;
+    n->stream = NULL; /* from here on nobody listens to it */
+    rpc_stream_cancel(stream);
+    watch_later(n);
+    lose(n, "heartbeats overdue");
+}
+
+static void on_state(rpc_stream *s, const ProtobufCMessage *message, void *user) {
+    watched *n = user;
+    const Baton__Node__V1__NodeState *state = (const Baton__Node__V1__NodeState *)message;
+    if (s != n->stream || n->view->closing) return;
+    if (n->alive && n->state->epoch != state->epoch) lose(n, "it started anew");
+    n->heard_ms = clock_now_ms();
+    n->backoff_ms = BACKOFF_FIRST_MS;
+    if (!keep_state(n, state)) return;
+    if (!n->alive)
+        log_write(LOG_INFO, NULL, "node.alive", "node=%s role=%s address=%s pid=%lld epoch=%llu",
+                  n->state->id, n->state->role, n->address, (long long)n->state->pid,
+                  (unsigned long long)n->state->epoch);
+    n->alive = true;
+    n->view->events->state(n->view->ctx, n->number, n->state);
+}
+
+static void on_end(rpc_stream *s, status st, const char *text, int64_t retry_after_ms, void *user) {
+    (void)retry_after_ms;
+    watched *n = user;
+    cluster_view *v = n->view;
+    v->streams--;
+    if (v->closing) {
+        free_if_over(v);
+        return;
+    }
+    if (s != n->stream) return;
+    n->stream = NULL;
+    if (n->channel) watch_later(n);
+    lose(n, text && *text ? text : status_text(st));
+}
+
+/* The pause is over, or the node is new: opens its stream. */
+static void watch(void *arg) {
+    static const rpc_stream_events events = {.on_message = on_state, .on_end = on_end};
+    watched *n = arg;
+    cluster_view *v = n->view;
+    n->timer = NULL;
+    Baton__Node__V1__WatchRequest request = BATON__NODE__V1__WATCH_REQUEST__INIT;
+    request.protocol = 1;
+    request.heartbeat_ms = (uint32_t)v->heartbeat_ms;
+    status st = rpc_stream_start(n->channel, &watch_method, &request.base, 0, false, &events, n,
+                                 &n->stream);
+    if (st != ST_OK) {
+        n->stream = NULL;
+        watch_later(n);
+        return;
+    }
+    v->streams++;
+    n->heard_ms = clock_now_ms();
+    set_timer(n, (int64_t)v->heartbeat_ms * CLUSTER_HEARTBEATS_MISSED, heartbeat_due);
+}
+
+/* ---- registry
+ * -------------------------------------------------------------------------------------- */
+
+static watched *find(cluster_view *v, const char *address) {
+    for (int i = 0; i < v->count; i++)
+        if (strcmp(v->nodes[i]->address, address) == 0) return v->nodes[i];
+    return NULL;
+}
+
+static watched *add(cluster_view *v, const char *address) {
+    if (v->count == CLUSTER_NODES_MAX) return NULL;
+    watched *n = mem_zalloc(1, sizeof *n);
+    if (!n) return NULL;
+    n->address = mem_strdup(address);
+    if (!n->address) {
+        mem_free(n);
+        return NULL;
+    }
+    n->view = v;
+    n->number = v->count;
+    return v->nodes[v->count++] = n;
+}
+
+static void joined(void *ctx, const char *address) {
+    cluster_view *v = ctx;
+    watched *n = find(v, address);
+    if (n && n->channel) return;
+    error err = {0};
+    if (!n) n = add(v, address);
+    if (!n || rpc_channel_open(v->loop, address, &n->channel, &err) != ST_OK) {
+        log_write(LOG_ERROR, NULL, "node.unwatched", "address=%s: %s", address,
+                  n ? err.text : "no room for another node");
+        return;
+    }
+    n->joined_ms = clock_now_ms();
+    n->backoff_ms = BACKOFF_FIRST_MS;
+    watch(n);
+}
+
+static void left(void *ctx, const char *address) {
+    watched *n = find(ctx, address);
+    if (!n || !n->channel) return;
+    if (n->timer) rpc_timer_cancel(n->timer);
+    n->timer = NULL;
+    n->stream = NULL;
+    lose(n, "left the registry");
+    rpc_channel_close(n->channel);
+    n->channel = NULL;
+}

@@ -1,0 +1,108 @@
+/* scalar.c -- the specification. One thread, plain loops, every sum in rising index, each operation
+ * rounded to float. A fast back end is right when it agrees with this file within its stated bound. */
+#include "engine/cpu/cpu.h"
+#include <assert.h>
+#include <math.h>
+
+static status scalar_open(int threads, const eng_shape *shape, eng_context **out, error *err) {
+    (void)threads;
+    return eng_cpu_open(1, (size_t)eng_cpu_widest(shape), "scalar-1", out, err);
+}
+
+/* out[t][i] = x[t][i] / sqrt(mean_i(x[t][i]^2) + eps) * weight[i]          (Zhang and Sennrich 2019)
+ * x, out: (T,D); weight: (D). */
+static void scalar_rmsnorm(eng_context *c, void *out, const float *x, const float *weight, float eps,
+                           int T, int D) {
+    (void)c;
+    for (int t = 0; t < T; t++) {
+        const float *row = x + (size_t)t * (size_t)D;
+        float *to = (float *)out + (size_t)t * (size_t)D;
+        float sum = 0;
+        for (int i = 0; i < D; i++) sum += row[i] * row[i];
+        float scale = 1 / sqrtf(sum / (float)D + eps);
+        for (int i = 0; i < D; i++) to[i] = row[i] * scale * weight[i];
+    }
+}
+
+/* y[t][n] = sum_i x[t][i] * w[n][i]
+ * x: (T,C); w: (N,C), dequantised; y: (T,N). */
+static void scalar_matmul(eng_context *c, float *y, const void *x, const eng_matrix *w, int T) {
+    for (int n = 0; n < w->N; n++) {
+        eng_type type;
+        const void *data = eng_cpu_row(w, n, &type);
+        eng_cpu_dequantize(type, data, w->C, c->panel);
+        for (int t = 0; t < T; t++) {
+            const float *row = (const float *)x + (size_t)t * (size_t)w->C;
+            float sum = 0;
+            for (int i = 0; i < w->C; i++) sum += row[i] * c->panel[i];
+            y[(size_t)t * (size_t)w->N + (size_t)n] = sum;
+        }
+    }
+}
+
+/* One head of one row: out = sum_j p_j v_j / sum_j p_j, p_j = exp(q . k_j * scale - m), m = max_j of
+ * the exponents; j from 0 to position. The softmax is online: when a larger exponent is met, what was
+ * summed so far is scaled down (Milakov and Gimelshein 2018). q, out: (h). */
+static void scalar_attend(float *out, const float *q, const eng_pages *kv, int l, int head,
+                          const int32_t *blocks, int position, float scale) {
+    int h = kv->h, P = kv->P;
+    float m = -INFINITY, sum = 0;
+    for (int d = 0; d < h; d++) out[d] = 0;
+    for (int j = 0; j <= position; j++) {
+        const char *page = eng_page(kv, blocks[j / P]);
+        size_t k = eng_page_block(kv, l, 0, head), v = eng_page_block(kv, l, 1, head);
+        size_t slot = (size_t)(j % P);
+        float s = 0;
+        for (int d = 0; d < h; d++) s += q[d] * eng_element_get(kv->type, page, k + (size_t)(d * P) + slot);
+        s *= scale;
+        float larger = s > m ? s : m, keep = eng_exp(m - larger), p = eng_exp(s - larger);
+        m = larger;
+        sum = sum * keep + p;
+        for (int d = 0; d < h; d++)
+            out[d] = out[d] * keep +
+                     p * eng_element_get(kv->type, page, v + slot * (size_t)h + (size_t)d);
+    }
+    for (int d = 0; d < h; d++) out[d] /= sum;
+}
+
+/* Query head i reads kv head i / (H/K)                         (GQA, Ainslie et al. 2023).
+ * qkv: (T,(H+2K)h) with q turned; out: (T,H*h). */
+static void scalar_attention(eng_context *c, void *out, const float *qkv, const eng_pages *kv, int l,
+                             const eng_batch *b, int H, float scale) {
+    (void)c;
+    int h = kv->h, K = kv->K;
+    for (int t = 0; t < b->T; t++)
+        for (int i = 0; i < H; i++)
+            scalar_attend((float *)out + ((size_t)t * (size_t)H + (size_t)i) * (size_t)h,
+                          qkv + (size_t)t * (size_t)((H + 2 * K) * h) + (size_t)(i * h), kv, l,
+                          i / (H / K), b->rows[b->rows_index[t]].blocks, b->position[t], scale);
+}
+
+/* out[t][i] = silu(gate[t][i]) * up[t][i]                              (SwiGLU, Shazeer 2020)
+ * gu: (T,2F), gate then up; out: (T,F). */
+static void scalar_silu_mul(eng_context *c, void *out, const float *gu, int T, int F) {
+    (void)c;
+    for (int t = 0; t < T; t++) {
+        const float *gate = gu + (size_t)t * 2 * (size_t)F, *up = gate + F;
+        float *to = (float *)out + (size_t)t * (size_t)F;
+        for (int i = 0; i < F; i++) to[i] = eng_silu(gate[i]) * up[i];
+    }
+}
+
+/* x[t][i] += y[t][i]; both (T,D). */
+static void scalar_add(eng_context *c, float *x, const float *y, int T, int D) {
+    (void)c;
+    for (size_t i = 0; i < (size_t)T * (size_t)D; i++) x[i] += y[i];
+}
+
+extern const eng_ops eng_cpu_scalar;
+const eng_ops eng_cpu_scalar = {
+    .name = "scalar",
+    .open = scalar_open,
+    ENG_CPU_SHARED_OPS,
+    .rmsnorm = scalar_rmsnorm,
+    .matmul = scalar_matmul,
+    .attention = scalar_attention,
+    .silu_mul = scalar_silu_mul,
+    .add = scalar_add,
+};

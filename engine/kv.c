@@ -1,0 +1,81 @@
+/* kv.c -- the memory of the pages.
+ *
+ * One allocation for all pages, made once; who owns which page is pool.c's business. How a page is
+ * laid out inside is the back end's (engine/cpu/cpu.h for the CPU); boxes in canonical order are
+ * what others see, so page size, element type and layout may differ between two nodes. */
+#include "engine/model.h"
+#include <assert.h>
+
+enum { PAGE_TOKENS_MAX = 1024 };
+
+static size_t element_bytes(eng_kv_type type) { return type == ENG_KV_F16 ? 2 : 4; }
+
+status eng_kv_create(const eng_model *m, int32_t pages, int32_t page_tokens, eng_kv_type type,
+                     eng_kv **out, error *err) {
+    const eng_shape *s = &m->shape;
+    if (pages < 1) return error_set(err, ST_BAD_INPUT, "%d pages, expected at least 1", pages);
+    if (page_tokens < 1 || page_tokens > PAGE_TOKENS_MAX)
+        return error_set(err, ST_BAD_INPUT, "%d tokens a page, expected 1 to %d", page_tokens,
+                         PAGE_TOKENS_MAX);
+    if (type != ENG_KV_F32 && type != ENG_KV_F16)
+        return error_set(err, ST_BAD_INPUT, "KV type %d, expected 0 (F32) or 1 (F16)", (int)type);
+    size_t page_bytes = 2 * (size_t)s->L * (size_t)s->K * (size_t)s->h * (size_t)page_tokens *
+                        element_bytes(type), bytes;
+    if (__builtin_mul_overflow(page_bytes, (size_t)pages, &bytes) || bytes > PTRDIFF_MAX)
+        return error_set(err, ST_BAD_INPUT, "%d pages of %zu bytes are more than can be addressed", pages,
+                         page_bytes);
+    eng_kv *kv = mem_zalloc(1, sizeof *kv);
+    void *data = kv ? m->op->alloc(m->c, bytes) : NULL;
+    if (!data) {
+        mem_free(kv);
+        return error_set(err, ST_NO_MEMORY, "no memory for %d KV pages of %zu bytes (%zu MiB)", pages,
+                         page_bytes, bytes >> 20);
+    }
+    kv->m = m;
+    kv->pages = (eng_pages){.data = data, .pages = pages, .P = page_tokens, .L = s->L, .K = s->K,
+                            .h = s->h, .type = type, .page_bytes = page_bytes};
+    *out = kv;
+    return ST_OK;
+}
+
+void eng_kv_destroy(eng_kv *kv) {
+    if (!kv) return;
+    kv->m->op->free(kv->m->c, kv->pages.data);
+    mem_free(kv);
+}
+
+size_t eng_kv_page_bytes(const eng_kv *kv) { return kv->pages.page_bytes; }
+eng_kv_type eng_kv_element(const eng_kv *kv) { return kv->pages.type; }
+
+void eng_kv_copy(eng_kv *kv, int32_t dst, int32_t src, int32_t tokens) {
+    const eng_pages *p = &kv->pages;
+    assert(dst >= 0 && dst < p->pages && src >= 0 && src < p->pages && dst != src);
+    assert(tokens >= 0 && tokens <= p->P);
+    kv->m->op->kv_copy(kv->m->c, p, dst, src, tokens);
+}
+
+size_t eng_kv_box_bytes(const eng_kv *kv, const eng_kv_box *box) {
+    return 2 * (size_t)box->layers * (size_t)box->heads * (size_t)box->tokens * (size_t)kv->pages.h *
+           element_bytes(box->type);
+}
+
+/* Callers check what a peer sent against their own promise first; here a wrong box is our own bug. */
+static void assert_box(const eng_pages *p, const int32_t *blocks, const eng_kv_box *b) {
+    assert(b->layer_first >= 0 && b->layers >= 0 && b->layers <= p->L - b->layer_first);
+    assert(b->head_first >= 0 && b->heads >= 0 && b->heads <= p->K - b->head_first);
+    assert(b->token_first >= 0 && b->tokens >= 0 && b->tokens <= INT32_MAX - b->token_first);
+    assert(b->type == ENG_KV_F32 || b->type == ENG_KV_F16);
+    if (b->tokens == 0) return;
+    for (int32_t i = b->token_first / p->P; i <= (b->token_first + b->tokens - 1) / p->P; i++)
+        assert(blocks[i] >= 0 && blocks[i] < p->pages);
+}
+
+void eng_kv_pack(const eng_kv *kv, const int32_t *blocks, const eng_kv_box *box, void *out) {
+    assert_box(&kv->pages, blocks, box);
+    kv->m->op->kv_pack(kv->m->c, &kv->pages, blocks, box, out);
+}
+
+void eng_kv_unpack(eng_kv *kv, const int32_t *blocks, const eng_kv_box *box, const void *in) {
+    assert_box(&kv->pages, blocks, box);
+    kv->m->op->kv_unpack(kv->m->c, &kv->pages, blocks, box, in);
+}

@@ -1,0 +1,57 @@
+/* model.h -- what model.c, kv.c and step.c share. Internal to engine/. */
+#ifndef BATON_ENGINE_MODEL_H
+#define BATON_ENGINE_MODEL_H
+
+#include "engine/ops.h"
+
+/* One transformer block. Matrices are (outputs, inputs). */
+typedef struct eng_layer {
+    float *norm_attn;            /* (D)        memory */
+    eng_matrix qkv;              /* ((H+2K)h, D) */
+    eng_matrix attn_out;         /* (D, H*h)   */
+    float *norm_ffn;             /* (D)        memory */
+    eng_matrix gate_up;          /* (2F, D)    */
+    eng_matrix down;             /* (D, F)     */
+} eng_layer;
+
+/* Everything a step writes besides pages, sized once at open. The first part is memory of the back
+ * end, the second the host's. */
+typedef struct eng_scratch {
+    float *x;                    /* (T,D)       the residual stream       */
+    void *xn;                    /* act (T,D)   normed                    */
+    float *qkv;                  /* (T,(H+2K)h)                           */
+    void *att;                   /* act (T,H*h)                           */
+    float *y;                    /* (T,D)       output of a block         */
+    float *gu;                   /* (T,2F)      gate and up               */
+    void *ff;                    /* act (T,F)                             */
+    float *last;                 /* (wanted,D)  rows whose logits are asked */
+    void *lastn;                 /* act (wanted,D)                        */
+    float *logits;               /* (wanted,V)                            */
+
+    int32_t *token, *position, *rows_index, *wanted;
+    eng_tile *tiles;
+    float *angles;               /* (T, h/2, {cos, sin}) */
+} eng_scratch;
+
+struct eng_model {
+    const eng_gguf *g;
+    eng_shape shape;
+    const eng_ops *op;
+    eng_context *c;
+    float eps;                   /* of every RMSNorm */
+    double *inv_freq;            /* (h/2) radians a position; 0: this pair is not turned */
+    double angle_scale;          /* cos and sin are multiplied by it (YaRN); 1 otherwise */
+    eng_matrix embed, output;    /* (V, D); the same tensor when tied */
+    float *norm_out;             /* (D) */
+    eng_layer *layer;            /* (L) */
+    int tokens_max, logits_max;
+    eng_scratch s;
+    size_t scratch_bytes;
+};
+
+struct eng_kv {
+    const eng_model *m;
+    eng_pages pages;
+};
+
+#endif

@@ -1,0 +1,57 @@
+/* ops.c -- which back ends this build has and which of them this machine can run.
+ *
+ * A name may stop at a slash: "portable" is the first of "portable/..." that the CPU supports. Naming
+ * one in full pins it, so that different machines of a cluster compute the same bytes. */
+#include "engine/ops.h"
+#include <string.h>
+
+extern const eng_ops eng_cpu_scalar, eng_cpu_portable_base;
+
+static bool always(void) { return true; }
+
+#if defined(__x86_64__)
+extern const eng_ops eng_cpu_portable_avx512, eng_cpu_portable_avx2;
+
+static bool has_avx512(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+static bool has_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+#endif
+
+/* One line a back end, the fastest first. */
+static const struct {
+    const eng_ops *ops;
+    bool (*supported)(void);
+} table[] = {
+#if defined(__x86_64__)
+    {&eng_cpu_portable_avx512, has_avx512},
+    {&eng_cpu_portable_avx2, has_avx2},
+#endif
+    {&eng_cpu_portable_base, always},
+    {&eng_cpu_scalar, always},
+};
+enum { TABLE_COUNT = sizeof table / sizeof table[0] };
+
+static bool names(const char *wanted, const char *name) {
+    size_t bytes = strlen(wanted);
+    return strncmp(wanted, name, bytes) == 0 && (name[bytes] == 0 || name[bytes] == '/');
+}
+
+const eng_ops *eng_ops_find(const char *name) {
+    bool any = !name || strcmp(name, "auto") == 0;
+    for (int i = 0; i < TABLE_COUNT; i++)
+        if ((any || names(name, table[i].ops->name)) && table[i].supported()) return table[i].ops;
+    return NULL;
+}
+
+const eng_ops *eng_ops_at(int index) {
+    for (int i = 0; i < TABLE_COUNT; i++)
+        if (table[i].supported() && index-- == 0) return table[i].ops;
+    return NULL;
+}

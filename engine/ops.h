@@ -1,0 +1,123 @@
+/* ops.h -- the table a back end fills. step.c tells the story of the forward pass with these calls
+ * and nothing else; it never looks at weights, activations or pages itself.
+ *
+ * Made to hold every back end without a second table:
+ *  - A weight is an eng_matrix that the back end prepares once: it may point into the file, hold
+ *    repacked panels for an instruction set, or a device pointer. Several tensors of the same width
+ *    are stacked into one matrix (Q, K and V; gate and up), so that one product does them all.
+ *  - What a product reads is an *activation* (void *): rows of the back end's own making, written by
+ *    rmsnorm, attention and silu_mul, of act_bytes(columns) each. Plain float, or int8 with scales
+ *    where weights are multiplied as integers: quantising is fused into the op that writes the row.
+ *  - Every pointer marked "memory" comes from alloc() and may be device memory; only the back end
+ *    follows it. Ops are queued in order (a stream); finish() waits and shows the logits to the host.
+ *  - Tensor parallelism: a context is one rank. prepare() may keep the rank's share of a matrix;
+ *    `add` is "x += the sum of y over all ranks", which for one rank is y itself.
+ *  - The layout of a page is the back end's: kv_pack/kv_unpack speak the canonical order.
+ *
+ * Rule for every op: what is computed for a row is the same sequence of operations whatever T is,
+ * whichever thread does it and whatever the other rows hold. */
+#ifndef BATON_ENGINE_OPS_H
+#define BATON_ENGINE_OPS_H
+
+#include "engine/engine.h"
+
+enum { ENG_STACK_MAX = 3, ENG_HEAD_MAX = 512 };
+
+typedef struct eng_context eng_context;      /* a back end's own: threads, stream, scratch */
+
+typedef struct eng_matrix {
+    int N, C;                                /* rows in all (outputs), columns (inputs) */
+    int parts;
+    struct {
+        eng_type type;
+        int rows;
+        size_t row_bytes;
+        const void *data;                    /* rows as the file has them */
+    } part[ENG_STACK_MAX];
+    void *own;                               /* the back end's form of it, or NULL */
+} eng_matrix;
+
+/* A run of rows of one sequence that attention treats together. */
+typedef struct eng_tile {
+    int row, count;                          /* rows [row, row + count) of the step */
+    int rows_index;                          /* which eng_rows they belong to */
+} eng_tile;
+
+enum { ENG_TILE_ROWS = 16 };
+
+/* The rows of a step, host memory, read-only for the ops. */
+typedef struct eng_batch {
+    int T;
+    const eng_rows *rows;
+    const int32_t *token;                    /* (T) */
+    const int32_t *position;                 /* (T) */
+    const int32_t *rows_index;               /* (T) which of rows[] */
+    const eng_tile *tiles;
+    int tiles_count;
+    const float *angles;                     /* (T, h/2, {cos, sin}) */
+    const int32_t *wanted;                   /* rows whose logits are asked, ascending */
+    int wanted_count;
+} eng_batch;
+
+/* What an op must know of the pages. */
+typedef struct eng_pages {
+    void *data;                              /* memory: pages x page_bytes */
+    int32_t pages, P;
+    int L, K, h;
+    eng_kv_type type;
+    size_t page_bytes;
+} eng_pages;
+
+typedef struct eng_ops {
+    const char *name;
+
+    status (*open)(int threads, const eng_shape *shape, eng_context **out, error *err);
+    void (*close)(eng_context *c);
+    const char *(*numerics)(const eng_context *c);       /* "portable-1/avx512" */
+
+    void *(*alloc)(eng_context *c, size_t bytes);        /* zeroed memory, 64-aligned; NULL: none left */
+    void (*free)(eng_context *c, void *memory);
+    void (*copy_in)(eng_context *c, void *memory, const void *from, size_t bytes);
+    /* Fills own (if this back end has a form of its own) of a matrix whose other fields are set. */
+    status (*prepare)(eng_context *c, eng_matrix *m, error *err);
+    void (*release)(eng_context *c, eng_matrix *m);
+    size_t (*act_bytes)(const eng_context *c, int columns);
+
+    /* A step is begin, ops, finish. begin may copy the batch to the device. */
+    void (*begin)(eng_context *c, const eng_batch *b);
+    const float *(*finish)(eng_context *c, const float *logits, size_t count);
+
+    /*                                        x (T,D) = rows of w for the batch's tokens             */
+    void (*embed)(eng_context *c, float *x, const eng_matrix *w, const eng_batch *b);
+    /*                                        out (wanted,D) = the rows of x whose logits are asked  */
+    void (*gather)(eng_context *c, float *out, const float *x, const eng_batch *b, int D);
+    /*                                        out act(T,D) = x / sqrt(mean(x^2) + eps) * weight      */
+    void (*rmsnorm)(eng_context *c, void *out, const float *x, const float *weight, float eps, int T,
+                    int D);
+    /*                                        y (T,N) = x act(T,C) * w(N,C)^T                        */
+    void (*matmul)(eng_context *c, float *y, const void *x, const eng_matrix *w, int T);
+    /* qkv (T,(H+2K)h): turns q in place and k on its way into the pages of layer l; v as it is.     */
+    void (*rope_append)(eng_context *c, float *qkv, const eng_pages *kv, int l, const eng_batch *b,
+                        int H);
+    /*           out act(T,H*h) = softmax(q k^T * scale) v over positions 0 .. own, from the pages   */
+    void (*attention)(eng_context *c, void *out, const float *qkv, const eng_pages *kv, int l,
+                      const eng_batch *b, int H, float scale);
+    /*                                        out act(T,F) = silu(gate) * up, gu (T,2F) = gate, up   */
+    void (*silu_mul)(eng_context *c, void *out, const float *gu, int T, int F);
+    /*                                        x (T,D) += sum over ranks of y (T,D)                   */
+    void (*add)(eng_context *c, float *x, const float *y, int T, int D);
+
+    void (*kv_copy)(eng_context *c, const eng_pages *kv, int32_t dst, int32_t src, int32_t tokens);
+    void (*kv_pack)(eng_context *c, const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box,
+                    void *out);
+    void (*kv_unpack)(eng_context *c, const eng_pages *kv, const int32_t *blocks,
+                      const eng_kv_box *box, const void *in);
+} eng_ops;
+
+/* The fastest back end of that name that this machine can run; "portable" stands for any
+ * "portable/...", NULL and "auto" for any at all. NULL result: there is none. */
+const eng_ops *eng_ops_find(const char *name);
+/* Those that this machine can run, by index from 0; NULL: past the last. */
+const eng_ops *eng_ops_at(int index);
+
+#endif

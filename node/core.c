@@ -1,0 +1,246 @@
+/* core.c -- messages in, steps, events out: the part that a prefill and a decode node share.
+ *
+ * Pure but for its io table: no clock, no thread, no lock. The engine thread drives it in production
+ * (process.c), tests and the simulator by hand. What a sequence does next is its role's to say
+ * (prefill-node/prefill.c, decode-node/decode.c); what everyone shares is here: the list in order of
+ * age, who may have pages, who gets rows.
+ *
+ *   submit ---> role.admit ----> runnable ----> batch ----> io.step ----> role.computed ---> ... ---> end
+ *                   |               ^                                                        |
+ *                   +--> waiting ---+ [resume_waiting] oldest first, when pages came back <--+ preempted
+ *
+ * Rules
+ *   1. A sequence is in the list from node_core_submit() to node_seq_end(), and its place is its age.
+ *   2. Full is an answer: more than sequences_max at once are refused with ST_AGAIN, and so is a decode
+ *      request without pages. A prefill request waits for pages in the list, and nobody younger is given
+ *      pages while anyone waits.
+ *   3. Every handle submitted gets exactly one NODE_END, its last event, and its pages are back by then.
+ *   4. node_core_step() allocates nothing: all of a sequence's memory comes with its submit. */
+#include "node/core.h"
+#include <assert.h>
+
+METRIC(metric_steps, "baton_node_steps_total", NULL, METRIC_COUNTER, "forward passes");
+METRIC(metric_prefill, "baton_node_tokens_total", "kind=\"prefill\"", METRIC_COUNTER, "rows computed");
+METRIC(metric_decode, "baton_node_tokens_total", "kind=\"decode\"", METRIC_COUNTER, "rows computed");
+
+/* ---- create, destroy ------------------------------------------------------------------------------ */
+
+node_core *node_core_create(const node_limits *limits, const node_io *io) {
+    assert(limits->pages > 0 && limits->page_tokens > 0 && limits->sequences_max > 0 && limits->context > 0);
+    assert(limits->step_tokens_max > 0 && limits->chunk_tokens > 0 && limits->logits_max > 0);
+    node_core *c = mem_zalloc(1, sizeof *c);
+    if (!c) return NULL;
+    c->limits = *limits;
+    c->io = *io;
+    /* What the pool can not hold is beyond the context: otherwise a sequence alone could starve itself. */
+    int64_t held = (int64_t)limits->pages * limits->page_tokens;
+    if (held < limits->context) c->limits.context = (int32_t)held;
+    size_t n = (size_t)limits->sequences_max;
+    c->pool = eng_pool_create(limits->pages, limits->page_tokens);
+    c->sampler = eng_sampler_create(limits->V);
+    c->batch = mem_zalloc(n, sizeof(node_seq *));
+    c->wants = mem_zalloc(n, sizeof *c->wants);
+    c->shares = mem_zalloc(n, sizeof *c->shares);
+    c->rows = mem_zalloc(n, sizeof *c->rows);
+    if (!c->pool || !c->sampler || !c->batch || !c->wants || !c->shares || !c->rows) {
+        node_core_destroy(c);
+        return NULL;
+    }
+    return c;
+}
+
+void node_core_destroy(node_core *c) {
+    if (!c) return;
+    assert(c->count == 0);
+    eng_pool_destroy(c->pool);
+    eng_sampler_destroy(c->sampler);
+    mem_free(c->batch);
+    mem_free(c->wants);
+    mem_free(c->shares);
+    mem_free(c->rows);
+    mem_free(c);
+}
+
+const node_limits *node_core_limits(const node_core *c) { return &c->limits; }
+const node_io *node_core_io(const node_core *c) { return &c->io; }
+void node_core_emit(node_core *c, const node_event *e) { c->io.emit(c->io.ctx, e); }
+
+bool node_core_waits(const node_core *c) {
+    for (const node_seq *s = c->first; s; s = s->next)
+        if (s->waiting && !s->paused) return true;
+    return false;
+}
+
+/* ---- messages ------------------------------------------------------------------------------------- */
+
+void node_seq_count_end(status st) {
+#define X(st_, text_, code_)                                                                             \
+    {.name = "baton_node_requests_total", .labels = "status=\"" #st_ "\"", .kind = METRIC_COUNTER,       \
+     .help = "requests ended, by status"},
+    static metric ended[ST_COUNT] = {STATUS_LIST(X)};
+#undef X
+    metric_add(&ended[st], 1);
+}
+
+static void refuse(node_core *c, node_request *r, status st, const char *text) {
+    node_event e = {.kind = NODE_END, .handle = r->handle, .end = {st, text}};
+    node_seq_count_end(st);
+    node_core_emit(c, &e);
+    arena_destroy(r->memory);
+}
+
+void node_core_submit(node_core *c, const node_role *role, node_request *r, int64_t now_us) {
+    int32_t max = c->limits.context;
+    if (c->count == c->limits.sequences_max) {
+        refuse(c, r, ST_AGAIN, node_core_text(c, "the node serves %d requests at once", c->count));
+    } else if (r->count < 1 || r->prompt_count < 1 || r->prompt_count > r->count) {
+        refuse(c, r, ST_BAD_INPUT,
+               node_core_text(c, "tokens: %d with a prompt of %d, expected at least one of both", r->count,
+                              r->prompt_count));
+    } else if (r->count > max || r->prompt_count >= max) {
+        refuse(c, r, ST_BAD_INPUT,
+               node_core_text(c, "tokens: %d, expected at most %d (%d pages of %d tokens)", r->count, max - 1,
+                              c->limits.pages, c->limits.page_tokens));
+    } else {
+        node_seq *s = node_seq_create(c, role, r, now_us);
+        if (s)
+            role->admit(c, s, now_us);
+        else
+            refuse(c, r, ST_NO_MEMORY, "no memory for the request");
+    }
+}
+
+static node_seq *find(const node_core *c, uint64_t handle) {
+    node_seq *s = c->first;
+    while (s && s->request->handle != handle) s = s->next;
+    return s;
+}
+
+void node_core_cancel(node_core *c, uint64_t handle) {
+    node_seq *s = find(c, handle);
+    if (s) s->role->stop(c, s, ST_CANCELED, NULL);
+}
+
+void node_core_cancel_all(node_core *c) {
+    for (node_seq *s = c->first, *next; s; s = next) {
+        next = s->next;
+        s->role->stop(c, s, ST_CANCELED, "the node is shutting down");
+    }
+}
+
+void node_core_pause(node_core *c, uint64_t handle, bool paused) {
+    node_seq *s = find(c, handle);
+    if (!s) return;
+    s->paused = paused;
+    c->given_seen = -1;                                    /* it may be this one's turn to resume */
+}
+
+void node_core_landing(node_core *c, uint64_t handle) {
+    node_seq *s = find(c, handle);
+    if (s && s->role->landing) s->role->landing(c, s);
+}
+
+void node_core_landed(node_core *c, uint64_t handle, status st, int32_t tokens, int64_t now_us) {
+    node_seq *s = find(c, handle);
+    if (s && s->role->landed) s->role->landed(c, s, st, tokens, now_us);
+}
+
+void node_core_sent(node_core *c, uint64_t handle, status st, uint64_t bytes, int64_t wire_us,
+                    int64_t now_us) {
+    node_seq *s = find(c, handle);
+    if (s && s->role->sent) s->role->sent(c, s, st, bytes, wire_us, now_us);
+}
+
+/* ---- step ----------------------------------------------------------------------------------------- */
+
+static void resume_waiting(node_core *c, int64_t now_us) {
+    if (c->given == c->given_seen) return;
+    c->given_seen = c->given;
+    for (node_seq *s = c->first, *next; s; s = next) {
+        next = s->next;                                    /* resume may end s */
+        if (s->waiting && !s->paused && !s->role->resume(c, s, now_us)) return;
+    }
+}
+
+/* Who wants rows, oldest first, so that an older one has its pages before a younger one is asked. */
+static int32_t gather(node_core *c) {
+    int32_t n = 0;
+    for (node_seq *s = c->first; s; s = s->next) {
+        if (!s->runnable || s->paused || (s->role->prepare && !s->role->prepare(c, s))) continue;
+        assert(s->ready < s->target && node_seq_pages(c, s->target) <= s->blocks_count);
+        c->wants[n] = (node_want){.rows = s->target - s->ready, .last_step = s->last_step};
+        c->batch[n++] = s;
+    }
+    return n;
+}
+
+/* Keeps the shares that got rows; returns how many. */
+static int32_t fill_rows(node_core *c, int32_t wanted, int64_t now_us) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < wanted; i++) {
+        if (c->shares[i].rows == 0) continue;
+        node_seq *s = c->batch[i];
+        if (s->first_us == 0) s->first_us = now_us;
+        s->last_step = c->figures.steps + 1;
+        c->rows[n] = (eng_rows){.tokens = s->tokens + s->ready,
+                                .count = c->shares[i].rows,
+                                .position = s->ready,
+                                .blocks = s->blocks,
+                                .logits = c->shares[i].logits};
+        c->batch[n++] = s;
+    }
+    return n;
+}
+
+static void average(double *rate, double now) { *rate = *rate == 0 ? now : *rate + 0.1 * (now - *rate); }
+
+static void count_step(node_core *c, int32_t n, int64_t took_us) {
+    int64_t prefill = 0, decode = 0;
+    for (int32_t i = 0; i < n; i++) *(c->rows[i].count == 1 ? &decode : &prefill) += c->rows[i].count;
+    c->figures.steps++;
+    c->figures.prefill_tokens += prefill;
+    c->figures.decode_tokens += decode;
+    metric_add(&metric_steps, 1);
+    metric_add(&metric_prefill, prefill);
+    metric_add(&metric_decode, decode);
+    if (took_us <= 0) return;
+    if (prefill) average(&c->figures.prefill_tokens_per_s, (double)prefill * 1e6 / (double)took_us);
+    if (!prefill) average(&c->figures.decode_steps_per_s, 1e6 / (double)took_us);
+}
+
+bool node_core_step(node_core *c, int64_t now_us) {
+    int32_t wanted;
+    do {                                                   /* again when gathering itself gave pages back */
+        resume_waiting(c, now_us);
+        wanted = gather(c);
+    } while (wanted == 0 && c->given != c->given_seen);
+    node_budget budget = {c->limits.step_tokens_max, c->limits.chunk_tokens, c->limits.logits_max};
+    if (node_batch_form(&budget, c->wants, wanted, c->shares) == 0) return false;
+    int32_t n = fill_rows(c, wanted, now_us);
+
+    const float *logits = NULL;
+    status st = c->io.step(c->io.ctx, c->rows, n, &logits);
+    int64_t took_us = c->io.step_us ? c->io.step_us(c->io.ctx) : 0;
+    if (st == ST_OK) count_step(c, n, took_us);
+
+    for (int32_t i = 0; i < n; i++) {
+        node_seq *s = c->batch[i];
+        const eng_rows *r = &c->rows[i];
+        if (st != ST_OK) {
+            s->role->stop(c, s, st, "the forward pass failed");
+            continue;
+        }
+        s->ready += r->count;
+        if (s->count == s->request->count) s->computed += r->count;
+        s->role->computed(c, s, r->position, r->logits ? logits : NULL, now_us + took_us);
+        if (r->logits) logits += c->limits.V;
+    }
+    return true;
+}
+
+void node_core_counts(const node_core *c, node_counts *out) {
+    *out = c->figures;
+    eng_pool_counts(c->pool, out->pages);
+    out->running = out->waiting = 0;
+    for (const node_seq *s = c->first; s; s = s->next) *(s->runnable ? &out->running : &out->waiting) += 1;
+}

@@ -1,0 +1,29 @@
+/* core.h -- struct node_core, shared by core.c (messages and steps) and seq.c (one sequence's pages). */
+#ifndef BATON_NODE_CORE_H
+#define BATON_NODE_CORE_H
+
+#include "node/batch.h"
+#include "node/seq.h"
+
+/* Belongs to the engine thread, from node_core_create() to node_core_destroy(). */
+struct node_core {
+    node_limits limits;
+    node_io io;
+    eng_pool *pool;
+    eng_sampler *sampler;
+    node_seq *first, *last;      /* oldest first */
+    int32_t count;
+    int64_t given, given_seen;   /* times pages came back; as of the last try to resume */
+    node_counts figures;         /* steps, tokens, preemptions, rates */
+    char text[200];
+    /* One step's batch, (sequences_max) each. */
+    node_seq **batch;
+    node_want *wants;
+    node_share *shares;
+    eng_rows *rows;
+};
+
+node_seq *node_seq_create(node_core *c, const node_role *role, node_request *r, int64_t now_us);
+void node_seq_count_end(status st);      /* the metric of ended requests */
+
+#endif

@@ -1,0 +1,115 @@
+/* internal.h -- struct node_process, shared by process.c (threads), session.c (calls), watch.c (state) and
+ * link.c (kvtransfer).
+ *
+ * Three threads meet here:
+ *   engine   core, pool, kv, model                          process.c
+ *   loop     rpc server, sessions, watchers                 session.c, watch.c
+ *   kvt      callbacks of transfers                         link.c
+ * To the engine: node_messages in its mailbox. To the loop: events in the outbox, posts. The loop and the
+ * kvt thread never wait for the engine; so the engine may wait for the loop (a full outbox). */
+#ifndef BATON_NODE_INTERNAL_H
+#define BATON_NODE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include "node/service.h"
+
+typedef struct node_message node_message;
+
+/* Something for the engine thread to do. It stands in the object it is about, so that posting allocates
+ * nothing, and an object posts each of its messages at most once at a time. That bounds the mailbox: see
+ * mail_capacity() in process.c. */
+struct node_message {
+    void (*run)(node_process *p, node_message *m);
+};
+
+void node_process_post(node_process *p, node_message *m);  /* any thread; never fails, never blocks */
+
+/* An event on its way from the engine to the loop; text is NODE_END's, copied. */
+typedef struct node_letter {
+    node_event event;
+    char text[200];
+    bool has_text;
+} node_letter;
+
+enum { NODE_OUTBOX = 1024 };
+
+/* Filled by the engine, emptied by the loop, which takes it whole and leaves the other half. */
+typedef struct node_outbox {
+    pthread_mutex_t lock;        /* guards count, filling, posted */
+    pthread_cond_t emptied;
+    node_letter *filling, *reading;          /* (NODE_OUTBOX) each */
+    int count;                   /* in filling */
+    bool posted;                 /* the loop has been told */
+} node_outbox;
+
+typedef struct node_watcher node_watcher;
+
+/* Loop's, but for probe: see watch.c. */
+typedef struct node_watch {
+    node_watcher *first;
+    rpc_timer *timer;
+    node_message probe;
+    node_counts answer;          /* engine writes it between probe and answered() */
+    bool probing;
+    int64_t answered_ms;
+    node_counts counts;          /* as of the last answer */
+    uint64_t version;            /* rises when anything in the state changes */
+} node_watch;
+
+typedef struct node_table {      /* one service's method and its context */
+    node_process *p;
+    const node_service *service;
+    rpc_method method;
+} node_table;
+
+enum { NODE_SERVICES_MAX = 4 };
+
+/* Born in node_process_open(), ended by node_process_close(), both on the caller's thread. */
+struct node_process {
+    /* fixed while it serves */
+    char id[64];
+    uint64_t epoch;
+    node_facts facts;
+    node_limits limits;
+    int sessions_max;
+    eng_gguf *gguf;
+    eng_vocab *vocab;
+    kvt_node *kvt;
+    kvt_geometry geometry;
+    /* engine's */
+    eng_model *model;
+    eng_kv *kv;                  /* link.c packs and unpacks pinned pages on the kvt thread */
+    node_core *core;
+    int64_t step_us;
+    bool stopping;
+    pthread_t engine;
+    bool engine_runs;
+    node_message cancel_all, stop;
+    /* loop's */
+    rpc_loop *loop;
+    rpc_server *server;
+    rpc_health *health;
+    node_table tables[NODE_SERVICES_MAX];
+    rpc_method methods[2];       /* Watch, Control */
+    char role[16];
+    bool draining;
+    node_watch watch;
+    bool closed;                 /* server is closed; guarded by outbox.lock, tells node_process_close() */
+    /* between them */
+    mailbox *mail;
+    node_outbox outbox;
+    atomic_int sessions;         /* alive: counted up by the loop, down by the engine */
+};
+
+/* session.c */
+void node_session_open(rpc_call *call, const ProtobufCMessage *message, void *table);   /* on_request */
+void node_session_deliver(node_process *p, const node_letter *letter);
+/* watch.c */
+void node_watch_open(node_process *p);       /* before the loop runs */
+void node_watch_on_watch(rpc_call *call, const ProtobufCMessage *message, void *process);
+void node_watch_on_control(rpc_call *call, const ProtobufCMessage *message, void *process);
+/* link.c */
+void node_link_fill(node_process *p, node_io *io);
+
+#endif

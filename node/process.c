@@ -1,0 +1,338 @@
+/* process.c -- a node as a process: opens everything, runs the engine thread, closes everything.
+ *
+ * The engine thread's loop is run_engine(): poll what arrived, admit, step, emit. It alone touches core,
+ * model and pages (but for pinned pages, see link.c). Events go to the loop together, one post for a step's. */
+#include "node/internal.h"
+#include <assert.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *const service_names[] = {"baton.node.v1.Node"};
+
+/* ---- mailbox and outbox ---------------------------------------------------------------------------------- */
+
+/* A session posts at most submit, cancel, pause and bye; its sequence has at most one landing or sending,
+ * which posts at most two; the process posts a probe, a cancel_all and a stop. All of them stand in
+ * objects that post each message once at a time, and sessions are bounded: so it can not be full. */
+static size_t mail_capacity(int sessions_max) { return 6 * (size_t)sessions_max + 3; }
+
+void node_process_post(node_process *p, node_message *m) {
+    status st = mailbox_post(p->mail, m);
+    assert(st == ST_OK);
+}
+
+/* Takes the whole half that the engine has filled. Loop thread. */
+static void deliver(void *process) {
+    node_process *p = process;
+    node_outbox *o = &p->outbox;
+    pthread_mutex_lock(&o->lock);
+    node_letter *letters = o->filling;
+    int count = o->count;
+    o->filling = o->reading;
+    o->reading = letters;
+    o->count = 0;
+    o->posted = false;
+    pthread_cond_signal(&o->emptied);
+    pthread_mutex_unlock(&o->lock);
+    for (int i = 0; i < count; i++) node_session_deliver(p, &letters[i]);
+}
+
+/* Tells the loop that there is something, once. Engine thread. */
+static void flush_outbox(node_process *p) {
+    node_outbox *o = &p->outbox;
+    pthread_mutex_lock(&o->lock);
+    bool post = o->count > 0 && !o->posted;
+    if (post) o->posted = true;
+    pthread_mutex_unlock(&o->lock);
+    while (post && rpc_loop_post(p->loop, deliver, p) != ST_OK) usleep(1000);
+}
+
+static void emit(void *ctx, const node_event *e) {
+    node_process *p = ctx;
+    node_outbox *o = &p->outbox;
+    pthread_mutex_lock(&o->lock);
+    while (o->count == NODE_OUTBOX) {                      /* the loop is behind: it never waits for us */
+        pthread_mutex_unlock(&o->lock);
+        flush_outbox(p);
+        pthread_mutex_lock(&o->lock);
+        if (o->count == NODE_OUTBOX) pthread_cond_wait(&o->emptied, &o->lock);
+    }
+    node_letter *letter = &o->filling[o->count++];
+    letter->event = *e;
+    letter->has_text = e->kind == NODE_END && e->end.text;
+    if (letter->has_text) {
+        snprintf(letter->text, sizeof letter->text, "%s", e->end.text);
+        letter->event.end.text = NULL;
+    }
+    pthread_mutex_unlock(&o->lock);
+}
+
+/* ---- the engine thread ------------------------------------------------------------------------------------ */
+
+static status step(void *ctx, const eng_rows *rows, int count, const float **logits) {
+    node_process *p = ctx;
+    error err;
+    int64_t began_us = clock_now_us();
+    status st = eng_step(p->model, p->kv, rows, count, logits, &err);
+    p->step_us = clock_now_us() - began_us;
+    if (st != ST_OK) log_write(LOG_ERROR, NULL, "step.failed", "%s", err.text);
+    return st;
+}
+
+static int64_t step_us(void *ctx) { return ((node_process *)ctx)->step_us; }
+static void copy_page(void *ctx, int32_t dst, int32_t src, int32_t tokens) {
+    eng_kv_copy(((node_process *)ctx)->kv, dst, src, tokens);
+}
+static bool is_end_token(void *ctx, int32_t token) {
+    return eng_vocab_is_stop(((node_process *)ctx)->vocab, token);
+}
+
+static void run_cancel_all(node_process *p, node_message *m) { (void)m, node_core_cancel_all(p->core); }
+static void run_stop(node_process *p, node_message *m) { (void)m, p->stopping = true; }
+
+static void *run_engine(void *process) {
+    node_process *p = process;
+    bool busy = false;
+    while (!p->stopping) {
+        node_message *m = busy ? mailbox_take(p->mail) : mailbox_wait(p->mail, -1);
+        for (; m; m = mailbox_take(p->mail)) m->run(p, m);
+        flush_outbox(p);                                   /* what was reserved need not wait for a step */
+        busy = node_core_step(p->core, clock_now_us());
+        flush_outbox(p);
+    }
+    return NULL;
+}
+
+/* ---- open --------------------------------------------------------------------------------------------------- */
+
+static int32_t or_default(int32_t value, int32_t fallback) { return value > 0 ? value : fallback; }
+
+static void set_limits(node_process *p, const node_options *o) {
+    p->limits = (node_limits){.pages = or_default(o->kv_pages, 512),
+                              .page_tokens = or_default(o->page_tokens, 16),
+                              .sequences_max = or_default(o->sequences_max, 64),
+                              .step_tokens_max = or_default(o->step_tokens_max, 512),
+                              .chunk_tokens = or_default(o->chunk_tokens, 128),
+                              .prefix_cache = o->prefix_cache};
+    p->limits.logits_max = p->limits.sequences_max < 64 ? p->limits.sequences_max : 64;
+    if (p->limits.logits_max > p->limits.step_tokens_max) p->limits.logits_max = p->limits.step_tokens_max;
+    /* Beyond those that run: calls that are being refused, and ones whose last event is on its way. */
+    p->sessions_max = 2 * p->limits.sequences_max + 64;
+}
+
+static status open_engine(node_process *p, const node_options *o, error *err) {
+    node_limits *l = &p->limits;
+    TRY(eng_gguf_open(o->model, &p->gguf, err));
+    TRY(eng_vocab_open(p->gguf, &p->vocab, err));
+    eng_options options = {.backend = o->backend,
+                           .threads = o->threads,
+                           .tokens_max = l->step_tokens_max,
+                           .logits_max = l->logits_max,
+                           .progress = o->progress,
+                           .progress_ctx = o->progress_ctx};
+    TRY(eng_model_open(p->gguf, &options, &p->model, err));
+    TRY(eng_kv_create(p->model, l->pages, l->page_tokens, o->kv_type, &p->kv, err));
+    const eng_shape *shape = eng_model_shape(p->model);
+    l->V = shape->V;
+    l->context = shape->context;
+    return ST_OK;
+}
+
+static status open_core(node_process *p, error *err) {
+    node_io io = {.ctx = p,
+                  .step = step,
+                  .step_us = step_us,
+                  .copy_page = copy_page,
+                  .is_end_token = is_end_token,
+                  .emit = emit};
+    node_link_fill(p, &io);
+    p->core = node_core_create(&p->limits, &io);
+    p->mail = mailbox_create(mail_capacity(p->sessions_max));
+    p->outbox.filling = mem_zalloc(NODE_OUTBOX, sizeof(node_letter));
+    p->outbox.reading = mem_zalloc(NODE_OUTBOX, sizeof(node_letter));
+    p->cancel_all.run = run_cancel_all;
+    p->stop.run = run_stop;
+    if (!p->core || !p->mail || !p->outbox.filling || !p->outbox.reading)
+        return error_set(err, ST_NO_MEMORY, "no memory for %d pages and %d sequences", p->limits.pages,
+                         p->limits.sequences_max);
+    return ST_OK;
+}
+
+static status open_kvt(node_process *p, const node_options *o, error *err) {
+    const eng_shape *shape = eng_model_shape(p->model);
+    node_facts *f = &p->facts;
+    const char *type = o->kv_type == ENG_KV_F16 ? "f16" : "f32";
+    /* What the pool can not hold is beyond the context here as in the core. */
+    int64_t held = (int64_t)p->limits.pages * p->limits.page_tokens;
+    f->V = shape->V;
+    f->context = held < shape->context ? (int32_t)held : shape->context;
+    f->page_tokens = p->limits.page_tokens;
+    snprintf(f->digest, sizeof f->digest, "%s", eng_gguf_digest(p->gguf));
+    snprintf(f->numerics, sizeof f->numerics, "%s/kv-%s", eng_model_numerics(p->model), type);
+    snprintf(f->kv_layout, sizeof f->kv_layout, "L%dK%dh%d%s", shape->L, shape->K, shape->h, type);
+    char pairing[200];
+    snprintf(pairing, sizeof pairing, "%s %s %s", f->digest, f->numerics, f->kv_layout);
+    kvt_options options = {.listen = o->kv_listen, .pairing = pairing, .promises_max = p->limits.sequences_max};
+    TRY(kvt_node_open(&options, &p->kvt, err));
+    f->kv_address = kvt_node_address(p->kvt);
+    return ST_OK;
+}
+
+static status open_server(node_process *p, const node_options *o, const node_service *const *services,
+                          int count, error *err) {
+    p->methods[0] = (rpc_method){"/baton.node.v1.Node/Watch", RPC_SERVER_STREAM,
+                                 &baton__node__v1__watch_request__descriptor,
+                                 &baton__node__v1__node_state__descriptor, node_watch_on_watch};
+    p->methods[1] = (rpc_method){"/baton.node.v1.Node/Control", RPC_UNARY,
+                                 &baton__node__v1__control_request__descriptor,
+                                 &baton__node__v1__node_state__descriptor, node_watch_on_control};
+    TRY(rpc_loop_create(&p->loop, err));
+    TRY(rpc_server_open(p->loop, o->listen, p->methods, 2, p, &p->server, err));
+    for (int i = 0; i < count; i++) {
+        node_table *t = &p->tables[i];
+        *t = (node_table){p, services[i],
+                          {services[i]->path, RPC_SERVER_STREAM, services[i]->request, services[i]->reply,
+                           node_session_open}};
+        if (rpc_server_add(p->server, &t->method, 1, t) != ST_OK)
+            return error_set(err, ST_NO_MEMORY, "no memory for the methods");
+    }
+    if (rpc_health_add(p->server, service_names, 1, &p->health) != ST_OK)
+        return error_set(err, ST_NO_MEMORY, "no memory for the health service");
+    return ST_OK;
+}
+
+static double mib(size_t bytes) { return (double)bytes / (1 << 20); }
+
+/* What this node holds, one term a line. The weights are a mapping that other processes share. */
+static void log_memory(const node_process *p, const node_options *o) {
+    struct stat file = {0};
+    size_t weights = stat(o->model, &file) == 0 ? (size_t)file.st_size : 0;
+    size_t pool = eng_kv_page_bytes(p->kv) * (size_t)p->limits.pages;
+    size_t scratch = eng_model_scratch_bytes(p->model), box = 2 * NODE_OUTBOX * sizeof(node_letter);
+    log_write(LOG_INFO, NULL, "memory.weights", "mib=%.1f mapped, shared between processes", mib(weights));
+    log_write(LOG_INFO, NULL, "memory.pages", "mib=%.1f %d pages of %d tokens", mib(pool), p->limits.pages,
+              p->limits.page_tokens);
+    log_write(LOG_INFO, NULL, "memory.scratch", "mib=%.1f of a step of %d rows, %d of them with logits",
+              mib(scratch), p->limits.step_tokens_max, p->limits.logits_max);
+    log_write(LOG_INFO, NULL, "memory.outbox", "mib=%.1f", mib(box));
+    log_write(LOG_INFO, NULL, "memory.sum", "mib=%.1f", mib(weights + pool + scratch + box));
+}
+
+static status start(node_process *p, error *err) {
+    node_watch_open(p);
+    rpc_server_start(p->server);
+    rpc_health_set(p->health, true);
+    int rc = pthread_create(&p->engine, NULL, run_engine, p);
+    if (rc != 0) return error_set(err, ST_NO_MEMORY, "cannot start the engine thread: %s", strerror(rc));
+    p->engine_runs = true;
+    if (rpc_loop_start(p->loop, "node-rpc") != ST_OK)
+        return error_set(err, ST_NO_MEMORY, "cannot start the rpc thread");
+    return ST_OK;
+}
+
+static void destroy(node_process *p) {
+    if (p->engine_runs) {
+        node_process_post(p, &p->stop);
+        pthread_join(p->engine, NULL);
+    }
+    if (p->kvt) kvt_node_close(p->kvt);
+    if (p->server) rpc_server_close(p->server, NULL, NULL);
+    rpc_loop_destroy(p->loop);
+    for (node_message *m; p->mail && (m = mailbox_take(p->mail));) m->run(p, m);
+    mailbox_destroy(p->mail);
+    node_core_destroy(p->core);
+    eng_kv_destroy(p->kv);
+    if (p->model) eng_model_close(p->model);
+    if (p->vocab) eng_vocab_close(p->vocab);
+    if (p->gguf) eng_gguf_close(p->gguf);
+    mem_free(p->outbox.filling);
+    mem_free(p->outbox.reading);
+    pthread_cond_destroy(&p->outbox.emptied);
+    pthread_mutex_destroy(&p->outbox.lock);
+    mem_free(p);
+}
+
+status node_process_open(const node_options *o, const node_service *const *services, int count,
+                         node_process **out, error *err) {
+    assert(count <= NODE_SERVICES_MAX);
+    if (strcmp(o->role, "prefill") != 0 && strcmp(o->role, "decode") != 0)
+        return error_set(err, ST_BAD_INPUT, "role '%.30s': expected prefill or decode", o->role);
+    node_process *p = mem_zalloc(1, sizeof *p);
+    if (!p) return error_set(err, ST_NO_MEMORY, "no memory for a node");
+    pthread_mutex_init(&p->outbox.lock, NULL);
+    pthread_cond_init(&p->outbox.emptied, NULL);
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    p->epoch = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    snprintf(p->id, sizeof p->id, "%s", o->id);
+    snprintf(p->role, sizeof p->role, "%s", o->role);
+    set_limits(p, o);
+    status st = open_engine(p, o, err);
+    if (st == ST_OK) st = open_core(p, err);
+    if (st == ST_OK) st = open_kvt(p, o, err);
+    if (st == ST_OK) st = open_server(p, o, services, count, err);
+    if (st == ST_OK) {
+        log_memory(p, o);
+        st = start(p, err);
+    }
+    if (st != ST_OK) {
+        destroy(p);
+        return st;
+    }
+    log_write(LOG_INFO, NULL, "node.ready", "role=%s grpc=%s kv=%s", p->role, node_process_address(p),
+              node_process_kv_address(p));
+    *out = p;
+    return ST_OK;
+}
+
+const char *node_process_address(const node_process *p) { return rpc_server_address(p->server); }
+const char *node_process_kv_address(const node_process *p) { return p->facts.kv_address; }
+
+/* ---- close ---------------------------------------------------------------------------------------------------- */
+
+static void refuse_new(void *process) {
+    node_process *p = process;
+    p->draining = true;
+    p->watch.version++;
+    rpc_health_set(p->health, false);
+}
+
+static void closed(void *process) {
+    node_process *p = process;
+    pthread_mutex_lock(&p->outbox.lock);
+    p->closed = true;
+    pthread_mutex_unlock(&p->outbox.lock);
+}
+
+static void close_server(void *process) {
+    node_process *p = process;
+    rpc_server *server = p->server;
+    p->server = NULL;
+    rpc_server_close(server, closed, p);
+}
+
+static bool is_closed(node_process *p) {
+    pthread_mutex_lock(&p->outbox.lock);
+    bool yes = p->closed;
+    pthread_mutex_unlock(&p->outbox.lock);
+    return yes;
+}
+
+static void post_to_loop(node_process *p, void (*fn)(void *)) {
+    while (rpc_loop_post(p->loop, fn, p) != ST_OK) usleep(1000);
+}
+
+/* Fences stand between a cancel and the end of a session, so the wait for the last session is not
+ * bounded by grace_ms; kvtransfer answers a revoke or an abort without its peer. */
+void node_process_close(node_process *p, int grace_ms) {
+    int64_t until_ms = clock_now_ms() + grace_ms;
+    post_to_loop(p, refuse_new);
+    while (atomic_load(&p->sessions) > 0 && clock_now_ms() < until_ms) usleep(5000);
+    log_write(LOG_INFO, NULL, "node.closing", "canceled=%d", atomic_load(&p->sessions));
+    node_process_post(p, &p->cancel_all);
+    post_to_loop(p, close_server);
+    while (atomic_load(&p->sessions) > 0 || !is_closed(p)) usleep(1000);
+    destroy(p);
+}

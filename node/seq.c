@@ -1,0 +1,168 @@
+/* seq.c -- one sequence: its tokens, its pages, its end.
+ *
+ * Rules
+ *   1. s->blocks[0, blocks_count) are pages of the pool with one pin each, taken by node_seq_take() and
+ *      node_seq_grow(), given by node_seq_give() and nowhere else.
+ *   2. Pages found in the prefix index are shared: they hold only tokens below `ready` and are never
+ *      written. A page that agrees in part is copied, and the copy is written: copy on write.
+ *   3. What another thread may still write (a transfer landing) or read (a transfer leaving) is not given
+ *      back: the role waits for node_core_landed() or node_core_sent(), the fence, before it calls
+ *      node_seq_end() or node_seq_give(). The core can not see links, so the role answers for it.
+ *   4. The request's arena holds the request, the sequence, tokens and block table. It is dropped last,
+ *      in node_seq_end(), after NODE_END was emitted. */
+#include "node/core.h"
+#include <assert.h>
+#include <math.h>
+#include <stdarg.h>
+#include <string.h>
+
+METRIC(metric_preemptions, "baton_node_preemptions_total", NULL, METRIC_COUNTER,
+       "sequences that gave their pages to an older one and were computed again");
+
+METRIC(metric_hit, "baton_node_prefix_tokens_total", "result=\"hit\"", METRIC_COUNTER,
+       "tokens looked up in the prefix cache");
+METRIC(metric_miss, "baton_node_prefix_tokens_total", "result=\"miss\"", METRIC_COUNTER,
+       "tokens looked up in the prefix cache");
+
+node_seq *node_seq_create(node_core *c, const node_role *role, node_request *r, int64_t now_us) {
+    int64_t room = (int64_t)r->prompt_count + (r->max_tokens > 0 ? r->max_tokens : 0);
+    if (room > c->limits.context) room = c->limits.context;
+    int32_t tokens_max = room > r->count ? (int32_t)room : r->count;
+    node_seq *s = arena_alloc(r->memory, sizeof *s);
+    int32_t *tokens = arena_alloc(r->memory, (size_t)tokens_max * sizeof *tokens);
+    /* The last token that fits is never computed, so its page may be one that is never needed. */
+    int32_t held = tokens_max - 1 > r->count ? tokens_max - 1 : r->count;
+    int32_t blocks_max = node_seq_pages(c, held);
+    int32_t *blocks = arena_alloc(r->memory, (size_t)blocks_max * sizeof *blocks);
+    if (!s || !tokens || !blocks) return NULL;
+    memcpy(tokens, r->tokens, (size_t)r->count * sizeof *tokens);
+    *s = (node_seq){.role = role,
+                    .request = r,
+                    .tokens = tokens,
+                    .count = r->count,
+                    .target = r->count,
+                    .tokens_max = tokens_max,
+                    .blocks = blocks,
+                    .blocks_max = blocks_max,
+                    .began_us = now_us,
+                    .prev = c->last};
+    *(c->last ? &c->last->next : &c->first) = s;
+    c->last = s;
+    c->count++;
+    return s;
+}
+
+int32_t node_seq_pages(const node_core *c, int32_t tokens) {
+    return (int32_t)(((int64_t)tokens + c->limits.page_tokens - 1) / c->limits.page_tokens);
+}
+
+/* ---- pages --------------------------------------------------------------------------------------- */
+
+status node_seq_take(node_core *c, node_seq *s, int32_t pages, eng_page_state state) {
+    assert(s->blocks_count == 0 && pages <= s->blocks_max && pages >= node_seq_pages(c, s->count));
+    int32_t found = 0, tail = -1, tail_tokens = 0;
+    if (c->limits.prefix_cache && s->count > 1)
+        found = eng_pool_match(c->pool, s->request->salt, s->tokens, s->count - 1, s->blocks, &tail,
+                               &tail_tokens);
+    status st = eng_pool_take(c->pool, pages - found, state, s->blocks + found);
+    if (st != ST_OK && tail >= 0) {                        /* the page to copy from may be the one we need */
+        eng_pool_give(c->pool, tail);
+        tail = -1;
+        st = eng_pool_take(c->pool, pages - found, state, s->blocks + found);
+    }
+    if (st != ST_OK) {
+        while (found > 0) eng_pool_give(c->pool, s->blocks[--found]);
+        return st;
+    }
+    s->blocks_count = pages;
+    s->published = found;
+    s->ready = found * c->limits.page_tokens;
+    if (tail >= 0) {
+        c->io.copy_page(c->io.ctx, s->blocks[found], tail, tail_tokens);
+        eng_pool_give(c->pool, tail);
+        s->ready += tail_tokens;
+    }
+    metric_add(&metric_hit, s->ready);
+    metric_add(&metric_miss, s->count - s->ready);
+    return ST_OK;
+}
+
+status node_seq_grow(node_core *c, node_seq *s) {
+    assert(s->blocks_count < s->blocks_max);
+    TRY(eng_pool_take(c->pool, 1, ENG_PAGE_RUNNING, &s->blocks[s->blocks_count]));
+    s->blocks_count++;
+    return ST_OK;
+}
+
+static bool preempt(node_core *c, node_seq *s) {
+    if (!s->role->preempt || s->blocks_count == 0 || !s->role->preempt(c, s)) return false;
+    assert(s->blocks_count == 0 && s->waiting && !s->runnable);
+    c->figures.preemptions++;
+    metric_add(&metric_preemptions, 1);
+    return true;
+}
+
+/* Never someone older than s whose reader is there: so the oldest always gets on, and all finish. */
+bool node_seq_make_room(node_core *c, node_seq *s) {
+    bool alone = true;
+    for (node_seq *v = c->last; v && v != s; v = v->prev)
+        if (preempt(c, v)) return true;
+    for (node_seq *v = c->first; v; v = v->next) {
+        if (v == s) continue;
+        if (v->paused && preempt(c, v)) return true;
+        alone = alone && v->blocks_count == 0;
+    }
+    /* Alone, and yet too few: cached pages above its own in the index's chain can not be evicted (two
+     * sequences computed the same prompt at the same time, and the other's pages are the indexed ones).
+     * Starting again on those frees its own. */
+    return alone && preempt(c, s);
+}
+
+void node_seq_mark(node_core *c, node_seq *s, int32_t first, int32_t end, eng_page_state state) {
+    assert(first >= 0 && end <= s->blocks_count);
+    for (int32_t i = first; i < end; i++) eng_pool_mark(c->pool, s->blocks[i], state);
+}
+
+void node_seq_publish(node_core *c, node_seq *s) {
+    int32_t full = s->ready / c->limits.page_tokens;
+    if (!c->limits.prefix_cache || full <= s->published) return;
+    eng_pool_publish(c->pool, s->request->salt, s->tokens, full * c->limits.page_tokens, s->blocks);
+    s->published = full;
+}
+
+void node_seq_give(node_core *c, node_seq *s) {
+    if (s->blocks_count) c->given++;
+    /* Last page first: what a chain begins with is the last to be evicted. */
+    while (s->blocks_count > 0) eng_pool_give(c->pool, s->blocks[--s->blocks_count]);
+    s->ready = s->published = 0;
+}
+
+/* ---- tokens and the end -------------------------------------------------------------------------- */
+
+status node_seq_sample(node_core *c, node_seq *s, const float *logits, eng_sampled *out) {
+    const node_request *r = s->request;
+    TRY(eng_sample(c->sampler, &r->sampling, logits, s->tokens, r->prompt_count, s->count, out));
+    if (r->sampling.logprobs < 0) out->logprob = NAN;
+    if (s->count < s->tokens_max) s->tokens[s->count++] = out->token;
+    s->target = s->count;
+    return ST_OK;
+}
+
+void node_seq_end(node_core *c, node_seq *s, status st, const char *text) {
+    node_event e = {.kind = NODE_END, .handle = s->request->handle, .end = {st, text}};
+    node_seq_give(c, s);
+    *(s->prev ? &s->prev->next : &c->first) = s->next;
+    *(s->next ? &s->next->prev : &c->last) = s->prev;
+    c->count--;
+    node_seq_count_end(st);
+    node_core_emit(c, &e);
+    arena_destroy(s->request->memory);                     /* s and its request with it */
+}
+
+const char *node_core_text(node_core *c, const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(c->text, sizeof c->text, fmt, args);
+    va_end(args);
+    return c->text;
+}

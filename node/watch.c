@@ -1,0 +1,220 @@
+/* watch.c -- what a node says of itself: the Watch stream, and Control.
+ *
+ * While anyone watches, a timer ticks ten times a second: it asks the engine thread for its counts (one
+ * probe at a time, through the mailbox) and sends the state to those watchers for whom it has changed or
+ * whose heartbeat is due. If a probe stays without an answer for STUCK_MS, heartbeats stop: a node whose
+ * engine hangs is not alive, though its sockets are. A step may take long, so until then the last
+ * counts are sent again. */
+#include "node/internal.h"
+#include <string.h>
+#include <unistd.h>
+
+enum { TICK_MS = 100, STUCK_MS = 5000, HEARTBEAT_MS = 1000, COUNTERS_MAX = 256 };
+
+/* One Watch stream. Loop's; from on_watch to on_free. */
+struct node_watcher {
+    node_watcher *next;
+    node_process *p;
+    rpc_call *call;              /* NULL: finished */
+    int64_t heartbeat_ms, sent_ms;
+    uint64_t version;            /* of the state sent last */
+    bool blocked;                /* window full */
+};
+
+/* ---- the state as a message --------------------------------------------------------------------------- */
+
+typedef struct state_message {
+    Baton__Node__V1__NodeState state;
+    Baton__Node__V1__Pairing pairing;
+    int32_t pages[ENG_PAGE_STATES];
+    Baton__Node__V1__StateCounter counters[COUNTERS_MAX];
+    Baton__Node__V1__StateCounter *list[COUNTERS_MAX];
+} state_message;
+
+static void add_counter(const metric *x, void *ctx) {
+    state_message *m = ctx;
+    if (x->kind != METRIC_COUNTER || m->state.n_counters == COUNTERS_MAX) return;
+    Baton__Node__V1__StateCounter *c = &m->counters[m->state.n_counters];
+    baton__node__v1__state_counter__init(c);
+    c->name = (char *)(uintptr_t)x->name;
+    if (x->labels) c->labels = (char *)(uintptr_t)x->labels;
+    c->value = metric_get(x);
+    m->list[m->state.n_counters++] = c;
+}
+
+static void fill_pairing(const node_facts *f, Baton__Node__V1__Pairing *out) {
+    baton__node__v1__pairing__init(out);
+    out->protocol = 1;
+    out->model_digest = (char *)(uintptr_t)f->digest;
+    out->numerics = (char *)(uintptr_t)f->numerics;
+    out->kv_layout = (char *)(uintptr_t)f->kv_layout;
+}
+
+/* Pointers in m look into p and m itself. */
+static void fill_state(node_process *p, state_message *m) {
+    const node_counts *c = &p->watch.counts;
+    Baton__Node__V1__NodeState *s = &m->state;
+    baton__node__v1__node_state__init(s);
+    fill_pairing(&p->facts, &m->pairing);
+    memcpy(m->pages, c->pages, sizeof m->pages);
+    s->id = p->id;
+    s->role = p->role;
+    s->draining = p->draining;
+    s->pid = getpid();
+    s->epoch = p->epoch;
+    s->kv_address = (char *)(uintptr_t)p->facts.kv_address;
+    s->pairing = &m->pairing;
+    s->page_tokens = p->facts.page_tokens;
+    s->context = p->facts.context;
+    s->pages = m->pages;
+    s->n_pages = ENG_PAGE_STATES;
+    s->running = c->running;
+    s->waiting = c->waiting;
+    s->capacity = p->limits.sequences_max;
+    s->prefill_tokens_per_s = c->prefill_tokens_per_s;
+    s->decode_steps_per_s = c->decode_steps_per_s;
+    s->counters = m->list;
+    metrics_each(add_counter, m);
+}
+
+/* ---- probe: is the engine thread alive, and what does it count? ---------------------------------------- */
+
+static void answered(void *process) {
+    node_process *p = process;
+    node_watch *w = &p->watch;
+    w->probing = false;
+    w->answered_ms = clock_now_ms();
+    if (memcmp(&w->answer, &w->counts, sizeof w->counts) == 0) return;
+    w->counts = w->answer;
+    w->version++;
+}
+
+static void run_probe(node_process *p, node_message *m) {
+    (void)m;
+    memset(&p->watch.answer, 0, sizeof p->watch.answer);   /* padding too: answers are compared as bytes */
+    node_core_counts(p->core, &p->watch.answer);
+    while (rpc_loop_post(p->loop, answered, p) != ST_OK) usleep(1000);
+}
+
+/* ---- watchers ------------------------------------------------------------------------------------------- */
+
+static void send_state(node_watcher *w, const state_message *m) {
+    w->sent_ms = clock_now_ms();
+    w->version = w->p->watch.version;
+    w->blocked = rpc_call_send(w->call, &m->state.base) == ST_AGAIN;
+}
+
+static void send_due(node_process *p) {
+    int64_t now = clock_now_ms();
+    state_message m;
+    bool filled = false;
+    for (node_watcher *w = p->watch.first; w; w = w->next) {
+        bool due = w->version != p->watch.version || now - w->sent_ms >= w->heartbeat_ms;
+        if (!due || w->blocked || !w->call) continue;
+        if (!filled) fill_state(p, &m);
+        filled = true;
+        send_state(w, &m);
+    }
+}
+
+static void tick(void *process) {
+    node_process *p = process;
+    node_watch *w = &p->watch;
+    w->timer = NULL;
+    if (!w->first) return;
+    int64_t silent_ms = clock_now_ms() - w->answered_ms;
+    if (!w->probing || silent_ms < STUCK_MS) send_due(p);
+    if (!w->probing) {
+        w->probing = true;
+        node_process_post(p, &w->probe);
+    }
+    if (rpc_timer_start(p->loop, TICK_MS, tick, p, &w->timer) != ST_OK)
+        log_write(LOG_ERROR, NULL, "watch.stopped", "no memory for a timer: heartbeats end");
+}
+
+static void on_cancel(rpc_call *call, void *user) {
+    node_watcher *w = user;
+    w->call = NULL;
+    rpc_call_finish(call, ST_CANCELED, NULL, -1);
+}
+
+static void on_writable(rpc_call *call, void *user) {
+    (void)call;
+    ((node_watcher *)user)->blocked = false;
+}
+
+static void on_free(rpc_call *call, void *user) {
+    (void)call;
+    node_watcher *w = user, **at = &w->p->watch.first;
+    while (*at != w) at = &(*at)->next;
+    *at = w->next;
+    mem_free(w);
+}
+
+void node_watch_on_watch(rpc_call *call, const ProtobufCMessage *message, void *process) {
+    static const rpc_call_events events = {.on_cancel = on_cancel, .on_writable = on_writable, .on_free = on_free};
+    const Baton__Node__V1__WatchRequest *m = (const Baton__Node__V1__WatchRequest *)message;
+    node_process *p = process;
+    if (m->protocol != 1) {
+        error err;
+        error_set(&err, ST_REFUSED, "protocol is 1 on this node and %u in the request", m->protocol);
+        rpc_call_finish(call, err.code, err.text, -1);
+        return;
+    }
+    node_watcher *w = mem_zalloc(1, sizeof *w);
+    if (!w) {
+        rpc_call_finish(call, ST_NO_MEMORY, "no memory for a watcher", 1000);
+        return;
+    }
+    w->p = p;
+    w->call = call;
+    w->heartbeat_ms = m->heartbeat_ms ? m->heartbeat_ms : HEARTBEAT_MS;
+    w->next = p->watch.first;
+    p->watch.first = w;
+    rpc_call_watch(call, &events, w);
+    state_message state;
+    fill_state(p, &state);
+    send_state(w, &state);
+    if (p->watch.timer) return;
+    if (!p->watch.probing) p->watch.answered_ms = clock_now_ms();
+    tick(p);
+}
+
+/* ---- control -------------------------------------------------------------------------------------------- */
+
+static status obey(node_process *p, const Baton__Node__V1__ControlRequest *m, error *err) {
+    switch (m->action) {
+    case BATON__NODE__V1__CONTROL_REQUEST__ACTION__NONE: return ST_OK;
+    case BATON__NODE__V1__CONTROL_REQUEST__ACTION__DRAIN: p->draining = true; break;
+    case BATON__NODE__V1__CONTROL_REQUEST__ACTION__UNDRAIN: p->draining = false; break;
+    case BATON__NODE__V1__CONTROL_REQUEST__ACTION__ROLE:
+        if (strcmp(m->role, "prefill") != 0 && strcmp(m->role, "decode") != 0)
+            return error_set(err, ST_BAD_INPUT, "role '%.30s': expected prefill or decode", m->role);
+        snprintf(p->role, sizeof p->role, "%s", m->role);
+        break;
+    default: return error_set(err, ST_BAD_INPUT, "action %d: expected 0 to 3", (int)m->action);
+    }
+    p->watch.version++;
+    log_write(LOG_INFO, NULL, "node.control", "role=%s draining=%d", p->role, p->draining);
+    return ST_OK;
+}
+
+void node_watch_on_control(rpc_call *call, const ProtobufCMessage *message, void *process) {
+    node_process *p = process;
+    error err;
+    status st = obey(p, (const Baton__Node__V1__ControlRequest *)message, &err);
+    if (st == ST_OK) {
+        state_message m;
+        fill_state(p, &m);
+        rpc_call_send(call, &m.state.base);
+    }
+    rpc_call_finish(call, st, st == ST_OK ? NULL : err.text, -1);
+}
+
+void node_watch_open(node_process *p) {
+    memset(&p->watch.counts, 0, sizeof p->watch.counts);
+    node_core_counts(p->core, &p->watch.counts);
+    p->watch.probe.run = run_probe;
+    p->watch.version = 1;
+    p->watch.answered_ms = clock_now_ms();
+}

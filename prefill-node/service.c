@@ -1,0 +1,69 @@
+/* service.c -- the Prefill method: PrefillRequest into a node_request, events into PrefillEvents. */
+#include "node/service.h"
+#include "prefill-node/prefill.h"
+#include <string.h>
+
+enum { ADDRESS_BYTES_MAX = 300 };
+
+static status read_request(const node_facts *facts, const ProtobufCMessage *message, node_request *r,
+                           error *err) {
+    const Baton__Node__V1__PrefillRequest *m = (const Baton__Node__V1__PrefillRequest *)message;
+    TRY(node_service_pairing(facts, m->pairing, err));
+    TRY(node_service_id(m->request_id, r, err));
+    TRY(node_service_tokens(facts, m->tokens, m->n_tokens, m->prompt_count, r, err));
+    TRY(node_service_sampling(facts, m->sampling, r, err));
+    if (m->skip < 0 || m->skip > m->send_end || (size_t)m->send_end > m->n_tokens)
+        return error_set(err, ST_BAD_INPUT, "skip %d, send_end %d: expected 0 <= skip <= send_end <= %zu",
+                         m->skip, m->send_end, m->n_tokens);
+    size_t bytes = strlen(m->kv_address);
+    if (m->send_end > m->skip && (bytes == 0 || bytes > ADDRESS_BYTES_MAX || m->ticket == 0))
+        return error_set(err, ST_BAD_INPUT, "kv_address and ticket: expected both where there are tokens to send");
+    r->kv_address = arena_strndup(r->memory, m->kv_address, bytes);
+    if (!r->kv_address) return error_set(err, ST_NO_MEMORY, "no memory for the kv_address");
+    r->epoch = m->epoch;
+    r->salt = m->salt;
+    r->ticket = m->ticket;
+    r->skip = m->skip;
+    r->send_end = m->send_end;
+    return ST_OK;
+}
+
+static status write_first_token(const node_event *e, rpc_call *call) {
+    node_token_message token;
+    Baton__Node__V1__FirstToken m = BATON__NODE__V1__FIRST_TOKEN__INIT;
+    Baton__Node__V1__PrefillEvent out = BATON__NODE__V1__PREFILL_EVENT__INIT;
+    node_service_token(e, &token);
+    m.token = &token.token;
+    m.cached_tokens = e->token.cached;
+    m.prefill_ms = (double)e->token.prefill_us / 1000;
+    out.event_case = BATON__NODE__V1__PREFILL_EVENT__EVENT_FIRST_TOKEN;
+    out.first_token = &m;
+    return rpc_call_send(call, &out.base);
+}
+
+static status write_sent(const node_event *e, rpc_call *call) {
+    Baton__Node__V1__Sent m = BATON__NODE__V1__SENT__INIT;
+    Baton__Node__V1__PrefillEvent out = BATON__NODE__V1__PREFILL_EVENT__INIT;
+    m.bytes = e->sent.bytes;
+    m.transfer_ms = (double)e->sent.wire_us / 1000;
+    m.hidden_ms = (double)e->sent.hidden_us / 1000;
+    out.event_case = BATON__NODE__V1__PREFILL_EVENT__EVENT_SENT;
+    out.sent = &m;
+    return rpc_call_send(call, &out.base);
+}
+
+static status write_event(const node_facts *facts, const node_event *e, rpc_call *call) {
+    (void)facts;
+    switch (e->kind) {
+    case NODE_FIRST_TOKEN: return write_first_token(e, call);
+    case NODE_SENT: return write_sent(e, call);
+    default: return ST_INTERNAL; /* no such event of this role */
+    }
+}
+
+const node_service prefill_service = {.path = "/baton.node.v1.Node/Prefill",
+                                      .request = &baton__node__v1__prefill_request__descriptor,
+                                      .reply = &baton__node__v1__prefill_event__descriptor,
+                                      .role = &prefill_role,
+                                      .read = read_request,
+                                      .write = write_event};

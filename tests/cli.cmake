@@ -1,0 +1,6 @@
+baton_test(unit/coord_service_text coordinator)
+baton_test(unit/coord_service_check coordinator)
+# These run the executable itself.
+baton_test(unit/cli_usage base)
+target_compile_definitions(test_unit_cli_usage PRIVATE BATON="$<TARGET_FILE:baton>")
+add_dependencies(test_unit_cli_usage baton)

@@ -1,0 +1,148 @@
+/* logits.c -- our numbers against others' (tests/golden/smollm2-q4_1.json, made by ref.py's model in
+ * Hugging Face transformers and by llama.cpp):
+ *
+ *   - the largest difference of the top 20 logits from the float32 reference, averaged over all cases,
+ *     is no larger than llama.cpp's own, and in no case over 1.5 times its;
+ *   - greedy text equals the float32 reference's up to its first near-tie (the gap of our two best
+ *     logits below 0.5 where the two part). */
+#include "engine/engine.h"
+#include <setjmp.h>
+#include <stdlib.h>
+#include <cmocka.h>
+#include <jansson.h>
+#include <math.h>
+
+enum { PAGES = 32, GREEDY = 64, CASES = 14 };
+
+static eng_gguf *file;
+static eng_model *model;
+static eng_kv *kv;
+static json_t *golden;
+static int32_t blocks[PAGES];
+
+static int setup(void **state) {
+    error err = {.text = ""};
+    json_error_t json_err;
+    (void)state;
+    if (eng_gguf_open(BATON_MODEL, &file, &err) != ST_OK ||
+        eng_model_open(file, &(eng_options){.threads = 2, .tokens_max = 256}, &model, &err) != ST_OK ||
+        eng_kv_create(model, PAGES, 16, ENG_KV_F16, &kv, &err) != ST_OK) {
+        print_error("%s\n", err.text);
+        return -1;
+    }
+    for (int i = 0; i < PAGES; i++) blocks[i] = PAGES - 1 - i;
+    golden = json_load_file(BATON_TESTS_DIR "/golden/smollm2-q4_1.json", 0, &json_err);
+    if (!golden) print_error("%s\n", json_err.text);
+    return golden ? 0 : -1;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    json_decref(golden);
+    eng_kv_destroy(kv);
+    eng_model_close(model);
+    eng_gguf_close(file);
+    return 0;
+}
+
+static const float *run(const int32_t *tokens, int count, int position) {
+    error err = {.text = ""};
+    const float *logits;
+    eng_rows rows = {tokens, count, position, blocks, 1};
+    status s = eng_step(model, kv, &rows, 1, &logits, &err);
+    if (s != ST_OK) fail_msg("%s", err.text);
+    return logits;
+}
+
+static int read_tokens(const json_t *array, int32_t *out) {
+    int count = (int)json_array_size(array);
+    for (int i = 0; i < count; i++) out[i] = (int32_t)json_integer_value(json_array_get(array, (size_t)i));
+    return count;
+}
+
+/* Largest |logit - reference| over the reference's top 20. */
+static double difference(const json_t *reference, double (*logit)(const void *, int64_t, bool *),
+                         const void *ctx) {
+    double worst = 0;
+    size_t i;
+    json_t *pair;
+    json_array_foreach(reference, i, pair) {
+        bool there = true;
+        double v = logit(ctx, json_integer_value(json_array_get(pair, 0)), &there);
+        if (there) worst = fmax(worst, fabs(v - json_number_value(json_array_get(pair, 1))));
+    }
+    return worst;
+}
+
+static double our_logit(const void *ctx, int64_t token, bool *there) {
+    (void)there;
+    return ((const float *)ctx)[token];
+}
+
+/* llama.cpp's, where the token is among its own top 20. */
+static double listed_logit(const void *ctx, int64_t token, bool *there) {
+    size_t i;
+    json_t *pair;
+    json_array_foreach((const json_t *)ctx, i, pair)
+        if (json_integer_value(json_array_get(pair, 0)) == token)
+            return json_number_value(json_array_get(pair, 1));
+    *there = false;
+    return 0;
+}
+
+static void logits_are_closer_than_llama_cpp(void **state) {
+    (void)state;
+    double ours = 0, theirs = 0;
+    size_t i;
+    json_t *c, *cases = json_object_get(golden, "cases");
+    assert_int_equal(json_array_size(cases), CASES);
+    json_array_foreach(cases, i, c) {
+        int32_t tokens[512];
+        int count = read_tokens(json_object_get(c, "tokens"), tokens);
+        const json_t *reference = json_object_get(json_object_get(c, "reference_float32"), "top20");
+        const json_t *llama = json_object_get(json_object_get(c, "llama_cpp_q4_1"), "top20");
+        double a = difference(reference, our_logit, run(tokens, count, 0));
+        double b = difference(reference, listed_logit, llama);
+        print_message("%-16s ours %.4f, llama.cpp %.4f\n", json_string_value(json_object_get(c, "name")), a,
+                      b);
+        assert_true(a <= 1.5 * b);
+        ours += a / CASES;
+        theirs += b / CASES;
+    }
+    print_message("average          ours %.4f, llama.cpp %.4f\n", ours, theirs);
+    assert_true(ours <= theirs);
+}
+
+static int best_of(const float *logits, int skip) {
+    int best = -1;
+    for (int i = 0; i < eng_model_shape(model)->V; i++)
+        if (i != skip && (best < 0 || logits[i] > logits[best])) best = i;
+    return best;
+}
+
+static void greedy_text_is_the_references(void **state) {
+    (void)state;
+    size_t i;
+    json_t *c;
+    json_array_foreach(json_object_get(golden, "cases"), i, c) {
+        int32_t tokens[512], expected[GREEDY];
+        int count = read_tokens(json_object_get(c, "tokens"), tokens), n = 0;
+        int wanted = read_tokens(json_object_get(json_object_get(c, "reference_float32"), "greedy64"), expected);
+        const float *logits = run(tokens, count, 0);
+        for (; n < wanted; n++) {
+            int best = best_of(logits, -1), second = best_of(logits, best);
+            if (best != expected[n] && logits[best] - logits[second] < 0.5f) break;
+            assert_int_equal(best, expected[n]);
+            logits = run(&expected[n], 1, count + n);
+        }
+        print_message("%-16s %d of %d tokens\n", json_string_value(json_object_get(c, "name")), n, wanted);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(logits_are_closer_than_llama_cpp),
+        cmocka_unit_test(greedy_text_is_the_references),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

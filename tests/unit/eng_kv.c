@@ -1,0 +1,164 @@
+/* Tests engine/kv.c: boxes of KV between pages of different size, type and back end. */
+#include "tests/unit/tiny_gguf.h"
+#include <setjmp.h>
+#include <cmocka.h>
+
+enum { L = 2, K = 2, HEAD = 16, TOKENS = 41 };
+
+typedef struct rig {
+    tiny_gguf file;
+    eng_gguf *g;
+    eng_model *m;
+} rig;
+
+static rig open_rig(void) {
+    rig r = {.file = tiny_gguf_build(&(tiny_options){.type = ENG_F32})};
+    error err = {.text = ""};
+    if (eng_gguf_open_memory(r.file.data, r.file.bytes, "tiny", &r.g, &err) != ST_OK ||
+        eng_model_open(r.g, &(eng_options){.threads = 1, .tokens_max = 64}, &r.m, &err) != ST_OK)
+        fail_msg("%s", err.text);
+    return r;
+}
+
+static void close_rig(rig *r) {
+    eng_model_close(r->m);
+    eng_gguf_close(r->g);
+    tiny_gguf_free(&r->file);
+}
+
+static eng_kv *pages_of(rig *r, int page, eng_kv_type type, int32_t *blocks) {
+    eng_kv *kv;
+    int count = (TOKENS + page - 1) / page;
+    assert_int_equal(eng_kv_create(r->m, count + 1, page, type, &kv, NULL), ST_OK);
+    for (int i = 0; i < count; i++) blocks[i] = count - i;
+    return kv;
+}
+
+/* A value that tells where it stands; below 2,048, so exact in F16. */
+static float value(int l, int is_v, int head, int token, int d) {
+    return (float)(((((l * 2 + is_v) * K + head) * TOKENS + token) * HEAD + d) % 2039);
+}
+
+static size_t fill_box(const eng_kv_box *b, float *out) {
+    size_t n = 0;
+    for (int l = b->layer_first; l < b->layer_first + b->layers; l++)
+        for (int is_v = 0; is_v < 2; is_v++)
+            for (int head = b->head_first; head < b->head_first + b->heads; head++)
+                for (int t = b->token_first; t < b->token_first + b->tokens; t++)
+                    for (int d = 0; d < HEAD; d++) out[n++] = value(l, is_v, head, t, d);
+    return n;
+}
+
+static float wire[2][L * 2 * K * TOKENS * HEAD], back[L * 2 * K * TOKENS * HEAD];
+
+/* In as one box, out as another page size and type, moved in pieces that begin and end inside pages. */
+static void boxes_survive_any_pages(void **state) {
+    (void)state;
+    static const struct { int from, to, piece; eng_kv_type a, b, travel; } cases[] = {
+        {16, 16, 16, ENG_KV_F16, ENG_KV_F16, ENG_KV_F16}, {16, 32, 7, ENG_KV_F16, ENG_KV_F16, ENG_KV_F16},
+        {8, 5, 11, ENG_KV_F32, ENG_KV_F16, ENG_KV_F16},   {5, 16, 3, ENG_KV_F16, ENG_KV_F32, ENG_KV_F32},
+        {1, 64, 41, ENG_KV_F32, ENG_KV_F32, ENG_KV_F16},
+    };
+    rig r = open_rig();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int32_t at[TOKENS], bt[TOKENS];
+        eng_kv *a = pages_of(&r, cases[i].from, cases[i].a, at), *b = pages_of(&r, cases[i].to, cases[i].b, bt);
+        eng_kv_box all = {0, L, 0, K, 0, TOKENS, ENG_KV_F32};
+        assert_int_equal(eng_kv_box_bytes(a, &all), sizeof wire[0]);
+        assert_int_equal(eng_kv_page_bytes(a), 2 * L * K * HEAD * cases[i].from * (cases[i].a ? 2 : 4));
+        assert_int_equal(fill_box(&all, wire[0]) * sizeof(float), sizeof wire[0]);
+        eng_kv_unpack(a, at, &all, wire[0]);
+        for (int t = 0; t < TOKENS; t += cases[i].piece)
+            for (int l = 0; l < L; l++)
+                for (int head = 0; head < K; head++) {
+                    int n = TOKENS - t < cases[i].piece ? TOKENS - t : cases[i].piece;
+                    eng_kv_box piece = {l, 1, head, 1, t, n, cases[i].travel};
+                    eng_kv_pack(a, at, &piece, wire[1]);
+                    eng_kv_unpack(b, bt, &piece, wire[1]);
+                }
+        eng_kv_pack(b, bt, &all, back);
+        assert_memory_equal(back, wire[0], sizeof back);
+        eng_kv_destroy(a);
+        eng_kv_destroy(b);
+    }
+    close_rig(&r);
+}
+
+static void unpack_touches_nothing_else(void **state) {
+    (void)state;
+    rig r = open_rig();
+    int32_t blocks[TOKENS];
+    eng_kv *kv = pages_of(&r, 16, ENG_KV_F32, blocks);
+    eng_kv_box all = {0, L, 0, K, 0, TOKENS, ENG_KV_F32}, middle = {1, 1, 1, 1, 10, 13, ENG_KV_F32};
+    fill_box(&all, wire[0]);
+    eng_kv_unpack(kv, blocks, &all, wire[0]);
+    memset(wire[1], 0, sizeof wire[1]);
+    eng_kv_unpack(kv, blocks, &middle, wire[1]);
+    eng_kv_pack(kv, blocks, &all, back);
+    size_t n = 0, changed = 0;
+    for (; n < sizeof back / sizeof *back; n++) changed += back[n] != wire[0][n];
+    assert_int_equal(changed, 2 * 13 * HEAD);
+    eng_kv_destroy(kv);
+    close_rig(&r);
+}
+
+static void a_copied_page_has_its_first_rows(void **state) {
+    (void)state;
+    rig r = open_rig();
+    for (int type = 0; type < 2; type++) {
+        eng_kv *kv;
+        int32_t one = 1, two = 2;
+        assert_int_equal(eng_kv_create(r.m, 3, 16, (eng_kv_type)type, &kv, NULL), ST_OK);
+        eng_kv_box page = {0, L, 0, K, 0, 16, ENG_KV_F32}, rows = page, rest = page;
+        size_t n = fill_box(&page, wire[0]);
+        eng_kv_unpack(kv, &one, &page, wire[0]);
+        rows.tokens = 5;
+        rest.token_first = 5;
+        rest.tokens = 11;
+        eng_kv_copy(kv, 2, 1, 5);
+        eng_kv_pack(kv, &two, &rows, back);
+        n = fill_box(&rows, wire[1]);
+        assert_memory_equal(back, wire[1], n * sizeof *back);
+        eng_kv_pack(kv, &two, &rest, back);
+        for (size_t i = 0; i < eng_kv_box_bytes(kv, &rest) / 4; i++) assert_true(back[i] == 0);
+        eng_kv_destroy(kv);
+    }
+    close_rig(&r);
+}
+
+static void wrong_sizes_are_refused(void **state) {
+    (void)state;
+    static const struct { int pages, page; int type; status s; const char *says; } cases[] = {
+        {0, 16, 1, ST_BAD_INPUT, "0 pages"},       {-1, 16, 1, ST_BAD_INPUT, "-1 pages"},
+        {4, 0, 1, ST_BAD_INPUT, "0 tokens a page"}, {4, 4096, 1, ST_BAD_INPUT, "expected 1 to 1024"},
+        {4, 16, 7, ST_BAD_INPUT, "KV type 7"},
+    };
+    rig r = open_rig();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        eng_kv *kv = NULL;
+        error err = {.text = ""};
+        assert_int_equal(eng_kv_create(r.m, cases[i].pages, cases[i].page, (eng_kv_type)cases[i].type, &kv, &err),
+                         cases[i].s);
+        assert_non_null(strstr(err.text, cases[i].says));
+        assert_null(kv);
+    }
+    for (int n = 1; n <= 2; n++) {
+        eng_kv *kv;
+        error err;
+        mem_fail_at(n);
+        assert_int_equal(eng_kv_create(r.m, 4, 16, ENG_KV_F16, &kv, &err), ST_NO_MEMORY);
+        mem_fail_at(0);
+        assert_non_null(strstr(err.text, "4 KV pages"));
+    }
+    close_rig(&r);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(boxes_survive_any_pages),
+        cmocka_unit_test(unpack_touches_nothing_else),
+        cmocka_unit_test(a_copied_page_has_its_first_rows),
+        cmocka_unit_test(wrong_sizes_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

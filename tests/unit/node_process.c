@@ -1,0 +1,551 @@
+/* Tests node/process.c, session.c, watch.c, link.c and both roles' service.c: a prefill and a decode node in
+ * one process, over loopback, with a tiny model, driven by client streams as a coordinator would. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "decode-node/decode.h"
+#include "node/service.h"
+#include "prefill-node/prefill.h"
+#include "tests/unit/tiny_gguf.h"
+
+enum { PAGES = 192, P = 8, ANSWER_MAX = 1500 };
+
+static const rpc_method decode_method = {"/baton.node.v1.Node/Decode", RPC_SERVER_STREAM,
+                                         &baton__node__v1__decode_request__descriptor,
+                                         &baton__node__v1__decode_event__descriptor, NULL};
+static const rpc_method prefill_method = {"/baton.node.v1.Node/Prefill", RPC_SERVER_STREAM,
+                                          &baton__node__v1__prefill_request__descriptor,
+                                          &baton__node__v1__prefill_event__descriptor, NULL};
+static const rpc_method watch_method = {"/baton.node.v1.Node/Watch", RPC_SERVER_STREAM,
+                                        &baton__node__v1__watch_request__descriptor,
+                                        &baton__node__v1__node_state__descriptor, NULL};
+static const rpc_method control_method = {"/baton.node.v1.Node/Control", RPC_UNARY,
+                                          &baton__node__v1__control_request__descriptor,
+                                          &baton__node__v1__node_state__descriptor, NULL};
+
+static char model_path[] = "/tmp/baton-node-XXXXXX";
+static rpc_loop *loop;           /* the clients' loop: run by the test's own thread */
+static node_process *nodes[2];   /* prefill, decode */
+static rpc_channel *channels[2];
+static char digest[40], numerics[96], layout[48];
+
+/* ---- one request, driven as a coordinator drives it --------------------------------------------------- */
+
+typedef struct request {
+    int32_t prompt[128], count, max_tokens, local_tokens_max;
+    eng_sampling sampling;
+    bool no_prefill;             /* the prefill node never comes */
+    int cancel_after;            /* events; 0: never */
+    uint32_t lease_ms;
+    /* what happened */
+    rpc_stream *decode, *prefill;
+    int events;
+    int32_t answer[ANSWER_MAX], answered;
+    int32_t first_token, reason, landed_status, wanted, cached;
+    uint64_t sent_bytes;
+    status end, prefill_end;
+    char text[300];
+} request;
+
+static int running;              /* streams open */
+
+static void stream_over(void) {
+    if (--running == 0) rpc_loop_stop(loop);
+}
+
+static void fill_pairing(Baton__Node__V1__Pairing *out) {
+    baton__node__v1__pairing__init(out);
+    out->protocol = 1;
+    out->model_digest = digest;
+    out->numerics = numerics;
+    out->kv_layout = layout;
+}
+
+static void fill_sampling(const eng_sampling *s, Baton__Node__V1__SamplingParams *out) {
+    baton__node__v1__sampling_params__init(out);
+    out->temperature = s->temperature;
+    out->top_p = s->top_p;
+    out->repetition = s->repetition;
+    out->seed = s->seed;
+    out->logprobs = s->logprobs;
+}
+
+static void maybe_cancel(request *r) {
+    if (++r->events != r->cancel_after) return;
+    if (r->decode) rpc_stream_cancel(r->decode);
+    if (r->prefill) rpc_stream_cancel(r->prefill);
+}
+
+static void prefill_message(rpc_stream *s, const ProtobufCMessage *m, void *user) {
+    (void)s;
+    request *r = user;
+    const Baton__Node__V1__PrefillEvent *e = (const Baton__Node__V1__PrefillEvent *)m;
+    if (e->event_case == BATON__NODE__V1__PREFILL_EVENT__EVENT_FIRST_TOKEN)
+        r->first_token = e->first_token->token->token;
+    if (e->event_case == BATON__NODE__V1__PREFILL_EVENT__EVENT_SENT) r->sent_bytes = e->sent->bytes;
+    maybe_cancel(r);
+}
+
+static void prefill_ended(rpc_stream *s, status st, const char *text, int64_t retry_ms, void *user) {
+    (void)s, (void)text, (void)retry_ms;
+    request *r = user;
+    r->prefill = NULL;
+    r->prefill_end = st;
+    stream_over();
+}
+
+static void start_prefill(request *r, const Baton__Node__V1__Reserved *reserved) {
+    static const rpc_stream_events events = {prefill_message, prefill_ended};
+    Baton__Node__V1__Pairing pairing;
+    Baton__Node__V1__SamplingParams sampling;
+    Baton__Node__V1__PrefillRequest m = BATON__NODE__V1__PREFILL_REQUEST__INIT;
+    fill_pairing(&pairing);
+    fill_sampling(&r->sampling, &sampling);
+    m.pairing = &pairing;
+    m.sampling = &sampling;
+    m.request_id = (char *)(uintptr_t)"test";
+    m.epoch = 1;
+    m.tokens = r->prompt;
+    m.n_tokens = (size_t)r->count;
+    m.prompt_count = r->count;
+    m.ticket = reserved->ticket;
+    m.kv_address = reserved->kv_address;
+    m.skip = reserved->cached_tokens;
+    m.send_end = reserved->wanted_tokens;
+    status st = rpc_stream_start(channels[0], &prefill_method, &m.base, 0, true, &events, r, &r->prefill);
+    running += st == ST_OK;
+    if (st != ST_OK) assert_int_equal(st, ST_NO_MEMORY);   /* where a test took it; D goes on alone */
+}
+
+static void decode_message(rpc_stream *s, const ProtobufCMessage *m, void *user) {
+    (void)s;
+    request *r = user;
+    const Baton__Node__V1__DecodeEvent *e = (const Baton__Node__V1__DecodeEvent *)m;
+    switch (e->event_case) {
+    case BATON__NODE__V1__DECODE_EVENT__EVENT_RESERVED:
+        r->cached = e->reserved->cached_tokens;
+        r->wanted = e->reserved->wanted_tokens;
+        if (r->wanted > r->cached && !r->no_prefill) start_prefill(r, e->reserved);
+        break;
+    case BATON__NODE__V1__DECODE_EVENT__EVENT_LANDED: r->landed_status = e->landed->status; break;
+    case BATON__NODE__V1__DECODE_EVENT__EVENT_TOKENS:
+        for (size_t i = 0; i < e->tokens->n_tokens; i++) {
+            assert_int_equal(e->tokens->tokens[i]->index, r->count + r->answered);
+            assert_int_equal(e->tokens->tokens[i]->n_top, r->sampling.logprobs > 0 ? r->sampling.logprobs : 0);
+            r->answer[r->answered++] = e->tokens->tokens[i]->token;
+        }
+        break;
+    case BATON__NODE__V1__DECODE_EVENT__EVENT_DONE: r->reason = e->done->reason; break;
+    default: fail();
+    }
+    maybe_cancel(r);
+}
+
+static void decode_ended(rpc_stream *s, status st, const char *text, int64_t retry_ms, void *user) {
+    (void)s, (void)retry_ms;
+    request *r = user;
+    r->decode = NULL;
+    r->end = st;
+    snprintf(r->text, sizeof r->text, "%s", text);
+    stream_over();
+}
+
+static void start_decode(request *r) {
+    static const rpc_stream_events events = {decode_message, decode_ended};
+    Baton__Node__V1__Pairing pairing;
+    Baton__Node__V1__SamplingParams sampling;
+    Baton__Node__V1__DecodeRequest m = BATON__NODE__V1__DECODE_REQUEST__INIT;
+    fill_pairing(&pairing);
+    fill_sampling(&r->sampling, &sampling);
+    m.pairing = &pairing;
+    m.sampling = &sampling;
+    m.request_id = (char *)(uintptr_t)"test";
+    m.epoch = 1;
+    m.tokens = r->prompt;
+    m.n_tokens = (size_t)r->count;
+    m.prompt_count = r->count;
+    m.max_tokens = r->max_tokens;
+    m.local_tokens_max = r->local_tokens_max;
+    m.lease_ms = r->lease_ms;
+    m.ignore_eos = true;
+    r->landed_status = r->first_token = -1;
+    assert_int_equal(rpc_stream_start(channels[1], &decode_method, &m.base, 0, true, &events, r, &r->decode),
+                     ST_OK);
+    running++;
+}
+
+static request make_request(uint64_t seed, int32_t count, int32_t max_tokens) {
+    request r = {.count = count, .max_tokens = max_tokens, .lease_ms = 5000, .sampling = eng_sampling_default};
+    for (int32_t i = 0; i < count; i++) r.prompt[i] = (int32_t)((seed * 7919 + (uint64_t)i * 104729) % 250) + 3;
+    r.sampling.temperature = seed % 2 ? 0.9f : 0;
+    r.sampling.seed = seed;
+    return r;
+}
+
+/* ---- what is right: the engine by itself ---------------------------------------------------------------- */
+
+static void assert_answer(const request *r) {
+    eng_gguf *g;
+    eng_model *m;
+    eng_kv *kv;
+    error err;
+    eng_options options = {.threads = 1};
+    assert_int_equal(eng_gguf_open(model_path, &g, &err), ST_OK);
+    assert_int_equal(eng_model_open(g, &options, &m, &err), ST_OK);
+    assert_int_equal(eng_kv_create(m, PAGES, P, ENG_KV_F16, &kv, &err), ST_OK);
+    eng_sampler *sampler = eng_sampler_create(eng_model_shape(m)->V);
+    int32_t blocks[PAGES], all[128 + ANSWER_MAX];
+    for (int32_t i = 0; i < PAGES; i++) blocks[i] = PAGES - 1 - i;
+    memcpy(all, r->prompt, sizeof r->prompt);
+    assert_int_equal(r->end, ST_OK);
+    assert_int_equal(r->answered, r->max_tokens);
+    assert_int_equal(r->reason, 2);
+    for (int32_t n = 0; n < r->count + r->max_tokens - 1; n++) {
+        const float *logits;
+        eng_sampled sampled;
+        eng_rows row = {.tokens = all + n, .count = 1, .position = n, .blocks = blocks, .logits = 1};
+        assert_int_equal(eng_step(m, kv, &row, 1, &logits, &err), ST_OK);
+        if (n < r->count - 1) continue;
+        assert_int_equal(eng_sample(sampler, &r->sampling, logits, all, r->count, n + 1, &sampled), ST_OK);
+        all[n + 1] = sampled.token;
+    }
+    assert_memory_equal(r->answer, all + r->count, (size_t)r->answered * sizeof *all);
+    if (r->first_token >= 0) assert_int_equal(r->first_token, r->answer[0]);
+    eng_sampler_destroy(sampler);
+    eng_kv_destroy(kv);
+    eng_model_close(m);
+    eng_gguf_close(g);
+}
+
+/* ---- state and control ------------------------------------------------------------------------------------ */
+
+typedef struct watching {
+    rpc_stream *stream;
+    bool until_quiet;            /* until every page is free or cached */
+    int states;
+    int32_t pages[ENG_PAGE_STATES], busy;
+    size_t counters;
+    bool draining;
+    char role[16];
+    status end;
+} watching;
+
+static void state_message(rpc_stream *s, const ProtobufCMessage *message, void *user) {
+    watching *w = user;
+    const Baton__Node__V1__NodeState *m = (const Baton__Node__V1__NodeState *)message;
+    assert_int_equal(m->n_pages, ENG_PAGE_STATES);
+    memcpy(w->pages, m->pages, sizeof w->pages);
+    w->busy = m->running + m->waiting;
+    w->counters = m->n_counters;
+    w->draining = m->draining;
+    snprintf(w->role, sizeof w->role, "%s", m->role);
+    snprintf(digest, sizeof digest, "%s", m->pairing->model_digest);
+    snprintf(numerics, sizeof numerics, "%s", m->pairing->numerics);
+    snprintf(layout, sizeof layout, "%s", m->pairing->kv_layout);
+    bool quiet = !w->busy && w->pages[ENG_PAGE_FREE] + w->pages[ENG_PAGE_CACHED] == PAGES;
+    if (++w->states >= 3 && (!w->until_quiet || quiet)) rpc_stream_cancel(s);
+}
+
+static void state_ended(rpc_stream *s, status st, const char *text, int64_t retry_ms, void *user) {
+    (void)s, (void)text, (void)retry_ms;
+    ((watching *)user)->end = st;
+    stream_over();
+}
+
+static watching watch(int node, bool until_quiet) {
+    static const rpc_stream_events events = {state_message, state_ended};
+    Baton__Node__V1__WatchRequest m = BATON__NODE__V1__WATCH_REQUEST__INIT;
+    watching w = {.until_quiet = until_quiet};
+    m.protocol = 1;
+    m.heartbeat_ms = 50;
+    assert_int_equal(rpc_stream_start(channels[node], &watch_method, &m.base, 10000, true, &events, &w, &w.stream),
+                     ST_OK);
+    running++;
+    rpc_loop_run(loop);
+    assert_int_equal(w.end, ST_CANCELED);
+    return w;
+}
+
+static watching control(int node, int action, const char *role) {
+    static const rpc_stream_events events = {state_message, state_ended};
+    Baton__Node__V1__ControlRequest m = BATON__NODE__V1__CONTROL_REQUEST__INIT;
+    watching w = {0};
+    m.action = (Baton__Node__V1__ControlRequest__Action)action;
+    m.role = (char *)(uintptr_t)role;
+    assert_int_equal(rpc_stream_start(channels[node], &control_method, &m.base, 10000, true, &events, &w, &w.stream),
+                     ST_OK);
+    running++;
+    rpc_loop_run(loop);
+    return w;
+}
+
+static void assert_quiet(void) {
+    for (int i = 0; i < 2; i++) {
+        watching w = watch(i, true);
+        assert_int_equal(w.pages[ENG_PAGE_FREE] + w.pages[ENG_PAGE_CACHED], PAGES);
+    }
+}
+
+/* ---- tests -------------------------------------------------------------------------------------------------- */
+
+static void open_node(int i) {
+    static const node_service *const services[] = {&prefill_service, &decode_service};
+    node_options o = {.id = i ? "decode-1" : "prefill-1", .role = i ? "decode" : "prefill", .model = model_path,
+                      .listen = "127.0.0.1:0", .kv_listen = "127.0.0.1:0", .threads = 1, .kv_pages = PAGES,
+                      .page_tokens = P, .kv_type = ENG_KV_F16, .sequences_max = 16, .step_tokens_max = 32,
+                      .chunk_tokens = 16, .prefix_cache = true};
+    error err;
+    if (node_process_open(&o, services, 2, &nodes[i], &err) != ST_OK) fail_msg("%s", err.text);
+    assert_int_equal(rpc_channel_open(loop, node_process_address(nodes[i]), &channels[i], &err), ST_OK);
+}
+
+static int set_up(void **state) {
+    (void)state;
+    tiny_gguf t = tiny_gguf_build(&(tiny_options){.type = ENG_Q4_1, .vocab = true});
+    int fd = mkstemp(model_path);
+    bool written = fd >= 0 && write(fd, t.data, t.bytes) == (ssize_t)t.bytes;
+    close(fd);
+    tiny_gguf_free(&t);
+    log_setup("test", LOG_WARN);
+    error err;
+    if (!written || rpc_loop_create(&loop, &err) != ST_OK) return 1;
+    for (int i = 0; i < 2; i++) open_node(i);
+    watch(1, false);                                       /* learns the pairing */
+    return 0;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        rpc_channel_close(channels[i]);
+        node_process_close(nodes[i], 1000);
+    }
+    rpc_loop_destroy(loop);
+    unlink(model_path);
+    return 0;
+}
+
+static void remote_and_local_give_the_same_bytes(void **state) {
+    (void)state;
+    for (uint64_t seed = 0; seed < 6; seed++) {
+        request r = make_request(seed, 50 + (int32_t)seed * 5, 40);
+        r.local_tokens_max = seed >= 4 ? 1000 : 0;
+        start_decode(&r);
+        rpc_loop_run(loop);
+        assert_int_equal(r.landed_status, seed >= 4 ? -1 : ST_OK);
+        if (seed < 4) assert_true(r.sent_bytes > 0 && r.prefill_end == ST_OK && r.first_token >= 0);
+        assert_answer(&r);
+        request again = make_request(seed, r.count, 40);   /* now it is cached */
+        start_decode(&again);
+        rpc_loop_run(loop);
+        assert_int_equal(again.cached, r.count - 1);
+        assert_answer(&again);
+    }
+    assert_quiet();
+}
+
+static void a_crowd_changes_nothing(void **state) {
+    (void)state;
+    static request r[12];
+    for (uint64_t i = 0; i < 12; i++) {
+        r[i] = make_request(100 + i, 20 + (int32_t)i * 5, 20);
+        r[i].local_tokens_max = i % 3 ? 0 : 30;
+        start_decode(&r[i]);
+    }
+    rpc_loop_run(loop);
+    int answered = 0;
+    for (int i = 0; i < 12; i++) {
+        assert_true(r[i].end == ST_OK || r[i].end == ST_AGAIN);
+        if (r[i].end != ST_OK) continue;
+        answered++;
+        assert_answer(&r[i]);
+    }
+    assert_true(answered >= 6);
+    assert_quiet();
+}
+
+static void a_lost_prefill_node_costs_only_time(void **state) {
+    (void)state;
+    request r = make_request(200, 60, 20);
+    r.no_prefill = true;
+    r.lease_ms = 100;
+    start_decode(&r);
+    rpc_loop_run(loop);
+    assert_int_equal(r.landed_status, ST_DEADLINE);
+    assert_answer(&r);
+    assert_quiet();
+}
+
+static void canceled_at_any_event(void **state) {
+    (void)state;
+    static request r[40];
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < 10; i++) {
+            request *x = &r[round * 10 + i];
+            *x = make_request((uint64_t)(300 + round * 10 + i), 60, 60);
+            x->cancel_after = 1 + i;
+            x->no_prefill = i % 5 == 4;
+            x->lease_ms = x->no_prefill ? 100 : 5000;
+            start_decode(x);
+        }
+        rpc_loop_run(loop);
+    }
+    int canceled = 0;
+    for (int i = 0; i < 40; i++) {
+        assert_true(r[i].end == ST_CANCELED || r[i].end == ST_AGAIN);
+        canceled += r[i].end == ST_CANCELED;
+    }
+    assert_true(canceled > 10);
+    assert_quiet();
+    request after = make_request(400, 50, 10);
+    start_decode(&after);
+    rpc_loop_run(loop);
+    assert_answer(&after);
+}
+
+static void find_slow(const metric *m, void *ctx) {
+    if (strcmp(m->name, "baton_node_readers_slow_total") == 0) *(int64_t *)ctx = metric_get(m);
+}
+
+static int64_t slow_readers(void) {
+    int64_t n = 0;
+    metrics_each(find_slow, &n);
+    return n;
+}
+
+/* Reads on once the node has seen that it is slow. */
+static void resume_when_seen(void *stream) {
+    rpc_timer *timer;
+    if (slow_readers() > 0)
+        rpc_stream_resume(stream);
+    else
+        assert_int_equal(rpc_timer_start(loop, 20, resume_when_seen, stream, &timer), ST_OK);
+}
+
+/* A reader that stops for a while: the node stops too, and nothing is lost. */
+static void a_slow_reader_gets_every_token(void **state) {
+    (void)state;
+    request r = make_request(500, 20, 1480);
+    r.local_tokens_max = 1000;
+    r.sampling.logprobs = 20;
+    start_decode(&r);
+    rpc_stream_pause(r.decode);
+    resume_when_seen(r.decode);
+    rpc_loop_run(loop);
+    assert_answer(&r);
+    assert_quiet();
+}
+
+static void refusals_name_the_field(void **state) {
+    (void)state;
+    request r = make_request(600, 20, 5);
+    char kept[40];
+    snprintf(kept, sizeof kept, "%s", digest);
+    digest[0] ^= 1;
+    start_decode(&r);
+    rpc_loop_run(loop);
+    snprintf(digest, sizeof digest, "%s", kept);
+    assert_int_equal(r.end, ST_REFUSED);
+    assert_non_null(strstr(r.text, "model_digest"));
+    r = make_request(600, 20, 5);
+    r.prompt[7] = 100000;
+    start_decode(&r);
+    rpc_loop_run(loop);
+    assert_int_equal(r.end, ST_BAD_INPUT);
+    assert_non_null(strstr(r.text, "tokens[7] is 100000"));
+    r = make_request(600, 20, 5);
+    r.sampling.temperature = -1;
+    start_decode(&r);
+    rpc_loop_run(loop);
+    assert_int_equal(r.end, ST_BAD_INPUT);
+    r = make_request(600, 20, -5);
+    start_decode(&r);
+    rpc_loop_run(loop);
+    assert_int_equal(r.end, ST_BAD_INPUT);
+    assert_non_null(strstr(r.text, "max_tokens"));
+    r = make_request(600, 20, 5);
+    r.lease_ms = 0;
+    start_decode(&r);
+    rpc_loop_run(loop);
+    assert_int_equal(r.end, ST_BAD_INPUT);
+}
+
+/* Any allocation after the call was made fails, on a node or in its client: the request ends, with its
+ * answer or a refusal, and every page is back. */
+static void every_allocation_may_fail(void **state) {
+    (void)state;
+    int64_t total = 1;
+    int answered = 0;
+    for (int64_t n = 0; n <= total; n++) {                 /* 0: none, to count them */
+        request r = make_request((uint64_t)(900 + n), 40, 3);
+        r.lease_ms = 100;
+        start_decode(&r);
+        int64_t before = mem_count();
+        mem_fail_at(n);
+        rpc_loop_run(loop);
+        mem_fail_at(0);
+        if (n == 0) total = mem_count() - before;
+        answered += r.end == ST_OK;
+        if (r.end == ST_OK) assert_answer(&r);
+        else assert_true(r.end == ST_NO_MEMORY || r.end == ST_AGAIN || r.end == ST_CANCELED);
+    }
+    print_message("  %d allocations failed, %d answered all the same\n", (int)total, answered - 1);
+    assert_true(total > 20);
+    assert_quiet();
+}
+
+static void drained_and_back(void **state) {
+    (void)state;
+    assert_true(control(1, 1, "").draining);
+    request r = make_request(700, 20, 5);
+    start_decode(&r);
+    rpc_loop_run(loop);
+    assert_int_equal(r.end, ST_AGAIN);
+    assert_non_null(strstr(r.text, "draining"));
+    assert_true(watch(1, false).draining);
+    assert_false(control(1, 2, "").draining);
+    assert_string_equal(control(1, 3, "prefill").role, "prefill");
+    assert_string_equal(control(1, 3, "decode").role, "decode");
+    assert_int_equal(control(1, 3, "king").end, ST_BAD_INPUT);
+    r = make_request(700, 20, 5);
+    start_decode(&r);
+    rpc_loop_run(loop);
+    assert_answer(&r);
+    assert_true(watch(1, false).counters > 5);
+}
+
+/* SIGTERM with work running: it is ended, and close returns. */
+static void closed_while_it_works(void **state) {
+    (void)state;
+    static request r[6];
+    for (uint64_t i = 0; i < 6; i++) {
+        r[i] = make_request(800 + i, 30, 700);
+        r[i].local_tokens_max = i % 2 ? 1000 : 0;
+        r[i].no_prefill = i % 4 == 0;
+        start_decode(&r[i]);
+    }
+    rpc_timer *timer;
+    assert_int_equal(rpc_timer_start(loop, 50, (void (*)(void *))(void (*)(void))rpc_loop_stop, loop, &timer), ST_OK);
+    rpc_loop_run(loop);
+    node_process_close(nodes[1], 0);
+    if (running) rpc_loop_run(loop);
+    for (int i = 0; i < 6; i++) assert_int_not_equal(r[i].end, ST_OK);
+    rpc_channel_close(channels[1]);
+    open_node(1);
+    assert_quiet();
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(remote_and_local_give_the_same_bytes), cmocka_unit_test(a_crowd_changes_nothing),
+        cmocka_unit_test(a_lost_prefill_node_costs_only_time),  cmocka_unit_test(canceled_at_any_event),
+        cmocka_unit_test(a_slow_reader_gets_every_token),       cmocka_unit_test(refusals_name_the_field),
+        cmocka_unit_test(every_allocation_may_fail),            cmocka_unit_test(drained_and_back),
+        cmocka_unit_test(closed_while_it_works)};
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
