@@ -5,6 +5,7 @@
  * Exit codes are a contract: 0 ok, 1 failed, 2 wrong usage, 3 not reachable, 4 refused. Answers go
  * to stdout; everything said about them goes to stderr, one line a fact. */
 #include "cli/cli.h"
+#include <sys/prctl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +47,7 @@ cli_exit cli_log_setup(const cli_options *o, const char *command, const char *pr
         return cli_usage(command, "--log-level '%.40s': expected error, warn, info or debug",
                          o->log_level);
     log_setup(process, level);
+    prctl(PR_SET_NAME, process); /* started as /proc/self/exe: ps and top shall not say "exe" */
     return CLI_OK;
 }
 

@@ -1,18 +1,19 @@
 /* up.c -- baton up: a whole cluster on this machine, as real processes under one supervisor.
  *
- *   ports are taken first  [reserve]   a socket bound to each, never listening: nobody else gets
- * the port, while a child that binds it with SO_REUSEADDR, as gRPC does, may; so all children start
- * at once and come back at the same address STARTING -> RUNNING    [hear]      the coordinator says
- * that every node is there: `ready grpc=H:P` STARTING -> FAILED     [reap]      a child ended
- * before that: its own line says why; exit code 1 RUNNING                [reap]      a child that
- * ends is started again after a pause of 0.2 to 5 s any      -> DRAINING   [stop]      SIGTERM,
- * SIGINT: the coordinator first, so that nothing new comes, then the nodes; exit code 0. A second
- * one ends everything at once
+ *   ports are taken first  [reserve]   a socket bound to each, never listening: nobody else gets the
+ *                                      port, while a child that binds it with SO_REUSEADDR, as gRPC
+ *                                      does, may; so all children start at once and come back at the
+ *                                      same address
+ *   STARTING -> RUNNING    [hear]      the coordinator says that every node is there: `ready grpc=H:P`
+ *   STARTING -> FAILED     [mourn]     a child ended before that: its own line says why; exit code 1
+ *   RUNNING                [mourn]     a child that ends is started again after a pause of 0.2 to 5 s
+ *   any      -> DRAINING   [stop]      SIGTERM, SIGINT: the coordinator first, so that nothing new
+ *                                      comes, then the nodes; exit code 0. A second one ends
+ *                                      everything at once
  *
  * Children are this same executable (/proc/self/exe). They die with the supervisor
  * (PR_SET_PDEATHSIG), are in process groups of their own, so that a terminal's Ctrl-C reaches only
  * the supervisor, and see no BATON_ variable: what those said is in the flags they get. */
-#define _GNU_SOURCE /* environ, pipe2, sched_getaffinity */
 #include "cli/cli.h"
 #include "engine/engine.h"
 #include <assert.h>
@@ -188,6 +189,13 @@ static void fill_arguments(const supervisor *u, const child *c, arguments *a) {
     a->at[a->count] = NULL;
 }
 
+/* Moves fd to where the child expects it and leaves no second one open. */
+static void move_fd(int fd, int to) {
+    if (fd < 0 || fd == to) return;
+    dup2(fd, to);
+    close(fd);
+}
+
 /* In the child, between fork and exec. Returns only when something failed. */
 static void become(const supervisor *u, const child *c, const arguments *a, pid_t parent) {
     sigset_t none;
@@ -196,8 +204,7 @@ static void become(const supervisor *u, const child *c, const arguments *a, pid_
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(1);
     setpgid(0, 0);
-    int in = open("/dev/null", O_RDONLY);
-    if (in >= 0) dup2(in, STDIN_FILENO);
+    move_fd(open("/dev/null", O_RDONLY), STDIN_FILENO);
     if (u->o->log_dir) {
         char path[4096];
         snprintf(path, sizeof path, "%s/%s.log", u->o->log_dir, c->id);
@@ -206,7 +213,7 @@ static void become(const supervisor *u, const child *c, const arguments *a, pid_
             dprintf(STDERR_FILENO, "baton: --log-dir: '%s': %s\n", path, strerror(errno));
             return;
         }
-        dup2(log, STDERR_FILENO);
+        move_fd(log, STDERR_FILENO);
     }
     dup2(STDERR_FILENO, STDOUT_FILENO);
     if (c == &u->children[0] && u->ready_write >= 0) fcntl(u->ready_write, F_SETFD, 0);

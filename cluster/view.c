@@ -1,10 +1,9 @@
 /* view.c -- one Watch stream to every node of the registry, and what each last said.
  *
- *   UNSEEN   -> ALIVE     [heard]     its first state came
- *   ALIVE    -> LOST      [lose]      its stream ended, or CLUSTER_HEARTBEATS_MISSED heartbeats
- * overdue LOST     -> ALIVE     [heard]     a new stream brought a state: the same process or a new
- * epoch any      -> DEPARTED  [left]      the registry took it away; it may join again under its
- * number
+ *   UNSEEN -> ALIVE     [on_state]   its first state came
+ *   ALIVE  -> LOST      [lose]       its stream ended, or CLUSTER_HEARTBEATS_MISSED are overdue
+ *   LOST   -> ALIVE     [on_state]   a new stream brought a state: of the same process or a new one
+ *   any    -> DEPARTED  [left]       the registry took it away; it may join again under its number
  *
  * A stream that ended is opened again after a pause that doubles from BACKOFF_FIRST_MS to
  * BACKOFF_MAX_MS; a node never heard of is tried at the short pause for UNSEEN_MS first, because at
@@ -12,7 +11,9 @@
  * stream canceled, so that a stopped process costs one open stream at most and cannot speak late:
  * what an old stream still says is never listened to.
  *
- * Each node has one timer, which either waits for a heartbeat or for the pause to end. */
+ * Each node has one timer, which either waits for a heartbeat or for the pause to end. When it fires
+ * late, the loop was held up (a long prompt, a stopped process) and heartbeats may wait unread: then
+ * nobody is lost before they had time to be read. */
 #include "cluster/cluster.h"
 #include <assert.h>
 #include <string.h>
@@ -26,6 +27,7 @@ typedef struct watched {
     rpc_channel *channel; /* NULL: departed */
     rpc_stream *stream;   /* NULL between two streams */
     rpc_timer *timer;
+    int64_t due_ms; /* of the timer */
     int64_t joined_ms, heard_ms;
     int backoff_ms;
     bool alive;
@@ -170,6 +172,7 @@ static void lose(watched *n, const char *why) {
 static void set_timer(watched *n, int64_t delay_ms, void (*fn)(void *arg)) {
     if (n->timer) rpc_timer_cancel(n->timer);
     n->timer = NULL;
+    n->due_ms = clock_now_ms() + delay_ms;
     if (rpc_timer_start(n->view->loop, delay_ms, fn, n, &n->timer) != ST_OK)
         log_write(LOG_ERROR, NULL, "node.unwatched", "address=%s: no memory for a timer",
                   n->address);
@@ -185,10 +188,11 @@ static void watch_later(watched *n) {
 static void heartbeat_due(void *arg) {
     watched *n = arg;
     n->timer = NULL;
-    int64_t silence_ms = clock_now_ms() - n->heard_ms;
+    int64_t now_ms = clock_now_ms(), silence_ms = now_ms - n->heard_ms;
     int64_t allowed_ms = (int64_t)n->view->heartbeat_ms * CLUSTER_HEARTBEATS_MISSED;
-    if (silence_ms < allowed_ms) {
-        set_timer(n, allowed_ms - silence_ms, heartbeat_due);
+    bool held_up = now_ms - n->due_ms >= n->view->heartbeat_ms;
+    if (silence_ms < allowed_ms || held_up) {
+        set_timer(n, held_up ? n->view->heartbeat_ms : allowed_ms - silence_ms, heartbeat_due);
         return;
     }
     rpc_stream *stream = n->stream;

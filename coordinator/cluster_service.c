@@ -268,6 +268,7 @@ static const rpc_method control_method = {
 typedef struct order {
     coord_service *service;
     rpc_call *call; /* NULL: answered */
+    bool told;      /* the node's state was passed on */
     char address[256];
 } order;
 
@@ -286,7 +287,8 @@ static void order_cancel(rpc_call *call, void *user) {
 static void order_message(rpc_stream *stream, const ProtobufCMessage *message, void *user) {
     (void)stream;
     order *o = user;
-    if (!o->call) return;
+    if (!o->call || o->told) return; /* a node that says two states to one order said one too many */
+    o->told = true;
     Baton__V1__NodeResult result = BATON__V1__NODE_RESULT__INIT;
     arena *a = arena_create(4096);
     if (a)

@@ -3,9 +3,9 @@
  *   one call, job.n branches; a branch is one request of the core
  *   branch 0      submitted at once
  *   branches 1..  submitted when the decode node of branch 0 said its first token, and to the same
- * node: the prompt's pages are in its prefix cache by then [coord_generate_fan_out] a branch
- * finished by the core [coord_generate_finish], told to the client [flush] the call      ended when
- * every branch is both, or one has failed and the others are canceled [end]
+ *                 node: the prompt's pages are in its prefix cache by then [coord_generate_fan_out]
+ *   a branch      finished by the core [coord_generate_finish], told to the client [flush]
+ *   the call      ended when every branch is both, or one has failed and the others are canceled [end]
  *
  * Flow control: a chunk that fills the client's window blocks the call. Then the Decode streams of
  * its branches are paused, so that each node soon stops computing for it, and the few tokens

@@ -55,7 +55,7 @@ static void feed_tokens(coord_leg *leg, coord_branch *b, coord_event_kind kind,
     bool usable = ids && count < INT32_MAX;
     for (size_t i = 0; i < count && usable; i++) {
         ids[i] = tokens[i]->token;
-        usable = tokens[i]->index == tokens[0]->index + (int32_t)i;
+        usable = (int64_t)tokens[i]->index == (int64_t)tokens[0]->index + (int64_t)i;
     }
     if (usable) {
         coord_event e = {.kind = kind};
@@ -103,7 +103,8 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
         leg->reason = m->done->reason;
         if (b->prefill_node < 0) {
             b->prefill_ms = m->done->prefill_ms;
-            b->cached = b->client->job.count - m->done->computed_tokens;
+            int64_t cached = (int64_t)b->client->job.count - m->done->computed_tokens;
+            b->cached = cached < 0 ? 0 : cached > INT32_MAX ? INT32_MAX : (int32_t)cached;
         }
         break;
     default:

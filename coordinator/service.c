@@ -2,9 +2,9 @@
  * out.
  *
  *   node says something   view -> [on_state, on_lost]  -+
- *   stream to a node      leg.c                        -+-> coord_service_feed -> core -> act:
- *   client's call         generate.c                   -+      DO_DECODE, DO_PREFILL, DO_CANCEL_*
- * leg.c time                  [on_tick]                    -+      DO_EMIT, DO_FINISH generate.c
+ *   stream to a node      leg.c                        -+-> coord_service_feed -> core -> [act]
+ *   client's call         generate.c                   -+     DO_DECODE, _PREFILL, _CANCEL_*: leg.c
+ *   time                  [on_tick]                    -+     DO_EMIT, DO_FINISH: generate.c
  *
  * A step's actions point into the core and are valid until the next step, so nothing may step
  * inside one. Whoever has something to tell the core while its actions are carried out (a stream
@@ -238,7 +238,9 @@ static void on_state(void *ctx, int node, const Baton__Node__V1__NodeState *stat
     coord_service *s = ctx;
     if (s->closed) return;
     if (!coord_service_matches(s, state) || !role_of(state)) {
+        coord_event e = {.kind = COORD_NODE_LOST, .node = node}; /* if it was one of ours until now */
         refuse_node(s, node, state);
+        coord_service_feed(s, &e);
     } else {
         coord_event e = {.kind = COORD_NODE_STATE, .node = node};
         int64_t total = 0, pages[ENG_PAGE_STATES] = {0};

@@ -4,6 +4,9 @@
  * one in full pins it, so that different machines of a cluster compute the same bytes. */
 #include "engine/ops.h"
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 extern const eng_ops eng_cpu_scalar, eng_cpu_portable_base;
 
@@ -12,15 +15,17 @@ static bool always(void) { return true; }
 #if defined(__x86_64__)
 extern const eng_ops eng_cpu_portable_avx512, eng_cpu_portable_avx2;
 
-static bool has_avx512(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+/* AVX2 and what every CPU that has it has beside it; F16C by its own bit, since clang's builtin does not
+ * know the name. */
+static bool has_avx2(void) {
+    unsigned a, b, c = 0, d;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
+           (c & bit_F16C);
 }
 
-static bool has_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 

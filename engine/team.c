@@ -16,7 +16,6 @@
  *
  * work and ctx are plain fields: they are written before the word and read only by a thread that
  * holds a task of that very op, and the caller returns only when no task is held. */
-#define _GNU_SOURCE
 #include "engine/team.h"
 #include <assert.h>
 #include <pthread.h>
@@ -140,6 +139,7 @@ status eng_team_create(int threads, eng_team **out, error *err) {
             return error_set(err, ST_NO_MEMORY, "cannot start thread %d of %d: %s", i + 1, threads,
                              strerror(failed));
         }
+        pthread_setname_np(t->seat[i].id, "engine-team");
         t->started = i + 1;
     }
     *out = t;

@@ -4,7 +4,6 @@
  * They do what Jinja2 3.1 and Python's str do, with these bounds: text changes case character by
  * character (no ß -> SS), tojson writes as Hugging Face's does (no HTML escapes, no indent),
  * keyword arguments are not taken. */
-#define _GNU_SOURCE /* memmem */
 #include "engine/template_value.h"
 #include <string.h>
 #include <utf8proc.h>

@@ -3,7 +3,6 @@
  *
  * Every function that works on text or makes memory counts it (eng_run_spend, eng_run_take): what a
  * template can use up is bounded whatever it says. */
-#define _GNU_SOURCE /* memmem */
 #include "engine/template_value.h"
 #include <string.h>
 

@@ -9,7 +9,6 @@
  * refused (byte_is_needed). Of two tokens with the same bytes the later is the one that text
  * becomes (as in Hugging Face tokenizers and llama.cpp), of two equal merges the earlier counts (as
  * in llama.cpp). */
-#define _GNU_SOURCE /* qsort_r */
 #include "engine/vocab.h"
 #include "engine/utf8.h"
 #include <assert.h>

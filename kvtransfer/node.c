@@ -82,8 +82,11 @@ static bool start(kvt_node *n) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    n->running = !pthread_create(&n->thread, NULL, run, n);
+    int rc = pthread_create(&n->thread, NULL, run, n);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    n->running = rc == 0;
+    errno = rc; /* which pthread_create() does not set */
+    if (n->running) pthread_setname_np(n->thread, "kvt");
     return n->running;
 }
 

@@ -5,7 +5,6 @@
  * suite tests/unit/kvt_node.c then runs over it.
  *
  *   tcp   no socket buffer sizes are set: the kernel's own tuning goes higher than it lets us ask */
-#define _GNU_SOURCE /* accept4 */
 #include "kvtransfer/internal.h"
 #include <errno.h>
 #include <linux/sockios.h>

@@ -93,7 +93,7 @@ struct node_process {
     node_table tables[NODE_SERVICES_MAX];
     rpc_method methods[2];       /* Watch, Control */
     char role[16];
-    bool draining;
+    bool draining, closing;      /* closing: draining for good */
     node_watch watch;
     bool closed;                 /* server is closed; guarded by outbox.lock, tells node_process_close() */
     /* between them */

@@ -14,7 +14,8 @@ typedef struct landing {
     node_message first, over;    /* posted once each, in this order */
     node_process *p;
     uint64_t handle;
-    const int32_t *blocks;       /* in the request's arena */
+    const char *id;              /* in the request's arena, as are the */
+    const int32_t *blocks;
     bool began;                  /* kvt thread's */
     status st;
     uint32_t tokens;
@@ -61,6 +62,7 @@ static void land(void *ctx, const kvt_frame *f, const void *payload) {
     eng_kv_unpack(l->p->kv, l->blocks, &box, payload);
     if (l->began) return;
     l->began = true;
+    log_write(LOG_INFO, l->id, "kv.landing", "first_token=%u tokens=%u", f->token_first, f->tokens);
     node_process_post(l->p, &l->first);
 }
 
@@ -81,6 +83,7 @@ static status promise(void *ctx, node_seq *s, uint64_t ticket, uint32_t epoch, i
                    .over = {run_landed},
                    .p = p,
                    .handle = s->request->handle,
+                   .id = s->request->id,
                    .blocks = blocks};
     status st = kvt_promise(p->kvt, ticket, epoch, &p->geometry, (uint32_t)token_first, (uint32_t)token_end,
                             lease_ms, &sink, l);

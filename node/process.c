@@ -226,6 +226,7 @@ static status start(node_process *p, error *err) {
     rpc_health_set(p->health, true);
     int rc = pthread_create(&p->engine, NULL, run_engine, p);
     if (rc != 0) return error_set(err, ST_NO_MEMORY, "cannot start the engine thread: %s", strerror(rc));
+    pthread_setname_np(p->engine, "node-engine");
     p->engine_runs = true;
     if (rpc_loop_start(p->loop, "node-rpc") != ST_OK)
         return error_set(err, ST_NO_MEMORY, "cannot start the rpc thread");
@@ -294,7 +295,7 @@ const char *node_process_kv_address(const node_process *p) { return p->facts.kv_
 
 static void refuse_new(void *process) {
     node_process *p = process;
-    p->draining = true;
+    p->draining = p->closing = true;
     p->watch.version++;
     rpc_health_set(p->health, false);
 }

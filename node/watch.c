@@ -99,9 +99,11 @@ static void run_probe(node_process *p, node_message *m) {
 /* ---- watchers ------------------------------------------------------------------------------------------- */
 
 static void send_state(node_watcher *w, const state_message *m) {
+    status st = rpc_call_send(w->call, &m->state.base);
+    w->blocked = st == ST_AGAIN;
+    if (st == ST_NO_MEMORY) return;                        /* still due: the next tick tries again */
     w->sent_ms = clock_now_ms();
     w->version = w->p->watch.version;
-    w->blocked = rpc_call_send(w->call, &m->state.base) == ST_AGAIN;
 }
 
 static void send_due(node_process *p) {
@@ -183,6 +185,8 @@ void node_watch_on_watch(rpc_call *call, const ProtobufCMessage *message, void *
 /* ---- control -------------------------------------------------------------------------------------------- */
 
 static status obey(node_process *p, const Baton__Node__V1__ControlRequest *m, error *err) {
+    if (p->closing && m->action != BATON__NODE__V1__CONTROL_REQUEST__ACTION__NONE)
+        return error_set(err, ST_REFUSED, "%s is shutting down and takes no orders", p->id);
     switch (m->action) {
     case BATON__NODE__V1__CONTROL_REQUEST__ACTION__NONE: return ST_OK;
     case BATON__NODE__V1__CONTROL_REQUEST__ACTION__DRAIN: p->draining = true; break;
@@ -206,7 +210,8 @@ void node_watch_on_control(rpc_call *call, const ProtobufCMessage *message, void
     if (st == ST_OK) {
         state_message m;
         fill_state(p, &m);
-        rpc_call_send(call, &m.state.base);
+        if (rpc_call_send(call, &m.state.base) == ST_NO_MEMORY)
+            st = error_set(&err, ST_NO_MEMORY, "obeyed, but there is no memory to tell the state");
     }
     rpc_call_finish(call, st, st == ST_OK ? NULL : err.text, -1);
 }

@@ -1,9 +1,26 @@
 /* service.c -- the Prefill method: PrefillRequest into a node_request, events into PrefillEvents. */
 #include "node/service.h"
 #include "prefill-node/prefill.h"
+#include <netdb.h>
 #include <string.h>
 
 enum { ADDRESS_BYTES_MAX = 300 };
+
+/* "host:port" with a host that needs no lookup: the engine thread would wait for it. Decode nodes tell the
+ * address as bound, which is numeric. */
+static bool is_numeric(const char *address) {
+    char host[ADDRESS_BYTES_MAX + 1];
+    const char *colon = strrchr(address, ':');
+    struct addrinfo hints = {.ai_flags = AI_NUMERICHOST}, *found;
+    size_t bytes = colon ? (size_t)(colon - address) : 0;
+    bool bracketed = bytes > 2 && address[0] == '[' && colon[-1] == ']';
+    if (bracketed) address++, bytes -= 2;
+    memcpy(host, address, bytes);
+    host[bytes] = 0;
+    if (bytes == 0 || getaddrinfo(host, NULL, &hints, &found) != 0) return false;
+    freeaddrinfo(found);
+    return true;
+}
 
 static status read_request(const node_facts *facts, const ProtobufCMessage *message, node_request *r,
                            error *err) {
@@ -18,6 +35,9 @@ static status read_request(const node_facts *facts, const ProtobufCMessage *mess
     size_t bytes = strlen(m->kv_address);
     if (m->send_end > m->skip && (bytes == 0 || bytes > ADDRESS_BYTES_MAX || m->ticket == 0))
         return error_set(err, ST_BAD_INPUT, "kv_address and ticket: expected both where there are tokens to send");
+    if (m->send_end > m->skip && !is_numeric(m->kv_address))
+        return error_set(err, ST_BAD_INPUT, "kv_address '%.80s': expected HOST:PORT with a numeric host",
+                         m->kv_address);
     r->kv_address = arena_strndup(r->memory, m->kv_address, bytes);
     if (!r->kv_address) return error_set(err, ST_NO_MEMORY, "no memory for the kv_address");
     r->epoch = m->epoch;

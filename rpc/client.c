@@ -113,9 +113,10 @@ static void end_stream(rpc_stream *s) {
     char text[1100];
     copy_text(text, sizeof text, s->text);
     status st = s->failed != ST_OK ? s->failed : status_from_grpc((int)s->code);
-    if ((*s->link = s->next)) s->next->link = s->link;
     s->paused = false; /* a cancel from on_end starts nothing */
     s->events->on_end(s, st, text, pushback(&s->trailing), s->user);
+    /* Listed until here, so that an on_end that closes the channel does not free it under us. */
+    if ((*s->link = s->next)) s->next->link = s->link;
     grpc_slice_unref(s->text);
     grpc_metadata_array_destroy(&s->initial);
     grpc_metadata_array_destroy(&s->trailing);

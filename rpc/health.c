@@ -13,7 +13,7 @@ typedef struct watcher {
     rpc_call *call;
     rpc_health *health;
     struct watcher *next, **link;
-    bool known, full;
+    bool known, full, ended;
     serving_status told;
 } watcher;
 
@@ -48,19 +48,25 @@ static void check(rpc_call *call, const ProtobufCMessage *request, void *ctx) {
     rpc_call_finish(call, st == ST_AGAIN ? ST_OK : st, NULL, -1);
 }
 
+static void end_watch(watcher *w, status st, const char *text) {
+    w->ended = true;                     /* on_free comes later; until then it is told nothing */
+    rpc_call_finish(w->call, st, text, -1);
+}
+
 /* Tells w the state if it does not know it and reads. */
 static void tell(watcher *w) {
     serving_status now = w->health->serving ? STATUS(SERVING) : STATUS(NOT_SERVING);
     if (!w->known) now = STATUS(SERVICE_UNKNOWN);
-    if (w->full || w->told == now) return;
+    if (w->ended || w->full || w->told == now) return;
     status st = send_status(w->call, now);
     w->full = st == ST_AGAIN;
-    if (st == ST_OK || st == ST_AGAIN) w->told = now;
+    w->told = now;
+    if (st == ST_NO_MEMORY) end_watch(w, st, "no memory to tell the state");
 }
 
 static void watch_canceled(rpc_call *call, void *user) {
-    (void)user;
-    rpc_call_finish(call, ST_CANCELED, NULL, -1);
+    (void)call;
+    end_watch(user, ST_CANCELED, NULL);
 }
 
 static void watch_writable(rpc_call *call, void *user) {

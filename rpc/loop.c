@@ -8,7 +8,6 @@
  * A post wakes the sleeping thread by an empty batch on a call that goes nowhere (its channel is a
  * "lame" one): gRPC answers an empty batch by putting its tag on the queue at once, from any thread.
  * At most one such wake-up is on its way. */
-#define _GNU_SOURCE /* pthread_setname_np */
 #include "rpc/internal.h"
 #include <assert.h>
 #include <grpc/support/time.h>

@@ -107,7 +107,7 @@ const rpc_method *rpc_server_find(const rpc_server *s, grpc_slice path, void **c
     for (const rpc_table *t = s->tables; t; t = t->next) {
         for (int i = 0; i < t->count; i++) {
             const rpc_method *m = &t->methods[i];
-            if (strncmp(m->path, text, bytes) != 0 || m->path[bytes]) continue;
+            if (strlen(m->path) != bytes || memcmp(m->path, text, bytes) != 0) continue;
             *ctx = t->ctx;
             return m;
         }

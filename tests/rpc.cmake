@@ -2,6 +2,6 @@
 baton_test(unit/rpc_loop rpc)
 baton_test(unit/rpc_message rpc PkgConfig::GRPC) # sees the internal header
 baton_test(unit/rpc_call rpc)
-baton_test(unit/rpc_server rpc)
+baton_test(unit/rpc_server rpc PkgConfig::GRPC)  # likewise
 baton_test(unit/rpc_client rpc)
 baton_test(unit/rpc_reflection rpc)

@@ -8,8 +8,8 @@ from harness import *
 def cancel_one(cluster, seed):
     """Returns how far the request came: 'nothing', 'tokens' or 'finished'."""
     dice = random.Random(seed)
-    prompt = long_text(dice.choice([30, 200, 800, 2400]), dice.randrange(0, 9000))
-    stream = cluster.inference.Generate(request(prompt, max_tokens=dice.choice([2, 20, 60])), timeout=120)
+    prompt = long_text(dice.choice([30, 120, 500, 1500]), dice.randrange(0, 9000))
+    stream = cluster.inference.Generate(request(prompt, max_tokens=dice.choice([2, 20, 200])), timeout=120)
     wait_tokens, delay = dice.choice([(0, dice.random() * 0.3), (0, dice.random() * 0.02), (1, 0), (3, 0), (10, 0)])
     seen = 0
     try:

@@ -1,5 +1,4 @@
 /* config_yaml.c -- fuzz entry of base/config.c: any bytes as the --config file. */
-#define _GNU_SOURCE 1 /* memfd_create */
 #include "base/base.h"
 #include <sys/mman.h>
 #include <unistd.h>

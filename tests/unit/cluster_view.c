@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 enum { HEARTBEAT_MS = 60, PATIENCE_MS = 10000 };
@@ -139,6 +140,11 @@ static void life(void **state) {
     run_until(is_seen_thrice, "heartbeats");
     assert_true(cluster_view_alive(v, 0));
     assert_int_equal(cluster_view_state(v, 0)->epoch, 7);
+    assert_int_equal(losses, 0);
+
+    forget(); /* a loop held up for long finds everyone silent, and loses nobody */
+    usleep(2 * CLUSTER_HEARTBEATS_MISSED * HEARTBEAT_MS * 1000);
+    run_until(is_seen, "what was said meanwhile is heard");
     assert_int_equal(losses, 0);
 
     forget(); /* a stopped process: the connection stays, heartbeats do not come */

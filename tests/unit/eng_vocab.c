@@ -275,16 +275,13 @@ static void check_long(const eng_vocab *v, const char *part, bool special) {
     arena *a = arena_create(4096);
     int32_t *tokens, count;
     error err = {0};
-    int64_t began = clock_now_ms();
     if (eng_vocab_tokenize(v, text, times * part_bytes, special, a, &tokens, &count, &err))
         fail_msg("%s", err.text);
-    int64_t took = clock_now_ms() - began;
-    if (took > 10000) fail_msg("'%s' repeated to 256 KiB took %lld ms", part, (long long)took);
     arena_destroy(a);
     test_free(text);
 }
 
-/* A quadratic step would take minutes; 10 s leave room for sanitizers. */
+/* A quadratic step would run into the test's time-out. */
 static void test_long_words(void **state) {
     (void)state;
     static const char *const pres[] = {"smollm", "gpt-2", "llama-bpe", "qwen2"};

@@ -473,6 +473,17 @@ static void refusals_name_the_field(void **state) {
     start_decode(&r);
     rpc_loop_run(loop);
     assert_int_equal(r.end, ST_BAD_INPUT);
+    static const char *const unusable[] = {"localhost:1", "127.0.0.1", ":1", "[]:1", "a:b:1"};
+    for (size_t i = 0; i < sizeof unusable / sizeof *unusable; i++) {  /* a name would need a lookup */
+        Baton__Node__V1__Reserved room = BATON__NODE__V1__RESERVED__INIT;
+        r = make_request(600, 20, 5);
+        room.ticket = 1;
+        room.kv_address = (char *)(uintptr_t)unusable[i];
+        room.wanted_tokens = 19;
+        start_prefill(&r, &room);
+        rpc_loop_run(loop);
+        assert_int_equal(r.prefill_end, ST_BAD_INPUT);
+    }
 }
 
 /* Any allocation after the call was made fails, on a node or in its client: the request ends, with its

@@ -1,5 +1,4 @@
 /* rpc_call.c -- tests rpc/call.c: kinds, refusals, cancel, deadline, flow control, want of memory. */
-#define _GNU_SOURCE /* memmem */
 #include "rpc_fixture.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>

@@ -171,6 +171,38 @@ static void health_is_asked_and_watched(void **state) {
     fixture_close(&f); /* a watcher still there is canceled */
 }
 
+typedef struct flips { fixture *f; rpc_health *h; int64_t at; bool serving, over; } flips;
+
+/* Runs after each event of the loop, so between a watcher's cancel and its on_free too, and changes the state
+ * in every second millisecond: in the others the loop gets to its sockets. */
+static void flip(void *arg) {
+    flips *x = arg;
+    rpc_timer *t;
+    if (x->over) return;
+    if (clock_now_ms() / 2 != x->at) rpc_health_set(x->h, x->serving = !x->serving);
+    x->at = clock_now_ms() / 2;
+    assert_int_equal(rpc_timer_start(x->f->loop, 0, flip, x, &t), ST_OK);
+}
+
+static void a_watcher_may_leave_while_the_state_changes(void **state) {
+    (void)state;
+    fixture f;
+    rpc_timer *t;
+    flips x = {.f = &f, .h = add_both(&f)};
+    assert_int_equal(rpc_timer_start(f.loop, 0, flip, &x, &t), ST_OK);
+    for (int i = 0; i < 20; i++) {
+        reply r;
+        start_health(&f, 1, "", &r);
+        run_until(&f, never, NULL, 20);
+        rpc_stream_cancel(r.a.stream);
+        assert_true(run_until(&f, all_freed, &f, 5000));
+        assert_true(r.a.ended);
+    }
+    x.over = true;
+    run_until(&f, never, NULL, 5);
+    fixture_close(&f);
+}
+
 static void *stop_at_end_of_input(void *loop) {
     while (getchar() != EOF) {}
     rpc_loop_stop(loop);
@@ -196,6 +228,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(reflection_finds_files_by_name_and_symbol),
         cmocka_unit_test(reflection_says_not_found),
         cmocka_unit_test(health_is_asked_and_watched),
+        cmocka_unit_test(a_watcher_may_leave_while_the_state_changes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

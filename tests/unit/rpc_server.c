@@ -1,5 +1,6 @@
 /* rpc_server.c -- tests rpc/server.c: addresses, strangers on the port, close, and that nothing is kept. */
 #include "rpc_fixture.h"
+#include "rpc/internal.h"
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <netinet/in.h>
@@ -35,6 +36,22 @@ static void port_in_use_and_bad_addresses(void **state) {
     assert_int_equal(rpc_server_open(f.loop, "no.such.host.invalid:0", methods, 3, &f, &s, &err), ST_BAD_INPUT);
     assert_int_equal(rpc_server_open(f.loop, "192.0.2.1:0", methods, 3, &f, &s, &err), ST_IO);
     assert_null(s);
+    fixture_close(&f);
+}
+
+/* A path from the wire is bytes: one that only begins like ours, up to a NUL, is another. */
+static void paths_are_compared_as_bytes(void **state) {
+    (void)state;
+    fixture f;
+    void *ctx = NULL;
+    static const char unary[] = "/test.Echo/Unary", longer[] = "/test.Echo/Unary\0and a great deal more";
+    fixture_open(&f);
+    assert_ptr_equal(rpc_server_find(f.server, grpc_slice_from_static_buffer(unary, sizeof unary - 1), &ctx),
+                     &methods[UNARY]);
+    assert_ptr_equal(ctx, &f);
+    for (size_t bytes = 0; bytes < sizeof longer; bytes++)
+        if (bytes != sizeof unary - 1)
+            assert_null(rpc_server_find(f.server, grpc_slice_from_static_buffer(longer, bytes), &ctx));
     fixture_close(&f);
 }
 
@@ -237,6 +254,7 @@ int main(void) {
         cmocka_unit_test(everything_ends_with_the_last_loop),
         cmocka_unit_test(port_in_use_and_bad_addresses),
         cmocka_unit_test(closes_unstarted),
+        cmocka_unit_test(paths_are_compared_as_bytes),
         cmocka_unit_test(close_cancels_and_waits),
         cmocka_unit_test(random_bytes_leave_nothing),
         cmocka_unit_test(rounds_leave_no_file_thread_or_memory),

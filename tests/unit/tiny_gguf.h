@@ -16,6 +16,7 @@
 
 typedef struct tiny_options {
     int L, D, H, K, F, V;        /* 0: 2, 64, 4, 2, 96, 128 */
+    int context;                 /* 0: 2048 */
     eng_type type;               /* of the matrices; ENG_F32 when left out */
     bool own_output;             /* output.weight; else tied to token_embd */
     bool vocab;
@@ -213,7 +214,7 @@ static inline void tiny_keys(tiny_gguf *t, const tiny_options *o) {
     tiny_key_text(t, o, "general.architecture", o->architecture ? o->architecture : "llama");
     tiny_key_text(t, o, "general.name", "tiny");
     tiny_key_int(t, o, "llama.block_count", o->L);
-    tiny_key_int(t, o, "llama.context_length", 2048);
+    tiny_key_int(t, o, "llama.context_length", o->context ? o->context : 2048);
     tiny_key_int(t, o, "llama.embedding_length", o->D);
     tiny_key_int(t, o, "llama.feed_forward_length", o->F);
     tiny_key_int(t, o, "llama.attention.head_count", o->H);
