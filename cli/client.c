@@ -91,6 +91,7 @@ static void on_message(rpc_stream *s, const ProtobufCMessage *m, void *user) {
     (void)s;
     cli_client *c = user;
     if (!c->interrupted) c->on_message(m, c->user);
+    if (!c->interrupted && ferror(stdout)) interrupt(c); /* nobody reads the answer any more */
 }
 
 static void on_end(rpc_stream *s, status st, const char *text, int64_t retry_after_ms, void *user) {
@@ -140,7 +141,7 @@ cli_exit cli_client_report(status st, const error *err, const char *server, int6
     case ST_UNSUPPORTED:
         return cli_complain(CLI_REFUSED, "refused by %s: %s", server, err->text);
     case ST_CANCELED:
-        return cli_complain(CLI_FAILED, "canceled");
+        return cli_complain(CLI_FAILED, ferror(stdout) ? "stdout cannot be written" : "canceled");
     default:
         return cli_complain(CLI_FAILED, "%s: %s", server, err->text);
     }

@@ -125,7 +125,12 @@ static status fill_input(const cli_options *o, arena *a, request_message *m, err
     Baton__V1__GenerateRequest *r = &m->request;
     char *prompt = text_of(o->prompt);
     size_t bytes;
-    if (o->prompt_file) TRY(cli_read_file(o->prompt_file, a, &prompt, &bytes, err));
+    if (o->prompt_file) {
+        TRY(cli_read_file(o->prompt_file, a, &prompt, &bytes, err));
+        if (strlen(prompt) < bytes)
+            return error_set(err, ST_BAD_INPUT, "--prompt-file: byte %zu is NUL: expected text",
+                             strlen(prompt));
+    }
     if (o->tokens) {
         baton__v1__tokens__init(&m->tokens);
         TRY(cli_parse_tokens(o->tokens, a, &m->tokens.ids, &m->tokens.n_ids, err));

@@ -100,7 +100,7 @@ int main(int argc, char **argv) {
         if (!a) return (int)cli_complain(CLI_FAILED, "no memory");
         cli_exit code = run(cli_commands[i], argc - 1, argv + 1, a);
         arena_destroy(a);
-        if (fflush(stdout) != 0 && code == CLI_OK)
+        if ((fflush(stdout) != 0 || ferror(stdout)) && code == CLI_OK)
             return (int)cli_complain(CLI_FAILED, "stdout cannot be written");
         return (int)code;
     }

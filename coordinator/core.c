@@ -237,8 +237,8 @@ static void lose_node(coord_core *c, coord_entry *n) {
 
 static void hear_node(coord_core *c, int node, const coord_node *state) {
     coord_entry *n = &c->nodes[node];
-    if (n->known && state->epoch < n->state.epoch) return; /* a process that is gone */
-    if (n->known && state->epoch > n->state.epoch) {
+    if (n->alive && state->epoch < n->state.epoch) return; /* a process that is gone */
+    if (n->known && state->epoch != n->state.epoch) { /* a lower one, too: clocks go back */
         lose_node(c, n);
         n->avoid_ms = INT64_MIN;
     }

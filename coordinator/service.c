@@ -204,8 +204,31 @@ static coord_role role_of(const Baton__Node__V1__NodeState *state) {
                                                 : (coord_role)0;
 }
 
+/* The field of its pairing that keeps a node from being used; NULL: none. */
+static const char *mismatch(const coord_service *s, const Baton__Node__V1__NodeState *state,
+                            const char **theirs, const char **expected) {
+    const Baton__Node__V1__Pairing *p = state->pairing;
+    *theirs = p ? p->model_digest : "none";
+    *expected = s->model.digest;
+    if (strcmp(*theirs, *expected) != 0) return "model_digest";
+    *theirs = p->numerics;
+    *expected = s->numerics;
+    return **expected && strcmp(*theirs, *expected) != 0 ? "numerics" : NULL;
+}
+
 bool coord_service_matches(const coord_service *s, const Baton__Node__V1__NodeState *state) {
-    return state->pairing && strcmp(state->pairing->model_digest, s->model.digest) == 0;
+    const char *theirs, *expected;
+    return !mismatch(s, state, &theirs, &expected);
+}
+
+/* An answer that moves goes on with the same bytes only where the arithmetic is the same. So all
+ * nodes have the numerics of the decode node heard first, until none of those is left and no request
+ * is under way. */
+static void choose_numerics(coord_service *s, const Baton__Node__V1__NodeState *state) {
+    if (*s->numerics && (s->ready[COORD_DECODE] > 0 || s->clients_count > 0)) return;
+    if (role_of(state) != COORD_DECODE || !state->pairing || state->draining) return;
+    if (strcmp(state->pairing->model_digest, s->model.digest) != 0) return;
+    snprintf(s->numerics, sizeof s->numerics, "%s", state->pairing->numerics);
 }
 
 const char *coord_service_node_name(const coord_service *s, int node) {
@@ -227,20 +250,22 @@ static void count_ready(coord_service *s) {
 }
 
 static void refuse_node(coord_service *s, int node, const Baton__Node__V1__NodeState *state) {
+    const char *theirs, *expected, *field = mismatch(s, state, &theirs, &expected);
+    coord_event e = {.kind = COORD_NODE_LOST, .node = node};
+    coord_service_feed(s, &e); /* it may have been used until now */
     if (s->mismatch_epoch[node] == state->epoch) return;
     s->mismatch_epoch[node] = state->epoch;
-    log_write(LOG_WARN, NULL, "node.mismatch",
-              "node=%s role=%s has model digest %s, expected %s: not used", state->id, state->role,
-              state->pairing ? state->pairing->model_digest : "none", s->model.digest);
+    log_write(LOG_WARN, NULL, "node.mismatch", "node=%s role=%s has %s %s, expected %s: not used",
+              state->id, state->role, field ? field : "role", field ? theirs : state->role,
+              field ? expected : "prefill or decode");
 }
 
 static void on_state(void *ctx, int node, const Baton__Node__V1__NodeState *state) {
     coord_service *s = ctx;
     if (s->closed) return;
+    choose_numerics(s, state);
     if (!coord_service_matches(s, state) || !role_of(state)) {
-        coord_event e = {.kind = COORD_NODE_LOST, .node = node}; /* if it was one of ours until now */
         refuse_node(s, node, state);
-        coord_service_feed(s, &e);
     } else {
         coord_event e = {.kind = COORD_NODE_STATE, .node = node};
         int64_t total = 0, pages[ENG_PAGE_STATES] = {0};

@@ -225,7 +225,8 @@ struct coord_service {
     uint64_t numbers;
     coord_client *clients;
     int32_t clients_count;
-    uint64_t mismatch_epoch[CLUSTER_NODES_MAX];  /* of a process whose other model was logged */
+    char numerics[256];          /* of the nodes that are used; "": none was heard yet */
+    uint64_t mismatch_epoch[CLUSTER_NODES_MAX];  /* of a process whose mismatch was logged */
     coord_watcher *watchers;
     rpc_timer *watch_timer;
     int ready[COORD_DECODE + 1]; /* by role; atomic */

@@ -164,6 +164,8 @@ const eng_shape *eng_model_shape(const eng_model *m);
  * "portable-1/avx512". Nodes that differ here must not share a request. */
 const char *eng_model_numerics(const eng_model *m);
 size_t eng_model_scratch_bytes(const eng_model *m);
+/* Layers computed so far, all steps together. Any thread: a slow step counts on, one that hangs does not. */
+uint64_t eng_model_layers_done(const eng_model *m);
 
 /* ---- pool: who owns a page ---------------------------------------------------------------------- */
 

@@ -3,6 +3,7 @@
 #define BATON_ENGINE_MODEL_H
 
 #include "engine/ops.h"
+#include <stdatomic.h>
 
 /* One transformer block. Matrices are (outputs, inputs). */
 typedef struct eng_layer {
@@ -47,6 +48,7 @@ struct eng_model {
     int tokens_max, logits_max;
     eng_scratch s;
     size_t scratch_bytes;
+    atomic_uint_fast64_t layers_done;
 };
 
 struct eng_kv {

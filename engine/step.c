@@ -37,6 +37,7 @@ status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const
         op->silu_mul(c, s->ff, s->gu, T, F);                       /* act (T,F)       */
         op->matmul(c, s->y, s->ff, &w->down, T);                   /* (T,D)           */
         op->add(c, s->x, s->y, T, D);                              /* (T,D)           */
+        atomic_fetch_add_explicit(&m->layers_done, 1, memory_order_relaxed);
     }
     op->gather(c, s->last, s->x, &b, D);                           /* (wanted,D)      */
     op->rmsnorm(c, s->lastn, s->last, m->norm_out, eps, b.wanted_count, D);

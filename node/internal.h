@@ -52,7 +52,8 @@ typedef struct node_watch {
     node_message probe;
     node_counts answer;          /* engine writes it between probe and answered() */
     bool probing;
-    int64_t answered_ms;
+    int64_t answered_ms;         /* last sign of life of the engine */
+    uint64_t layers_done;        /* as of the last tick */
     node_counts counts;          /* as of the last answer */
     uint64_t version;            /* rises when anything in the state changes */
 } node_watch;

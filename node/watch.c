@@ -2,9 +2,9 @@
  *
  * While anyone watches, a timer ticks ten times a second: it asks the engine thread for its counts (one
  * probe at a time, through the mailbox) and sends the state to those watchers for whom it has changed or
- * whose heartbeat is due. If a probe stays without an answer for STUCK_MS, heartbeats stop: a node whose
- * engine hangs is not alive, though its sockets are. A step may take long, so until then the last
- * counts are sent again. */
+ * whose heartbeat is due. A step may take long: as long as it gets through its layers the last counts are
+ * sent again. With neither an answer nor a layer for STUCK_MS, heartbeats stop: a node whose engine hangs
+ * is not alive, though its sockets are. */
 #include "node/internal.h"
 #include <string.h>
 #include <unistd.h>
@@ -119,13 +119,20 @@ static void send_due(node_process *p) {
     }
 }
 
+static bool is_stuck(node_process *p) {
+    node_watch *w = &p->watch;
+    uint64_t layers_done = eng_model_layers_done(p->model);
+    if (layers_done != w->layers_done) w->answered_ms = clock_now_ms();
+    w->layers_done = layers_done;
+    return w->probing && clock_now_ms() - w->answered_ms >= STUCK_MS;
+}
+
 static void tick(void *process) {
     node_process *p = process;
     node_watch *w = &p->watch;
     w->timer = NULL;
     if (!w->first) return;
-    int64_t silent_ms = clock_now_ms() - w->answered_ms;
-    if (!w->probing || silent_ms < STUCK_MS) send_due(p);
+    if (!is_stuck(p)) send_due(p);
     if (!w->probing) {
         w->probing = true;
         node_process_post(p, &w->probe);

@@ -186,7 +186,7 @@ static void deliver(rpc_call *c, grpc_byte_buffer *buffer) {
         rpc_call_finish(c, st, "no memory to read the request", 1000);
     } else {
         char text[200];
-        snprintf(text, sizeof text, "request does not decode as %s", c->method->request->name);
+        snprintf(text, sizeof text, "request does not decode as %s (no string may have a NUL in it)", c->method->request->name);
         rpc_call_finish(c, ST_BAD_INPUT, text, -1);
     }
 }

@@ -24,7 +24,7 @@ void rpc_loop_leave(rpc_loop *l);
 
 /* ST_NO_MEMORY or ST_OK; *out is destroyed with grpc_byte_buffer_destroy(). */
 status rpc_message_pack(const ProtobufCMessage *m, grpc_byte_buffer **out);
-/* ST_CORRUPT: the bytes are no message of that type. ST_NO_MEMORY. */
+/* ST_CORRUPT: the bytes are no message of that type, or a string has a NUL in it. ST_NO_MEMORY. */
 status rpc_message_unpack(const ProtobufCMessageDescriptor *type, grpc_byte_buffer *in,
                           ProtobufCMessage **out);
 /* The same from plain bytes. */

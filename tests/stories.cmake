@@ -12,7 +12,8 @@ function(baton_story name script model)
   add_test(NAME cluster/${name}
     COMMAND ${PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/cluster/${script}.py --baton $<TARGET_FILE:baton> --model ${model} ${ARGN})
   # Stories load both cores; side by side they would only slow each other down.
-  set_tests_properties(cluster/${name} PROPERTIES TIMEOUT 1800 RUN_SERIAL TRUE LABELS "threads;story")
+  set_tests_properties(cluster/${name} PROPERTIES TIMEOUT 1800 RUN_SERIAL TRUE LABELS "threads;story"
+    ENVIRONMENT "ASAN_OPTIONS=allocator_may_return_null=1;TSAN_OPTIONS=halt_on_error=1")
 endfunction()
 
 if(SANITIZE STREQUAL "")
@@ -29,5 +30,7 @@ if(SANITIZE STREQUAL "")
 else()
   baton_story(same_bytes same_bytes ${tiny_model} --long-answer 1500)
   baton_story(cancel cancel ${tiny_model} --count 200)
-  baton_story(bad_input bad_input ${BATON_MODEL})
+endif()
+if(SANITIZE STREQUAL "address")
+  baton_story(bad_input bad_input ${tiny_model})
 endif()

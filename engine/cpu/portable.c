@@ -83,7 +83,7 @@ INLINE float total(lanes a) {
 /* ---- weights: 32 of a row at a time ------------------------------------------------------------- */
 
 INLINE float half_at(const void *p) {
-#if defined(__F16C__)
+#if defined(__F16C__) && !defined(__clang__) /* clang 14 knows the type on aarch64 only; same value */
     _Float16 half;
     memcpy(&half, p, 2);
     return (float)half;

@@ -22,11 +22,13 @@ def refused(cluster, code, part, call=None, **fields):
 def bad_requests(cluster):
     bad = Code.INVALID_ARGUMENT
     s = pb.Sampling
+    model = cluster.inference.ListModels(pb.ListModelsRequest()).models[0]
+    context, vocabulary = model.context, model.vocabulary
     refused(cluster, bad, 'prompt')
     refused(cluster, bad, 'prompt', prompt='', max_tokens=4)
-    refused(cluster, bad, 'context', tokens=pb.Tokens(ids=[504] * 9000), max_tokens=4)
-    refused(cluster, bad, '8192', tokens=pb.Tokens(ids=[504] * 9000), max_tokens=4)
-    refused(cluster, bad, '49152', tokens=pb.Tokens(ids=[1, 2, 49152]), max_tokens=4)
+    refused(cluster, bad, 'context', tokens=pb.Tokens(ids=[50] * (context + 1)), max_tokens=4)
+    refused(cluster, bad, str(context), tokens=pb.Tokens(ids=[50] * (context + 1)), max_tokens=4)
+    refused(cluster, bad, str(vocabulary), tokens=pb.Tokens(ids=[1, 2, vocabulary]), max_tokens=4)
     refused(cluster, bad, '-1', tokens=pb.Tokens(ids=[-1]), max_tokens=4)
     refused(cluster, bad, 'max_tokens', prompt='a', max_tokens=0)
     refused(cluster, bad, 'max_tokens', prompt='a', max_tokens=-3)
@@ -78,7 +80,7 @@ def random_bytes_on_every_port(cluster):
 
 def bad_files_and_flags(args, cluster):
     model = open(args.model, 'rb').read(1 << 20)
-    files = {'no gguf': (b'hello, no model', 'GGUF'), 'empty': (b'', ''), 'cut': (model, ''),
+    files = {'no gguf': (b'hello, no model', 'GGUF'), 'empty': (b'', ''), 'cut': (model[:len(model) * 3 // 4], ''),
              'lying counts': (model[:8] + b'\xff' * 16 + model[24:], '')}
     for what, (content, part) in files.items():
         with tempfile.NamedTemporaryFile(prefix='bt-bad-', suffix='.gguf') as f:

@@ -155,6 +155,39 @@ static void loses_a_full_node_at_once(void **state) {
     coord_core_destroy(t.core);
 }
 
+static void hear(coord_core *c, uint64_t epoch, int64_t now_ms, coord_actions *out) {
+    coord_event e = {.kind = COORD_NODE_STATE, .node = 0};
+    e.node_state = (coord_node){.role = COORD_DECODE, .epoch = epoch, .capacity = 1};
+    coord_core_step(c, &e, now_ms, out);
+}
+
+/* Epochs are the nodes' clocks, which may have been set back: a process heard after its node was lost is
+ * believed; one that speaks late, while a newer one is there, is not. */
+static void a_restart_with_an_earlier_clock(void **state) {
+    (void)state;
+    coord_actions out;
+    coord_core *c = coord_core_create(&coord_limits_default);
+    int32_t token = 1;
+    hear(c, 9, 0, &out);
+    coord_event e = {.kind = COORD_NODE_LOST, .node = 0};
+    coord_core_step(c, &e, 0, &out);
+    hear(c, 7, 1, &out);
+    e = (coord_event){.kind = COORD_SUBMIT, .request = 1};
+    e.submit.id = "back";
+    e.submit.tokens = &token;
+    e.submit.count = e.submit.max_tokens = 1;
+    e.submit.deadline_ms = INT64_MAX;
+    e.submit.prefer_node = -1;
+    coord_core_step(c, &e, 1, &out);
+    assert_int_equal(out.count, 1);
+    assert_int_equal(out.at[0].kind, COORD_DO_DECODE);
+    hear(c, 6, 2, &out); /* late: nothing is given up for it */
+    assert_int_equal(out.count, 0);
+    e = (coord_event){.kind = COORD_CANCEL, .request = 1};
+    coord_core_step(c, &e, 3, &out);
+    coord_core_destroy(c);
+}
+
 /* 5,000 requests a second on one core leave 200 us for each; the core's share must be a small part. The
  * bound is loose, for slow machines and sanitizers; the figure printed is the one to read. */
 static void is_quick(void **state) {
@@ -209,6 +242,7 @@ int main(void) {
         cmocka_unit_test(no_memory_for_a_request),
         cmocka_unit_test(no_memory_for_the_core),
         cmocka_unit_test(loses_a_full_node_at_once),
+        cmocka_unit_test(a_restart_with_an_earlier_clock),
         cmocka_unit_test(is_quick),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

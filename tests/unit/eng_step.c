@@ -175,6 +175,22 @@ static void a_token_outside_the_vocabulary_is_refused(void **state) {
     close_rig(&r);
 }
 
+/* How a node knows a slow step from one that hangs. */
+static void layers_are_counted_as_they_are_done(void **state) {
+    (void)state;
+    tiny_options o = {.seed = 3};
+    rig r = open_rig(&o, "portable", 1, P, ENG_KV_F16);
+    int32_t tokens[COUNT], blocks[] = {0};
+    make_prompt(tokens, 1);
+    assert_int_equal(eng_model_layers_done(r.m), 0);
+    for (uint64_t i = 1; i <= 3; i++) {
+        eng_rows rows = {tokens, 4, 0, blocks, 1};
+        step(&r, &rows, 1);
+        assert_int_equal(eng_model_layers_done(r.m), i * (uint64_t)eng_model_shape(r.m)->L);
+    }
+    close_rig(&r);
+}
+
 static void a_step_allocates_nothing(void **state) {
     (void)state;
     int32_t tokens[COUNT];
@@ -195,6 +211,7 @@ int main(void) {
         cmocka_unit_test(agrees_with_scalar),
         cmocka_unit_test(old_bytes_of_a_page_are_not_read),
         cmocka_unit_test(a_token_outside_the_vocabulary_is_refused),
+        cmocka_unit_test(layers_are_counted_as_they_are_done),
         cmocka_unit_test(a_step_allocates_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

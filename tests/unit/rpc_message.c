@@ -81,6 +81,36 @@ static void expansion_is_bounded(void **state) {
     assert_int_equal(mem_live(), held);
 }
 
+/* As protobuf allows, but a C string can not say. */
+static void a_string_with_a_nul_is_refused(void **state) {
+    (void)state;
+    Baton__V1__GenerateRequest q;
+    Baton__V1__Chat chat = BATON__V1__CHAT__INIT;
+    Baton__V1__ChatMessage message = BATON__V1__CHAT_MESSAGE__INIT, *messages[] = {&message};
+    uint8_t bytes[100];
+    int64_t held = mem_live();
+    message.content = (char *)(uintptr_t)"a?b";
+    chat.messages = messages;
+    chat.n_messages = 1;
+    baton__v1__generate_request__init(&q);
+    q.request_id = (char *)(uintptr_t)"r?1";
+    q.input_case = BATON__V1__GENERATE_REQUEST__INPUT_CHAT;
+    q.chat = &chat;
+    size_t n = protobuf_c_message_pack(&q.base, bytes);
+    int strings = 0;
+    for (size_t at = 0; at <= n; at++) {
+        ProtobufCMessage *m = NULL;
+        bool inside = at < n && bytes[at] == '?';
+        if (inside) bytes[at] = 0;
+        assert_int_equal(rpc_message_read(REQUEST, bytes, n, &m), inside ? ST_CORRUPT : ST_OK);
+        rpc_message_free(m);
+        if (inside) bytes[at] = '?';
+        strings += inside;
+    }
+    assert_int_equal(strings, 2);
+    assert_int_equal(mem_live(), held);
+}
+
 static void no_memory_is_told_apart(void **state) {
     (void)state;
     Baton__V1__GenerateRequest q;
@@ -111,6 +141,7 @@ int main(void) {
         cmocka_unit_test(there_and_back),
         cmocka_unit_test(damaged_bytes_are_refused_or_read),
         cmocka_unit_test(expansion_is_bounded),
+        cmocka_unit_test(a_string_with_a_nul_is_refused),
         cmocka_unit_test(no_memory_is_told_apart),
     };
     return cmocka_run_group_tests(tests, begin, end);
