@@ -78,7 +78,11 @@ status coord_model_find(const coord_model *m, const char *id, error *err) {
 status coord_model_tokenize(const coord_model *m, const char *text, arena *a, int32_t **tokens,
                             int32_t *count, error *err) {
     int32_t *plain, plain_count, bos = eng_vocab_bos(m->vocab);
-    TRY(eng_vocab_tokenize(m->vocab, text, strlen(text), true, a, &plain, &plain_count, err));
+    size_t bytes = strlen(text), most = (size_t)m->context * eng_detok_max(m->vocab);
+    if (bytes > most) /* said before the work, which everyone on this loop would wait for */
+        return error_set(err, ST_BAD_INPUT, "prompt of %zu bytes: no %d tokens, the context, can hold it",
+                         bytes, m->context);
+    TRY(eng_vocab_tokenize(m->vocab, text, bytes, true, a, &plain, &plain_count, err));
     bool has_bos = plain_count > 0 && plain[0] == bos;
     if (!eng_vocab_adds_bos(m->vocab) || bos < 0 || has_bos) {
         *tokens = plain;

@@ -17,7 +17,8 @@ echo "3/5 model"
 
 echo "4/5 cluster: one coordinator, one prefill node, one decode node"
 logs=$(mktemp -d)
-coproc up { exec ./build/baton up --model models/SmolLM2-135M-Instruct.Q4_1.gguf --listen 127.0.0.1:0 2>"$logs/up.log"; }
+coproc up { exec ./build/baton up --model models/SmolLM2-135M-Instruct.Q4_1.gguf --listen 127.0.0.1:0 \
+    --prefill-policy remote 2>"$logs/up.log"; }
 pid=$up_PID
 out=${up[0]}
 stop() { kill -TERM "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; rm -rf "$logs"; }
@@ -33,6 +34,12 @@ echo "    $line"
 ./build/baton nodes --server "$server"
 
 echo "5/5 prompt: $prompt"
-./build/baton generate --server "$server" --prompt "$prompt" --max-tokens 48
-echo
+./build/baton generate --server "$server" --prompt "$prompt" --max-tokens 48 --json | python3 -c '
+import json, sys
+a = json.load(sys.stdin)
+t = a["timings_ms"]
+print(a["text"])
+print("    prompt read by %s, answer written by %s" % (a["nodes"]["prefill"], a["nodes"]["decode"]))
+print("    ms: queue %.1f, prefill %.1f, kv transfer %.1f, first token %.1f, decode %.1f"
+      % (t["queue"], t["prefill"], t["kv_transfer"], t["ttft"], t["decode"]))'
 echo "done. Your own cluster:  ./build/baton up --model models/SmolLM2-135M-Instruct.Q4_1.gguf"
