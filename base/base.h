@@ -32,7 +32,8 @@ extern "C" {
     X(ST_UNSUPPORTED,  "not supported",                12 /* UNIMPLEMENTED       */)                \
     /* this link */                                                                                 \
     X(ST_PEER_LOST,    "peer lost",                    14 /* UNAVAILABLE         */)                \
-    X(ST_PEER_STALE,   "stale epoch or ticket",        10 /* ABORTED             */)                \
+    X(ST_PEER_STALE,   "stale epoch or ticket",        10 /* ABORTED; the coordinator retries it:   \
+                                                            no client sees it */)                   \
     X(ST_CORRUPT,      "data corrupt",                 15 /* DATA_LOSS           */)                \
     /* this node */                                                                                 \
     X(ST_NO_MEMORY,    "out of memory",                8  /* RESOURCE_EXHAUSTED  */)                \
@@ -50,7 +51,7 @@ typedef enum status {
 const char *status_name(status s);      /* "ST_PEER_STALE" */
 const char *status_text(status s);      /* "stale epoch or ticket" */
 int status_to_grpc(status s);           /* the code of the table above */
-status status_from_grpc(int code);      /* first row with that code; unknown codes: ST_INTERNAL */
+status status_from_grpc(int code);      /* first row with that code; 13 and unknown codes: ST_INTERNAL */
 
 /* Returns from the calling function when expr is not ST_OK. The only macro that hides a return. */
 #define TRY(expr)                                                                                   \
@@ -80,7 +81,7 @@ void *arena_alloc(arena *a, size_t bytes);                 /* zeroed, 16-aligned
 char *arena_strndup(arena *a, const char *text, size_t bytes); /* NUL-terminated copy */
 void arena_destroy(arena *a);                              /* NULL is fine */
 
-/* Plain allocation. All of baton allocates through these four, so that a test can make the N-th one
+/* Plain allocation. All of baton allocates through these, so that a test can make the N-th one
  * fail (mem_fail_at) and count what is still held. */
 void *mem_alloc(size_t bytes);                             /* NULL: no memory */
 void *mem_zalloc(size_t count, size_t size);               /* zeroed; NULL also on overflow */
@@ -131,7 +132,7 @@ void mailbox_destroy(mailbox *m);                          /* must be empty */
 /* ---- metrics ---------------------------------------------------------------------------------- */
 
 /* A metric is a static variable that registers itself on first use; counters and gauges are one
- * relaxed atomic each. Names follow shared metrics names: baton_*, units last. */
+ * relaxed atomic each. Names follow Prometheus: baton_*, units last. */
 typedef enum metric_kind { METRIC_COUNTER, METRIC_GAUGE, METRIC_HISTOGRAM } metric_kind;
 
 typedef struct metric {

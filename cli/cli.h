@@ -63,7 +63,7 @@ typedef struct cli_command {
     CLI_SWITCH("prefix-cache", prefix_cache, "true", "keep prompts' pages for later requests"),     \
     CLI_INT("sequences", sequences, "64", 1, 65536, "N", "requests a node takes at once; more are refused"), \
     CLI_INT("step-tokens", step_tokens, "512", 1, 65536, "N", "most rows of one step"),             \
-    CLI_INT("chunk", chunk, "256", 1, 65536, "N", "most prompt tokens of one request in a step")
+    CLI_INT("chunk", chunk, "128", 1, 65536, "N", "most prompt tokens of one request in a step")
 #define CLI_COORDINATOR                                                                             \
     CLI_TEXT("prefill-policy", prefill_policy, "auto", "POLICY",                                    \
              "where prompts are read: auto, local (decode node) or remote (prefill node)"),         \

@@ -51,8 +51,7 @@ const rpc_method cli_generate_method = {
     .reply = &baton__v1__generate_chunk__descriptor,
 };
 
-/* ---- the request
- * -------------------------------------------------------------------------------------- */
+/* ---- the request ----------------------------------------------------------------------------- */
 
 status cli_parse_tokens(const char *text, arena *a, int32_t **ids, size_t *count, error *err) {
     size_t most = 1, found = 0;
@@ -198,8 +197,7 @@ static status fill_request(const cli_options *o, arena *a, request_message *m, e
     return ST_OK;
 }
 
-/* ---- the answer
- * --------------------------------------------------------------------------------------- */
+/* ---- the answer ------------------------------------------------------------------------------ */
 
 enum { ANSWERS_MAX = 16 };
 

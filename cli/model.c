@@ -45,8 +45,7 @@ const cli_command cli_perplexity = {
 const cli_command cli_logits = {
     "logits", "", "The logits after a prompt.", CLI_ROWS(logits_rows), 0, 0, logits};
 
-/* ---- a model and pages for one sequence
- * ----------------------------------------------------------------- */
+/* ---- a model and pages for one sequence ------------------------------------------------------ */
 
 enum { STEP_TOKENS = 128, PAGE_TOKENS = 16 };
 
@@ -118,8 +117,7 @@ static cli_exit report(status st, const error *err, const char *command) {
     return cli_complain(CLI_FAILED, "%s: %s", command, err->text);
 }
 
-/* ---- tokenize
- * ---------------------------------------------------------------------------------------- */
+/* ---- tokenize -------------------------------------------------------------------------------- */
 
 static status print_tokens(const int32_t *tokens, int32_t count, bool json) {
     if (json) fputs("{\"tokens\":[", stdout);
@@ -161,8 +159,7 @@ static cli_exit tokenize(const cli_options *o, const char *const *words, int cou
     return report(st, &err, "tokenize");
 }
 
-/* ---- perplexity
- * --------------------------------------------------------------------------------------- */
+/* ---- perplexity ------------------------------------------------------------------------------ */
 
 typedef struct sum {
     const int32_t *tokens; /* of the chunk */
@@ -223,8 +220,7 @@ static cli_exit perplexity(const cli_options *o, const char *const *words, int c
     return report(st, &err, "perplexity");
 }
 
-/* ---- logits
- * ------------------------------------------------------------------------------------------- */
+/* ---- logits ---------------------------------------------------------------------------------- */
 
 static status write_row(const char *path, const float *row, int V, error *err) {
     FILE *out = fopen(path, "we");

@@ -36,8 +36,7 @@ static const rpc_method undrain_method =
 static const rpc_method role_method =
     CLUSTER_METHOD("SetRole", baton__v1__set_role_request, baton__v1__node_result);
 
-/* ---- printing
- * ---------------------------------------------------------------------------------------- */
+/* ---- printing -------------------------------------------------------------------------------- */
 
 static json_t *node_json(const Baton__V1__Node *n) {
     json_t *counters = json_array();
@@ -124,8 +123,7 @@ static void on_node(const ProtobufCMessage *m, void *user) {
         print_table(&n, 1);
 }
 
-/* ---- commands
- * ---------------------------------------------------------------------------------------- */
+/* ---- commands -------------------------------------------------------------------------------- */
 
 static cli_exit ask(const cli_options *o, const rpc_method *method, const ProtobufCMessage *request,
                     void (*on_message)(const ProtobufCMessage *m, void *user)) {

@@ -63,8 +63,7 @@ const cli_command cli_prefill = {
 const cli_command cli_decode = {
     "decode", "", "One decode node: KV pages in, tokens out.", CLI_ROWS(decode_rows), 0, 0, decode};
 
-/* ---- signals and readiness
- * ------------------------------------------------------------------------- */
+/* ---- signals and readiness ------------------------------------------------------------------- */
 
 /* SIGTERM or SIGINT within timeout_ms (-1: however long it takes). Blocked before threads exist. */
 static bool asked_to_stop(int64_t timeout_ms) {
@@ -79,18 +78,17 @@ static bool asked_to_stop(int64_t timeout_ms) {
     return which > 0;
 }
 
-static void say_ready(const cli_options *o, const char *address) {
-    char line[300];
-    int bytes = snprintf(line, sizeof line, "ready grpc=%s\n", address);
-    if (o->ready_fd < 0) return;
-    if (write((int)o->ready_fd, line, (size_t)bytes) != bytes)
-        log_write(LOG_WARN, NULL, "ready.unheard", "--ready-fd %lld: %s", (long long)o->ready_fd,
-                  strerror(errno));
-    close((int)o->ready_fd);
+/* To whoever started the process: `up` on the descriptor it gave, a user on stdout. kv: NULL for none. */
+static void say_ready(const cli_options *o, const char *address, const char *kv) {
+    char line[600];
+    int fd = o->ready_fd < 0 ? STDOUT_FILENO : (int)o->ready_fd;
+    int bytes = snprintf(line, sizeof line, "ready grpc=%s%s%s\n", address, kv ? " kv=" : "", kv ? kv : "");
+    if (write(fd, line, (size_t)bytes) != bytes)
+        log_write(LOG_WARN, NULL, "ready.unheard", "descriptor %d: %s", fd, strerror(errno));
+    if (fd != STDOUT_FILENO) close(fd);
 }
 
-/* ---- coordinator
- * ------------------------------------------------------------------------------------ */
+/* ---- coordinator ----------------------------------------------------------------------------- */
 
 static bool read_policy(const char *text, coord_prefill_policy *out) {
     static const char *const names[] = {[COORD_PREFILL_AUTO] = "auto",
@@ -132,14 +130,13 @@ static cli_exit coordinator(const cli_options *o, const char *const *words, int 
     while (!stop && (coord_service_ready(s, COORD_PREFILL) < o->expect_prefill ||
                      coord_service_ready(s, COORD_DECODE) < o->expect_decode))
         stop = asked_to_stop(5);
-    if (!stop) say_ready(o, coord_service_address(s));
+    if (!stop) say_ready(o, coord_service_address(s), NULL);
     if (!stop) asked_to_stop(-1);
     coord_service_close(s, (int)o->grace_ms);
     return CLI_OK;
 }
 
-/* ---- nodes
- * ------------------------------------------------------------------------------------------ */
+/* ---- nodes ----------------------------------------------------------------------------------- */
 
 /* Loading that takes long is said on a terminal, a line a quarter second. */
 typedef struct progress {
@@ -185,7 +182,7 @@ static cli_exit serve_node(const cli_options *o, const char *role) {
     cli_client_hold_signals();
     if (node_process_open(&options, services, 2, &p, &err) != ST_OK)
         return cli_complain(CLI_FAILED, "%s", err.text);
-    say_ready(o, node_process_address(p));
+    say_ready(o, node_process_address(p), node_process_kv_address(p));
     asked_to_stop(-1);
     node_process_close(p, (int)o->grace_ms);
     return CLI_OK;

@@ -85,8 +85,7 @@ typedef struct supervisor {
     char **environment;
 } supervisor;
 
-/* ---- ports
- * -------------------------------------------------------------------------------------------- */
+/* ---- ports ----------------------------------------------------------------------------------- */
 
 /* Keeps a port of host:port (0: a free one) and writes the address with the port taken. */
 static status reserve(const char *listen, child *c, error *err) {
@@ -121,8 +120,7 @@ static status reserve(const char *listen, child *c, error *err) {
     return st;
 }
 
-/* ---- children
- * ------------------------------------------------------------------------------------------ */
+/* ---- children -------------------------------------------------------------------------------- */
 
 typedef struct arguments {
     char *at[ARGS_MAX];
@@ -269,8 +267,7 @@ static void reap(supervisor *u) {
             if (u->children[i].pid == pid) mourn(u, &u->children[i], how);
 }
 
-/* ---- readiness
- * ------------------------------------------------------------------------------------------ */
+/* ---- readiness ------------------------------------------------------------------------------- */
 
 static void hear(supervisor *u) {
     ssize_t n = read(u->ready, u->line + u->line_bytes, sizeof u->line - 1 - u->line_bytes);
@@ -287,8 +284,7 @@ static void hear(supervisor *u) {
     u->state = UP_RUNNING;
 }
 
-/* ---- the end
- * --------------------------------------------------------------------------------------------- */
+/* ---- the end --------------------------------------------------------------------------------- */
 
 static void signal_children(const supervisor *u, int first, int end, int which) {
     for (int i = first; i < end; i++)
@@ -369,8 +365,7 @@ static cli_exit supervise(supervisor *u) {
                : CLI_OK;
 }
 
-/* ---- setting up
- * -------------------------------------------------------------------------------------------- */
+/* ---- setting up ------------------------------------------------------------------------------ */
 
 static status add_child(supervisor *u, const char *role, int64_t number, const char *listen,
                         error *err) {

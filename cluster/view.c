@@ -114,8 +114,7 @@ const Baton__Node__V1__NodeState *cluster_view_state(const cluster_view *v, int 
     return v->nodes[node]->state;
 }
 
-/* ---- memory of messages
- * -------------------------------------------------------------------------- */
+/* ---- memory of messages ---------------------------------------------------------------------- */
 
 static void *message_alloc(void *ctx, size_t bytes) {
     (void)ctx;
@@ -158,8 +157,7 @@ static void free_if_over(cluster_view *v) {
     mem_free(v);
 }
 
-/* ---- a node's stream
- * ------------------------------------------------------------------------------ */
+/* ---- a node's stream ------------------------------------------------------------------------- */
 
 static void lose(watched *n, const char *why) {
     if (!n->alive) return;
@@ -254,8 +252,7 @@ static void watch(void *arg) {
     set_timer(n, (int64_t)v->heartbeat_ms * CLUSTER_HEARTBEATS_MISSED, heartbeat_due);
 }
 
-/* ---- registry
- * -------------------------------------------------------------------------------------- */
+/* ---- registry -------------------------------------------------------------------------------- */
 
 static watched *find(cluster_view *v, const char *address) {
     for (int i = 0; i < v->count; i++)

@@ -111,8 +111,7 @@ static status take_prompt(const coord_model *m, const Baton__V1__GenerateRequest
     return ST_OK;
 }
 
-/* ---- the rest
- * ------------------------------------------------------------------------------------- */
+/* ---- the rest -------------------------------------------------------------------------------- */
 
 static status take_sampling(const coord_model *m, const Baton__V1__GenerateRequest *r, arena *a,
                             coord_job *out, error *err) {

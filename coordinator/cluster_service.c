@@ -30,8 +30,7 @@ const rpc_method coord_cluster_methods[] = {
 const int coord_cluster_methods_count =
     sizeof coord_cluster_methods / sizeof *coord_cluster_methods;
 
-/* ---- a node as a message
- * --------------------------------------------------------------------------- */
+/* ---- a node as a message --------------------------------------------------------------------- */
 
 static char *text_of(const char *text) { return (char *)(uintptr_t)text; }
 
@@ -157,8 +156,7 @@ static Baton__V1__TopologyResult *describe_all(const coord_service *s, arena *a)
     return t;
 }
 
-/* ---- topology
- * ------------------------------------------------------------------------------------- */
+/* ---- topology -------------------------------------------------------------------------------- */
 
 static status send_topology(coord_service *s, rpc_call *call) {
     if (s->closed) return ST_PEER_LOST;
@@ -254,8 +252,7 @@ void coord_cluster_close(coord_service *s) {
         end_watcher(w, ST_PEER_LOST, "the coordinator was shut down");
 }
 
-/* ---- orders
- * --------------------------------------------------------------------------------------- */
+/* ---- orders ---------------------------------------------------------------------------------- */
 
 static const rpc_method control_method = {
     .path = "/baton.node.v1.Node/Control",

@@ -114,7 +114,7 @@ typedef struct coord_action {
                  const char *kv_address; int32_t skip, send_end; } prefill;
         /* index as in the events; borrowed until the next step. */
         struct { int32_t index; const int32_t *tokens; int32_t count; } emit;
-        struct { status st; int32_t reason; int64_t retry_after_ms; int32_t attempts;
+        struct { status st; int32_t reason; int64_t retry_after_ms; int32_t attempts;   /* retry_after_ms: -1: no hint */
                  const char *text; } finish;   /* text: for the client, NULL when ST_OK */
     };
 } coord_action;

@@ -35,7 +35,7 @@ typedef struct coord_seat {
 } coord_seat;
 
 /* One allocation: the struct, its tokens and its id. Born in coord_request_submit(), forgotten in
- * coord_request_finish(), freed at the start of the next step because actions point into it. */
+ * coord_core_forget(), freed at the start of the next step because actions point into it. */
 struct coord_request {
     uint64_t number;
     const char *id;

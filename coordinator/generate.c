@@ -27,8 +27,7 @@ METRIC(requests_failed, "baton_requests_finished_total", "status=\"failed\"", ME
        "Generate calls ended, by status");
 METRIC(tokens_total, "baton_tokens_total", NULL, METRIC_COUNTER, "answer tokens given to clients");
 
-/* ---- birth and death
- * ----------------------------------------------------------------------------- */
+/* ---- birth and death ------------------------------------------------------------------------- */
 
 /* Branch 0 keeps the seed, so that n = 1 is the n = 2 answer's first. */
 static uint64_t branch_seed(uint64_t seed, int32_t index) {
@@ -160,8 +159,7 @@ void coord_generate_once_on_request(rpc_call *call, const ProtobufCMessage *requ
     on_request(call, request, ctx, true);
 }
 
-/* ---- messages to the client
- * ------------------------------------------------------------------------ */
+/* ---- messages to the client ------------------------------------------------------------------ */
 
 static double span_ms(int64_t from_us, int64_t to_us) {
     return from_us > 0 && to_us > from_us ? (double)(to_us - from_us) / 1000 : 0;
@@ -279,8 +277,7 @@ static void end(coord_client *c) {
     rpc_call_finish(c->call, c->st, c->st == ST_OK ? NULL : c->text, c->retry_after_ms);
 }
 
-/* ---- the core's actions
- * ---------------------------------------------------------------------------- */
+/* ---- the core's actions ---------------------------------------------------------------------- */
 
 static const Baton__Node__V1__Token *info_at(const coord_branch *b, int32_t index) {
     for (size_t i = 0; i < b->heard_count; i++)

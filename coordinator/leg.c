@@ -164,8 +164,7 @@ static void on_end(rpc_stream *s, status st, const char *text, int64_t retry_aft
     mem_free(leg);
 }
 
-/* ---- requests
- * ------------------------------------------------------------------------------------ */
+/* ---- requests -------------------------------------------------------------------------------- */
 
 /* The decode node's own numerics and layout, so that a prefill node has to be its equal. */
 static void fill_pairing(const coord_branch *b, Baton__Node__V1__Pairing *p) {
@@ -248,8 +247,7 @@ static status start_prefill(coord_leg *leg, coord_branch *b, const coord_action 
                             &methods[LEG_PREFILL], &r.base, 0, false, events, leg, &leg->stream);
 }
 
-/* ---- life
- * ---------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static status start(coord_leg *leg, coord_branch *b, const coord_action *a) {
     static const rpc_stream_events events = {.on_message = on_message, .on_end = on_end};

@@ -5,9 +5,10 @@
  *   QUEUED     -> RESERVING    [coord_request_place]  a decode node has room: its Decode starts
  *   RESERVING  -> PREFILLING   [reserved]             pages are promised: Prefill starts elsewhere
  *   RESERVING  -> DECODING     [reserved]             nothing to send: the decode node computes alone
- *   PREFILLING -> MOVING       [first_token, sent]    the prompt is read, its last pages are moving
- *   any placed -> DECODING     [landed, tokens]       the decode node has what it will get
- *   any placed -> QUEUED       [retry]                a node failed or is full; emitted tokens are kept
+ *   PREFILLING -> MOVING       [prefill_event]        the prompt is read, its last pages are moving
+ *   any placed -> DECODING     [decode_event]         the decode node has what it will get
+ *   any placed -> QUEUED       [retry]                a node failed, is full or was lost (core.c, lose_node);
+ *                                                     emitted tokens are kept
  *   any        -> finished     [finish]               answered, canceled, too late, or given up
  *
  * Rules:
@@ -57,7 +58,8 @@ static void refuse(coord_core *c, const coord_event *e, status st, const char *t
     a->request = e->request;
     a->finish.st = st;
     a->finish.text = text;
-    if (st == ST_AGAIN) a->finish.retry_after_ms = coord_core_retry_after(c);
+    a->finish.retry_after_ms = -1;
+    if (st == ST_AGAIN || st == ST_NO_MEMORY) a->finish.retry_after_ms = coord_core_retry_after(c);
 }
 
 /* A bounded wait: with no place free right now the queue must have room. */
@@ -108,6 +110,7 @@ static void finish(coord_core *c, coord_request *r, status st, int32_t reason, c
     coord_action *a = coord_core_act(c, COORD_DO_FINISH, r, -1);
     a->finish.st = st;
     a->finish.reason = reason;
+    a->finish.retry_after_ms = -1;
     a->finish.attempts = r->attempt ? r->failures + 1 : 0;
     if (text && text != r->text) snprintf(r->text, sizeof r->text, "%s", text);
     a->finish.text = text ? r->text : NULL;

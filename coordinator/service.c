@@ -48,8 +48,7 @@ uint64_t coord_service_random(void) {
     return x;
 }
 
-/* ---- branches by number
- * -------------------------------------------------------------------------- */
+/* ---- branches by number ---------------------------------------------------------------------- */
 
 #undef uthash_nonfatal_oom
 #define uthash_nonfatal_oom(b) ((b)->number = 0)
@@ -71,8 +70,7 @@ void coord_service_leave(coord_service *s, coord_branch *b) {
     b->number = 0;
 }
 
-/* ---- steps
- * ---------------------------------------------------------------------------------------- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
 static void act(coord_service *s, const coord_action *a) {
     coord_branch *b = coord_service_branch(s, a->request);
@@ -195,8 +193,7 @@ void coord_service_feed(coord_service *s, const coord_event *e) {
     coord_service_settle(s);
 }
 
-/* ---- nodes
- * ---------------------------------------------------------------------------------------- */
+/* ---- nodes ----------------------------------------------------------------------------------- */
 
 static coord_role role_of(const Baton__Node__V1__NodeState *state) {
     return strcmp(state->role, "prefill") == 0  ? COORD_PREFILL
@@ -296,8 +293,7 @@ static void on_lost(void *ctx, int node, const char *why) {
     coord_cluster_changed(s);
 }
 
-/* ---- open
- * ----------------------------------------------------------------------------------------- */
+/* ---- open ------------------------------------------------------------------------------------ */
 
 static status copy_options(coord_service *s, const coord_options *o) {
     s->options = *o;
@@ -380,8 +376,7 @@ int coord_service_ready(const coord_service *s, coord_role role) {
     return __atomic_load_n(&s->ready[role], __ATOMIC_RELAXED);
 }
 
-/* ---- close
- * ---------------------------------------------------------------------------------------- */
+/* ---- close ----------------------------------------------------------------------------------- */
 
 /* Shared by the thread that closes and the loop. */
 typedef struct closer {

@@ -5,7 +5,7 @@
  *
  *   nothing held -> held       [eng_detok_push]   the bytes so far may still become a character
  *   held -> nothing held       [eng_detok_push]   complete: written; or impossible: U+FFFD is
- * written held -> nothing held       [eng_detok_end]    the text ends: U+FFFD
+ *   held -> nothing held       [eng_detok_end]    the text ends: U+FFFD
  *
  * One U+FFFD stands for one maximal subpart, as Unicode 3.9 recommends and as browsers, Python and
  * Rust do; so the pieces joined are the same text as all bytes decoded at once. */

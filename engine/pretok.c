@@ -5,9 +5,10 @@
  * that they mean what the Hugging Face matcher (Oniguruma) means by them:
  *   SPACE is White_Space: PCRE2's \s also has U+180E, which left that class in Unicode 6.3.
  *   LETTER and NUMBER are PCRE2's tables of the general categories L and N, brought to Unicode 16
- * by what was added since PCRE2 10.42, so that words do not depend on the library's age. smollm
- * first cuts at every digit and then applies GPT-2's pattern to what lies between; here that is one
- * pattern: a digit is a word, and a digit ends a run of blanks as the end of the text does.
+ *   by what was added since PCRE2 10.42, so that words do not depend on the library's age.
+ *
+ * smollm first cuts at every digit and then applies GPT-2's pattern to what lies between; here that is
+ * one pattern: a digit is a word, and a digit ends a run of blanks as the end of the text does.
  *
  * Every repeat that nothing later could want a character back from is possessive (++), so the
  * matcher neither backtracks nor needs a stack that grows with the text. */

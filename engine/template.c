@@ -1,14 +1,15 @@
 /* template.c -- a chat template: compiled once, rendered for each chat.
  *
  * A bounded subset of Jinja2, set up as Hugging Face sets it up for chat templates:
- *   statements   if elif else, for (several targets, if, else), set (a name, a namespace's
- * attribute), break, continue, {{ expression }}, {# comment #}, whitespace control expressions
- * strings, whole numbers, lists, dicts, true false none, names, .name [index] [a:b:c], or and not
- * == != < <= > >= in, + - * // % ~, a if b else c, filters, tests, methods functions namespace(),
- * range(), raise_exception() given        messages (role, content), add_generation_prompt,
- * bos_token, eos_token Whatever else a template names (tools, strftime_now, ...) is undefined. What
- * is not supported fails when it is reached, with its line and column: syntax at open, names at
- * rendering.
+ *   statements   if elif else, for (several targets, if, else), set (a name, a namespace's attribute),
+ *                break, continue, {{ expression }}, {# comment #}, whitespace control
+ *   expressions  strings, whole numbers, lists, dicts, true false none, names, .name [index] [a:b:c],
+ *                or and not == != < <= > >= in, + - * // % ~, a if b else c, filters, tests, methods
+ *   functions    namespace(), range(), raise_exception()
+ *   given        messages (role, content), add_generation_prompt, bos_token, eos_token
+ *
+ * Whatever else a template names (tools, strftime_now, ...) is undefined. What is not supported fails
+ * when it is reached, with its line and column: syntax at open, names at rendering.
  *
  * A template comes with a model from anywhere. It can neither call out nor run away: nesting,
  * steps, memory and output are bounded (template.h). It is read-only after open: threads may share

@@ -13,8 +13,7 @@ enum { VARIABLES_MAX = 1024, ARGUMENTS_MAX = 8 };
 static status eval(eng_run *r, const eng_node *n, eng_value *out);
 static status exec(eng_run *r, const eng_node *first, eng_builder *out);
 
-/* ---- variables
- * ---------------------------------------------------------------------------------------- */
+/* ---- variables ------------------------------------------------------------------------------- */
 
 static eng_value variable_get(const eng_run *r, int name) {
     for (int i = r->variables_count - 1; i >= 0; i--)
@@ -130,8 +129,7 @@ static status applied(eng_run *r, const eng_node *n, eng_value *out) {
     return ST_OK;
 }
 
-/* ---- operators
- * -------------------------------------------------------------------------------------------- */
+/* ---- operators ------------------------------------------------------------------------------- */
 
 static status compare_one(eng_run *r, const eng_node *op, const eng_value *a, const eng_value *b,
                           bool *yes) {
@@ -264,8 +262,7 @@ static status joined(eng_run *r, const eng_node *n, eng_value *out) {
     return ST_OK;
 }
 
-/* ---- expressions
- * -------------------------------------------------------------------------------------------- */
+/* ---- expressions ----------------------------------------------------------------------------- */
 
 static status list(eng_run *r, const eng_node *n, eng_value *out) {
     int64_t count = 0;
@@ -374,8 +371,7 @@ static status eval(eng_run *r, const eng_node *n, eng_value *out) {
     }
 }
 
-/* ---- statements
- * --------------------------------------------------------------------------------------------- */
+/* ---- statements ------------------------------------------------------------------------------ */
 
 static status print(eng_run *r, const eng_node *n, eng_builder *out) {
     eng_value v, text;
@@ -499,8 +495,7 @@ static status exec(eng_run *r, const eng_node *first, eng_builder *out) {
     return ST_OK;
 }
 
-/* ---- from outside
- * -------------------------------------------------------------------------------------------- */
+/* ---- from outside ---------------------------------------------------------------------------- */
 
 static status messages_value(eng_run *r, const eng_message *messages, int count, eng_value *out) {
     static const eng_node nowhere;

@@ -72,8 +72,7 @@ static void skip_blanks(lexer *x) {
     while (x->at < x->bytes && is_blank(x->source[x->at])) x->at++;
 }
 
-/* ---- strings
- * ------------------------------------------------------------------------------------- */
+/* ---- strings --------------------------------------------------------------------------------- */
 
 static char *point_write(char *out, uint32_t c) {
     if (c < 0x80) {
@@ -152,8 +151,7 @@ static status string_lex(lexer *x) {
     return push(x, (eng_token){ENG_TK_STRING, (uint32_t)at, text, (size_t)(out - text), 0});
 }
 
-/* ---- inside tags
- * ----------------------------------------------------------------------------------- */
+/* ---- inside tags ----------------------------------------------------------------------------- */
 
 static status int_lex(lexer *x) {
     size_t at = x->at;
@@ -244,8 +242,7 @@ static status comment_lex(lexer *x) {
     return LEX_FAIL(x, began, "a comment that does not end");
 }
 
-/* ---- outside tags
- * ---------------------------------------------------------------------------------- */
+/* ---- outside tags ---------------------------------------------------------------------------- */
 
 /* The text up to the tag at tag_at (or the end), less what the tag's whitespace control takes. */
 static status text_lex(lexer *x, size_t tag_at) {

@@ -35,8 +35,7 @@ static eng_value part(const char *text, size_t bytes) {
     return (eng_value){.kind = ENG_V_STRING, .text = text, .bytes = bytes};
 }
 
-/* ---- strip, trim
- * --------------------------------------------------------------------------------------- */
+/* ---- strip, trim ----------------------------------------------------------------------------- */
 
 static bool is_space(utf8proc_int32_t c) { /* Python's str.isspace() */
     return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 ||
@@ -128,8 +127,7 @@ static status do_capitalize(const call *c, const eng_value *v, eng_value *out) {
     return change_case(c, v, utf8proc_totitle, utf8proc_tolower, out);
 }
 
-/* ---- parts of strings
- * ---------------------------------------------------------------------------------- */
+/* ---- parts of strings ------------------------------------------------------------------------ */
 
 static status do_startswith(const call *c, const eng_value *v, eng_value *out) {
     TRY(need_string(c, v));
@@ -200,8 +198,7 @@ static status do_replace(const call *c, const eng_value *v, eng_value *out) {
     return ST_OK;
 }
 
-/* ---- lists and dicts
- * ------------------------------------------------------------------------------------- */
+/* ---- lists and dicts ------------------------------------------------------------------------- */
 
 static status do_items(const call *c, const eng_value *v, eng_value *out) {
     if (v->kind != ENG_V_DICT) return OP_FAIL(c, "items needs a dict");
@@ -285,8 +282,7 @@ static status do_join(const call *c, const eng_value *v, eng_value *out) {
     return ST_OK;
 }
 
-/* ---- the rest
- * ---------------------------------------------------------------------------------------------- */
+/* ---- the rest -------------------------------------------------------------------------------- */
 
 static status do_default(const call *c, const eng_value *v, eng_value *out) {
     bool absent = v->kind == ENG_V_UNDEFINED ||

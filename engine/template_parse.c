@@ -156,8 +156,7 @@ static int name_index(parser *p, const eng_token *t) {
     return u->names_count++;
 }
 
-/* ---- primary expressions
- * --------------------------------------------------------------------------- */
+/* ---- primary expressions --------------------------------------------------------------------- */
 
 static eng_node *constant(parser *p, eng_node_kind kind, uint32_t at, int64_t number) {
     eng_node *n = make(p, kind, at);
@@ -272,8 +271,7 @@ static eng_node *primary(parser *p) {
     return unexpected(p, "an expression");
 }
 
-/* ---- what follows a primary
- * --------------------------------------------------------------------------- */
+/* ---- what follows a primary ------------------------------------------------------------------ */
 
 /* One bound of a slice; absent: *out is NULL. */
 static bool bound(parser *p, eng_node **out) {
@@ -384,8 +382,7 @@ static eng_node *unary(parser *p, bool filtered) {
     return n;
 }
 
-/* ---- operators, tightest first
- * ----------------------------------------------------------------------- */
+/* ---- operators, tightest first --------------------------------------------------------------- */
 
 static eng_node *product(parser *p) {
     eng_node *n = unary(p, true);
@@ -491,8 +488,7 @@ static eng_node *choice(parser *p) {
     return n;
 }
 
-/* ---- statements
- * ------------------------------------------------------------------------------------ */
+/* ---- statements ------------------------------------------------------------------------------ */
 
 static bool tag_end(parser *p) { return expect(p, ENG_TK_TAG_END, "'%}'"); }
 

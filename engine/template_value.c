@@ -99,8 +99,7 @@ status eng_value_string(eng_run *r, const eng_node *n, const eng_value *v, eng_v
     }
 }
 
-/* ---- comparing
- * ---------------------------------------------------------------------------------------- */
+/* ---- comparing ------------------------------------------------------------------------------- */
 
 static bool is_number(const eng_value *v) { return v->kind == ENG_V_BOOL || v->kind == ENG_V_INT; }
 
@@ -176,8 +175,7 @@ status eng_value_in(eng_run *r, const eng_node *n, const eng_value *item, const 
     }
 }
 
-/* ---- lists and dicts
- * ----------------------------------------------------------------------------------- */
+/* ---- lists and dicts ------------------------------------------------------------------------- */
 
 status eng_value_list(eng_run *r, const eng_node *n, int64_t count, eng_value *out) {
     void *list, *items;
@@ -251,8 +249,7 @@ status eng_value_items(eng_run *r, const eng_node *n, const eng_value *of, eng_l
     }
 }
 
-/* ---- subscripts and slices
- * ------------------------------------------------------------------------------ */
+/* ---- subscripts and slices ------------------------------------------------------------------- */
 
 /* Bytes of the character at text, never past the end. */
 static size_t character(const char *text, size_t bytes) {

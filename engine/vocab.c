@@ -43,8 +43,7 @@ void eng_vocab_close(eng_vocab *v) {
     mem_free(v);
 }
 
-/* ---- asking
- * --------------------------------------------------------------------------------------- */
+/* ---- asking ---------------------------------------------------------------------------------- */
 
 static size_t token_length(const eng_vocab *v, int32_t t) { return v->start[t + 1] - v->start[t]; }
 static bool is_token(const eng_vocab *v, int32_t t) { return t >= 0 && t < v->count; }
@@ -71,8 +70,7 @@ const char *eng_vocab_bytes(const eng_vocab *v, int32_t token, size_t *bytes) {
 /* Three bytes before the token may be held; each byte that is no character becomes three. */
 size_t eng_detok_max(const eng_vocab *v) { return 3 * (v->bytes_max + 3); }
 
-/* ---- lookup
- * --------------------------------------------------------------------------------------- */
+/* ---- lookup ---------------------------------------------------------------------------------- */
 
 static uint32_t word_hash(const char *text, size_t bytes) {
     uint32_t h = 2166136261u; /* FNV-1a: tokens are short */
@@ -97,8 +95,7 @@ uint32_t eng_vocab_pair_slot(const eng_vocab *v, int32_t left, int32_t right) {
     return at;
 }
 
-/* ---- text to tokens
- * -------------------------------------------------------------------------------- */
+/* ---- text to tokens -------------------------------------------------------------------------- */
 
 /* A word while it is merged: nodes in a list over its bytes. A node that was merged into its left
  * neighbour has token -1. */

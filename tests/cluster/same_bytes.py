@@ -12,7 +12,7 @@ import concurrent.futures, os, signal, sys, threading, time
 from harness import *
 
 SAMPLED = dict(temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.1, frequency_penalty=0.2, seed=7)
-MAX_TOKENS = 24
+MAX_TOKENS = 16
 
 PROMPTS = {
     'short': 'The capital of France is',
@@ -70,7 +70,8 @@ def among_others(cluster, checker, where):
 
 def partly_cached(cluster, checker, where):
     """The cache holds another answer to the first half of the prompt."""
-    for name, prompt in PROMPTS.items():
+    for name in ('middle', 'long'):
+        prompt = PROMPTS[name]
         cluster.generate(request(prompt[:len(prompt) // 2] + ' and then', max_tokens=4))
         tokens, _, finish = cluster.generate(request(prompt, max_tokens=MAX_TOKENS))
         checker.check(name, 'greedy', where, tokens)

@@ -108,8 +108,7 @@ static void test_bad_text(void **state) {
     eng_vocab_close(v);
 }
 
-/* ---- files that are refused: one builder a fault
- * ----------------------------------------------------- */
+/* ---- files that are refused: one builder a fault --------------------------------------------- */
 
 static void begin(const char *model, const char *pre) {
     vocab_file_begin(&file);
@@ -223,8 +222,7 @@ static void test_bad_files(void **state) {
     }
 }
 
-/* ---- merging
- * ------------------------------------------------------------------------------------------- */
+/* ---- merging --------------------------------------------------------------------------------- */
 
 /* The definition: as long as a pair has a rank, the leftmost of the lowest becomes one. */
 static int32_t merge_plainly(const eng_vocab *v, int32_t *t, int32_t count) {
@@ -294,8 +292,7 @@ static void test_long_words(void **state) {
     }
 }
 
-/* ---- memory
- * ---------------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static status open_and_tokenize(const eng_gguf *g, error *err) {
     static const char text[] = "the thing <|end|> in the \xC3\xA9 theing "
