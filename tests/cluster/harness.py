@@ -131,6 +131,18 @@ def collect(stream, sink=None):
     return tokens, text, finish
 
 
+def busy_node(cluster, role, seconds=10):
+    """The node that works for the one request there is."""
+    found = []
+
+    def look():
+        found[:] = [n for n in cluster.nodes(role) if n.running + n.waiting + n.pages.pinned > 0]
+        return found
+
+    wait_until(look, seconds, f'a {role} node is busy')
+    return found[0]
+
+
 def request(prompt=None, tokens=None, max_tokens=32, ignore_eos=True, request_id='', **sampling):
     r = pb.GenerateRequest(max_tokens=max_tokens, ignore_eos=ignore_eos, request_id=request_id,
                            sampling=pb.Sampling(**sampling))

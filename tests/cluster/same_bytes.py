@@ -77,18 +77,6 @@ def partly_cached(cluster, checker, where):
         checker.check(name, 'greedy', where, tokens)
 
 
-def busy_node(cluster, role):
-    """The node that works for the one request there is."""
-    found = []
-
-    def look():
-        found[:] = [n for n in cluster.nodes(role) if n.running + n.waiting + n.pages.pinned > 0]
-        return found
-
-    wait_until(look, 10, f'a {role} node is busy')
-    return found[0]
-
-
 def all_back(cluster, killed):
     wait_until(lambda: all(n.state == 'ready' for n in cluster.nodes()) and
                cluster.node(killed.id).pid != killed.pid, 20, f'{killed.id} is back')
@@ -99,18 +87,30 @@ def killed_decode(cluster, checker, after, answer_tokens):
     for name, (way, sampling) in zip(('middle', 'short'), WAYS):
         asked = request(PROMPTS[name], max_tokens=answer_tokens, **sampling)
         checker.check(name, way + ', long answer', 'nobody killed', cluster.generate(asked)[0])
-        killed = []
 
-        def kill(tokens):
-            if len(tokens) >= after and not killed:
-                killed.append(busy_node(cluster, 'decode'))
+        def attempt():
+            """True if the kill came before the answer was complete."""
+            killed = []
+
+            def kill(tokens):
+                if len(tokens) < after or killed:
+                    return
+                try:
+                    killed.append(busy_node(cluster, 'decode', 1))
+                except AssertionError:
+                    killed.append(None)
+                    return
                 os.kill(killed[0].pid, signal.SIGKILL)
                 wait_until(lambda: not alive(killed[0].pid), 5, 'the killed process is gone')
 
-        tokens, _, finish = collect(cluster.inference.Generate(asked, timeout=120), kill)
-        assert killed and finish.attempts > 1, f'the kill after {after} tokens did not hit: {finish.attempts} attempt'
-        checker.check(name, way + ', long answer', f'decode node killed after {after}', tokens)
-        all_back(cluster, killed[0])
+            tokens, _, finish = collect(cluster.inference.Generate(asked, timeout=120), kill)
+            checker.check(name, way + ', long answer', f'decode node killed after {after}', tokens)
+            if killed[0]:
+                all_back(cluster, killed[0])
+            return finish.attempts > 1
+
+        # A fault that did not fire proves nothing; on a fast model the answer may be complete before it does.
+        assert any(attempt() for _ in range(6)), f'no kill after {after} tokens hit its answer'
 
 
 def killed_prefill(cluster, checker):

@@ -7,17 +7,17 @@ from harness import *
 
 
 def stopped_while_decoding(cluster):
-    want, _, _ = cluster.generate(request(long_text(600), max_tokens=60))
+    want, _, _ = cluster.generate(request(long_text(600), max_tokens=120))
     stopped = []
 
     def stop(tokens):
         if len(tokens) >= 8 and not stopped:
-            busy = next(n for n in cluster.nodes('decode') if n.running)
+            busy = busy_node(cluster, 'decode')
             os.kill(busy.pid, signal.SIGSTOP)
             wait_until(lambda: process_state(busy.pid) == 'T', 2, 'the node is stopped')
             stopped.append(busy)
 
-    stream = cluster.inference.Generate(request(long_text(600), max_tokens=60), timeout=60)
+    stream = cluster.inference.Generate(request(long_text(600), max_tokens=120), timeout=60)
     tokens, _, finish = collect(stream, stop)
     assert stopped and finish.attempts == 2, finish
     assert tokens == want, 'other tokens after the failover'
