@@ -29,7 +29,7 @@ def cancel_one(cluster, seed):
 
 def main():
     args = arguments(count=2000)
-    flags = ['--prefill', 1, '--decode', 2, '--prefill-policy', 'remote', '--chunk', 64, '--kv-pages', 600]
+    flags = ['--prefill', 1, '--decode', 2, '--prefill-policy', 'remote', '--chunk', 64, '--kv-pages', 600, '--sequences', 8]  # 16 seats for 24 clients: some wait
     with Cluster(args, *flags) as cluster:
         with concurrent.futures.ThreadPoolExecutor(24) as pool:
             list(pool.map(lambda i: cancel_one(cluster, i), range(100)))
