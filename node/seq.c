@@ -2,7 +2,8 @@
  *
  * Rules
  *   1. s->blocks[0, blocks_count) are pages of the pool with one pin each, taken by node_seq_take() and
- *      node_seq_grow(), given by node_seq_give() and nowhere else.
+ *      node_seq_grow(), given by node_seq_give() and nowhere else (a
+ *      node_seq_take() that fails gives back what it took itself).
  *   2. Pages found in the prefix index are shared: they hold only tokens below `ready` and are never
  *      written. A page that agrees in part is copied, and the copy is written: copy on write.
  *   3. What another thread may still write (a transfer landing) or read (a transfer leaving) is not given
