@@ -25,7 +25,7 @@ typedef struct cli_options {
     int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
     const char *seed;
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-    bool prefix_cache, json, ignore_eos, chat, markdown, special;
+    bool prefix_cache, json, ignore_eos, chat, special;
 } cli_options;
 
 typedef struct cli_command {

@@ -22,7 +22,6 @@ struct rpc_channel {
     grpc_channel *grpc;
     rpc_stream *streams;
     bool closed;
-    char address[RPC_HOST_MAX + 16];
 };
 
 /* On its channel's loop, from rpc_stream_start() until on_end returned. */
@@ -60,7 +59,6 @@ status rpc_channel_open(rpc_loop *l, const char *address, rpc_channel **out, err
     rpc_channel *c = mem_zalloc(1, sizeof *c);
     if (!c) return error_set(err, ST_NO_MEMORY, "no memory for a channel to %.100s", address);
     c->loop = l;
-    snprintf(c->address, sizeof c->address, "%s", address);
     write_target(target, sizeof target, host, port);
     grpc_channel_credentials *credentials = rpc_options_channel_credentials();
     c->grpc = grpc_channel_create(target, credentials, rpc_options_client());
@@ -69,8 +67,6 @@ status rpc_channel_open(rpc_loop *l, const char *address, rpc_channel **out, err
     *out = c;
     return ST_OK;
 }
-
-const char *rpc_channel_address(const rpc_channel *c) { return c->address; }
 
 static void free_if_idle(rpc_channel *c) {
     if (!c->closed || c->streams) return;

@@ -123,7 +123,6 @@ typedef struct rpc_stream rpc_stream;    /* one call made */
  * seconds, also while a call is quiet. */
 status rpc_channel_open(rpc_loop *l, const char *address, rpc_channel **out, error *err);
 void rpc_channel_close(rpc_channel *c);  /* its streams are canceled; on_end still comes */
-const char *rpc_channel_address(const rpc_channel *c);
 
 typedef struct rpc_stream_events {
     /* message is borrowed until return. */
