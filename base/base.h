@@ -17,6 +17,7 @@ extern "C" {
 
 /* ---- status: one closed list for the whole cluster, grouped by what breaks -------------------- */
 
+/* The order is on the wire (`code` in kvtransfer/frame.c): a new row goes to the end. */
 /*       name                text                      gRPC code (grpc/status.h)                    */
 #define STATUS_LIST(X)                                                                              \
     /* nothing broke */                                                                             \
@@ -173,12 +174,15 @@ typedef enum config_kind { CONFIG_TEXT, CONFIG_INT, CONFIG_REAL, CONFIG_SWITCH }
 typedef struct config_row {
     const char *name;            /* "kv-pages" */
     config_kind kind;
-    size_t offset;               /* in the struct: const char *, int64_t, double or bool */
+    size_t offset;               /* of a const char *, int64_t, double or bool: by CONFIG_AT */
     const char *fallback;        /* default as text; NULL: unset (text NULL, numbers 0, switch off) */
     double min, max;             /* numbers: accepted range, both 0: any */
     const char *value_name;      /* "FILE", "N"; NULL for a switch */
     const char *help;
 } config_row;
+
+/* offsetof for a row; compiles only for a field of that type, since values are stored through a cast. */
+#define CONFIG_AT(type, in, field) _Generic(((in *)0)->field, type: offsetof(in, field))
 
 /* Reads argv[1..] into *out by the rows; words that are no flags go to rest[] (at most rest_max).
  * Text values point into argv, the environment or arena. A row may not be repeated on the command

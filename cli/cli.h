@@ -39,13 +39,13 @@ typedef struct cli_command {
 } cli_command;
 
 #define CLI_TEXT(name, field, fallback, value, help) \
-    {name, CONFIG_TEXT, offsetof(cli_options, field), fallback, 0, 0, value, help}
+    {name, CONFIG_TEXT, CONFIG_AT(const char *, cli_options, field), fallback, 0, 0, value, help}
 #define CLI_INT(name, field, fallback, min, max, value, help) \
-    {name, CONFIG_INT, offsetof(cli_options, field), fallback, min, max, value, help}
+    {name, CONFIG_INT, CONFIG_AT(int64_t, cli_options, field), fallback, min, max, value, help}
 #define CLI_REAL(name, field, fallback, value, help) \
-    {name, CONFIG_REAL, offsetof(cli_options, field), fallback, 0, 0, value, help}
+    {name, CONFIG_REAL, CONFIG_AT(double, cli_options, field), fallback, 0, 0, value, help}
 #define CLI_SWITCH(name, field, fallback, help) \
-    {name, CONFIG_SWITCH, offsetof(cli_options, field), fallback, 0, 0, NULL, help}
+    {name, CONFIG_SWITCH, CONFIG_AT(bool, cli_options, field), fallback, 0, 0, NULL, help}
 
 /* Rows that several commands have. */
 #define CLI_MODEL CLI_TEXT("model", model, NULL, "FILE", "model file, GGUF")

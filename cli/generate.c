@@ -201,7 +201,7 @@ static status fill_request(const cli_options *o, arena *a, request_message *m, e
 
 enum { ANSWERS_MAX = 16 };
 
-/* An answer in JSON as it grows: DESIGN section 9 names the keys. */
+/* An answer in JSON as it grows: open_answer() and on_chunk() set its keys. */
 typedef struct answers {
     bool stream; /* print text as it comes */
     bool started;

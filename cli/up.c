@@ -133,7 +133,9 @@ static void add(arguments *a, const char *word) {
     a->at[a->count++] = (char *)(uintptr_t)word;
 }
 
+/* NULL, the value of a text flag that nobody gave, would end the child's argv: it gets no flag. */
 static void add_text(arguments *a, const char *flag, const char *value) {
+    if (!value) return;
     add(a, flag);
     add(a, value);
 }

@@ -9,6 +9,7 @@
  *   any placed -> DECODING     [decode_event]         the decode node has what it will get
  *   any placed -> QUEUED       [retry]                a node failed, is full or was lost (core.c, lose_node);
  *                                                     emitted tokens are kept
+ *   QUEUED stays QUEUED        while no decode node serves: until one does, or the deadline passes
  *   any        -> finished     [finish]               answered, canceled, too late, or given up
  *
  * Rules:

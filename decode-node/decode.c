@@ -7,7 +7,9 @@
  *               |     +--------------^        |          stop        |
  *               |         preempt             +----------+-----------+--> ENDING --landed--> end
  *               +--> PROMISED
+ *               +--> end
  *
+ *   (request) -> end              [admit], [promise]  already complete, no room, or no promise
  *   (request) -> RUNNING          [admit]     few tokens are uncached: they are computed here
  *   (request) -> PROMISED         [admit]     room for the others was promised under a ticket
  *   PROMISED  -> LANDING          [landing]   the first frame has come

@@ -299,6 +299,15 @@ static status read_alignment(reader *r) {
     return ST_OK;
 }
 
+/* "F32, F16, ...": the types that are read, for an error. */
+static const char *types_read(char out[400]) {
+    size_t used = 0;
+    for (uint32_t i = 0; i < TENSOR_TYPES; i++)
+        if (tensor_types[i].block)
+            used += (size_t)snprintf(out + used, 400 - used, "%s%s", used ? ", " : "", tensor_types[i].name);
+    return out;
+}
+
 /* Dimensions and what their product needs in bytes. */
 static status read_tensor_shape(reader *r, eng_tensor *t) {
     uint32_t dims, type;
@@ -317,8 +326,9 @@ static status read_tensor_shape(reader *r, eng_tensor *t) {
     t->dims = (int)dims;
     TRY(read_u32(r, &type, "type of a tensor"));
     if (type >= TENSOR_TYPES || !tensor_types[type].block)
-        return BAD(r, "tensor %s has type %u (%s), expected F32, F16, BF16, Q8_0, Q4_0 or Q4_1", t->name,
-                   type, type < TENSOR_TYPES && tensor_types[type].name ? tensor_types[type].name : "unknown");
+        return BAD(r, "tensor %s has type %u (%s), expected %s", t->name, type,
+                   type < TENSOR_TYPES && tensor_types[type].name ? tensor_types[type].name : "unknown",
+                   types_read((char[400]){0}));
     if (t->dim[0] % tensor_types[type].block)
         return BAD(r, "tensor %s has rows of %lld, expected a multiple of %u for %s", t->name,
                    (long long)t->dim[0], tensor_types[type].block, tensor_types[type].name);

@@ -11,7 +11,8 @@
  *   CACHED   -> PROMISED, RUNNING    [eng_pool_take]         evicted: it leaves the index first
  *   CACHED   -> RUNNING              [eng_pool_match]        found and pinned, content kept
  *   PROMISED -> LANDING, RUNNING     [eng_pool_mark]         first frame; or computed here after all
- *   LANDING  -> RUNNING              [eng_pool_mark]         every frame is there
+ *   LANDING  -> RUNNING              [eng_pool_mark]         the transfer is over, however it went; what is
+ *                                                          missing is computed here
  *   RUNNING <-> SENDING              [eng_pool_mark]         a receiver reads it; it has it
  *   pinned   -> CACHED or FREE       [eng_pool_give]         the last pin
  *   CACHED   -> FREE                 [eng_pool_clear_cache]

@@ -1,6 +1,7 @@
 /* frame.c -- the 64 bytes in front of everything that travels.
  *
- * All numbers are little endian; `box` numbers are elements of the promise's own coordinates.
+ * All numbers are little endian; a box's numbers are layers, kv heads and token
+ * positions of the whole sequence, each counted from 0.
  *
  *   at  bytes  field
  *    0    4    magic "BKV1"
@@ -15,8 +16,8 @@
  *   32    4    heads
  *   36    4    token_first
  *   40    4    tokens
- *   44    4    type
- *   48    4    code
+ *   44    4    type            DATA: of an element, as promised; nodes say eng_kv_type: 0 f32, 1 f16
+ *   48    4    code            ABORT, ACK: a status, by its index in STATUS_LIST (base.h)
  *   52    4    payload_bytes   DATA: 1..KVT_PAYLOAD_MAX, HELLO: 0..KVT_PAIRING_MAX, others: 0
  *   56    4    payload_crc     CRC32C of the payload that follows
  *   60    4    header_crc      CRC32C of bytes 0..59
@@ -27,7 +28,8 @@
  *   -> HELLO, <- HELLO                once per link; nothing else is sent before both agree
  *   -> DATA ... DATA END  <- ACK      code ST_OK, or ST_CORRUPT when rows were missing
  *   -> DATA ABORT         <- ACK      code ST_CANCELED
- *   -> DATA               <- ACK      code ST_PEER_STALE or ST_BAD_INPUT when refused
+ *   -> DATA or END        <- ACK      code ST_PEER_STALE or ST_BAD_INPUT when refused; once for a run of
+ *                                     DATA. A duplicate and the ABORT of what is unknown get no answer
  *
  * Here only syntax is decided; whether a box may land is promise.c's. */
 #include "kvtransfer/kvtransfer.h"

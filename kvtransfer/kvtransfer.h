@@ -38,7 +38,7 @@ typedef struct kvt_frame {
     uint32_t head_first, heads;
     uint32_t token_first, tokens;
     uint32_t type;               /* element type, opaque here */
-    uint32_t code;               /* ACK: status */
+    uint32_t code;               /* ABORT, ACK: status */
     uint32_t payload_bytes;
     uint32_t payload_crc;        /* CRC32C */
 } kvt_frame;
@@ -65,8 +65,8 @@ typedef enum kvt_verdict {
     KVT_SHORT,                   /* END, but some were missing: ends ST_CORRUPT on both sides */
     KVT_ABORTED,                 /* ABORT taken */
     KVT_DUPLICATE,               /* box (or part of it) has landed already: drop it */
-    KVT_REFUSE_TICKET,           /* nobody promised this */
-    KVT_REFUSE_EPOCH,            /* an older attempt: ST_PEER_STALE */
+    KVT_REFUSE_TICKET,           /* nobody promised this: ST_PEER_STALE */
+    KVT_REFUSE_EPOCH,            /* another epoch: ST_PEER_STALE */
     KVT_REFUSE_BOUNDS,           /* outside the promise */
     KVT_REFUSE_TYPE,             /* other element type or payload size */
     KVT_VERDICTS
@@ -111,7 +111,8 @@ typedef struct kvt_options {
     const char *listen;          /* "host:port", port 0: any; NULL: only sends */
     const char *pairing;         /* both ends must say the same (digest, numerics) in HELLO; at most
                                     KVT_PAIRING_MAX bytes; NULL: "" */
-    const char *transport;       /* NULL or "tcp"; unknown names are refused with the known ones */
+    const char *transport;       /* a name of kvt_transports (transport.c), NULL: the first; an unknown
+                                    one is refused with the known ones */
     int promises_max;            /* 0: 4096 */
 } kvt_options;
 

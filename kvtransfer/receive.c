@@ -7,8 +7,10 @@
  *
  *   OPEN -> ended  [kvt_receive_frame]     END (ST_OK, ST_CORRUPT) or ABORT (ST_CANCELED) came
  *   OPEN -> ended  [kvt_receive_corrupt]   payload damaged: ST_CORRUPT, the link goes too
- *   OPEN -> ended  [kvt_receive_link_lost] a link that carried its frames died: ST_PEER_LOST
+ *   OPEN -> ended  [kvt_receive_link_lost] a link that carried its frames died: ST_PEER_LOST; one that
+ *                                          had no frame yet waits for its lease
  *   OPEN -> ended  [kvt_receive_expire]    lease over: ST_DEADLINE
+ *   OPEN -> ended  [kvt_receive_close]     the node closes: ST_CANCELED
  *   OPEN -> REVOKED [kvt_revoke]           any thread: out of the table at once ...
  *   REVOKED -> ended [kvt_receive_revoked] ... and told on the node's thread: ST_CANCELED
  *

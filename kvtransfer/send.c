@@ -148,8 +148,8 @@ static void leave_turns(kvt_link *l, kvt_send *s) {
     s->ready = false;
 }
 
-/* The send's one end. A receiver that is still there is told to stop waiting, unless it said the last
- * word itself. Nothing is packed any more: what is staged on the link is a copy. */
+/* The send's one end. A receiver that is still there is told to stop waiting, but after ST_OK and
+ * ST_PEER_STALE: then it does not wait. Nothing is packed any more: what is staged on the link is a copy. */
 static void finish(kvt_send *s, status code, const char *why) {
     kvt_node *n = s->node;
     kvt_link *l = s->link;

@@ -2,7 +2,8 @@
  *
  * A transport hands out descriptors that epoll can wait for and that carry bytes in order; the frames
  * on top are the same for all. To add one: write its functions, add its row to kvt_transports[]; the
- * suite tests/unit/kvt_node.c then runs over it.
+ * suite tests/unit/kvt_node.c then runs over it. Its raw peers are plain TCP sockets at HOST:PORT: a
+ * transport that is not needs raw peers of its own there.
  *
  *   tcp   no socket buffer sizes are set: the kernel's own tuning goes higher than it lets us ask */
 #include "kvtransfer/internal.h"

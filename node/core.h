@@ -5,7 +5,7 @@
 #include "node/batch.h"
 #include "node/seq.h"
 
-/* Belongs to the engine thread, from node_core_create() to node_core_destroy(). */
+/* Belongs to the engine thread while that runs; before and after, to who opens and closes the node. */
 struct node_core {
     node_limits limits;
     node_io io;

@@ -1,7 +1,9 @@
 /* process.c -- a node as a process: opens everything, runs the engine thread, closes everything.
  *
- * The engine thread's loop is run_engine(): poll what arrived, admit, step, emit. It alone touches core,
- * model and pages (but for pinned pages, see link.c). Events go to the loop together, one post for a step's. */
+ * The engine thread's loop is run_engine(): poll what arrived, admit, step, emit. While it runs, it alone
+ * touches core, model and pages (but for pinned pages, see link.c, and eng_model_layers_done(), from any
+ * thread); before and after, who opens and closes the node does. Events go to the loop together, one post
+ * for a step's. */
 #include "node/internal.h"
 #include <assert.h>
 #include <string.h>

@@ -11,6 +11,7 @@
 #define BATON_TESTS_TINY_GGUF_H
 
 #include "engine/engine.h"
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -173,8 +174,9 @@ static inline size_t tiny_row_bytes(eng_type type, int64_t n) {
     case ENG_F16: case ENG_BF16: return (size_t)n * 2;
     case ENG_Q4_0: return (size_t)n / 32 * 18;
     case ENG_Q4_1: return (size_t)n / 32 * 20;
-    default: return (size_t)n / 32 * 34;
+    case ENG_Q8_0: return (size_t)n / 32 * 34;
     }
+    abort(); /* no default: the compiler names a type without a case */
 }
 
 /* A float as F16; only for normal numbers, which is all this file makes. */
@@ -188,6 +190,7 @@ static inline uint16_t tiny_half(float v) {
 
 /* One row of random weights: around 1 for vectors (norms), of size 0.15 for matrices. */
 static inline void tiny_row(tiny_gguf *t, eng_type type, int64_t n, bool vector) {
+    size_t end = t->bytes + tiny_row_bytes(type, n);
     if (type == ENG_F32 || type == ENG_F16 || type == ENG_BF16) {
         for (int64_t i = 0; i < n; i++) {
             float v = vector ? 1 + 0.25f * tiny_random(t) : 0.15f * tiny_random(t);
@@ -208,6 +211,7 @@ static inline void tiny_row(tiny_gguf *t, eng_type type, int64_t n, bool vector)
             tiny_put(t, &q, 1);
         }
     }
+    assert(t->bytes == end && "tiny_row() writes this type");
 }
 
 static inline void tiny_keys(tiny_gguf *t, const tiny_options *o) {
