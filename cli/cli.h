@@ -17,7 +17,7 @@ typedef enum cli_exit {
 
 /* Every option of every command has its place here; each command fills those of its rows. */
 typedef struct cli_options {
-    const char *model, *listen, *kv_listen, *nodes, *server, *id, *backend, *kv_dtype, *prefill_policy;
+    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *kv_dtype, *prefill_policy;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
     const char *out, *system;
     int64_t prefill, decode, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
@@ -55,7 +55,7 @@ typedef struct cli_command {
 #define CLI_GRACE CLI_INT("grace-ms", grace_ms, "10000", 0, 3600000, "MS", "how long accepted work may run on after SIGTERM")
 #define CLI_ENGINE                                                                                  \
     CLI_INT("threads", threads, "0", 0, 1024, "N", "threads of a node's engine; 0: its share of the cores"), \
-    CLI_TEXT("backend", backend, "auto", "NAME", "the engine's arithmetic: auto, scalar or portable")
+    CLI_TEXT("isa", isa, "auto", "NAME", "instruction set: auto, amx, avx512, avx2, base or scalar")
 #define CLI_PAGES                                                                                   \
     CLI_INT("kv-pages", kv_pages, "1024", 1, 2147483647, "N", "KV pages of a node"),                \
     CLI_INT("page-tokens", page_tokens, "16", 1, 4096, "N", "tokens a page holds"),                 \

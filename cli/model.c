@@ -66,7 +66,7 @@ static status open_vocab(const cli_options *o, loaded *l, error *err) {
 
 /* Pages for positions [0, tokens), in order. */
 static status open_model(const cli_options *o, int64_t tokens, loaded *l, error *err) {
-    eng_options options = {.backend = o->backend,
+    eng_options options = {.isa = o->isa,
                            .threads = (int)o->threads,
                            .tokens_max = STEP_TOKENS,
                            .logits_max = STEP_TOKENS};

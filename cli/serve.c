@@ -166,7 +166,7 @@ static cli_exit serve_node(const cli_options *o, const char *role) {
                             .model = o->model,
                             .listen = o->listen,
                             .kv_listen = o->kv_listen,
-                            .backend = o->backend,
+                            .isa = o->isa,
                             .threads = (int)o->threads,
                             .kv_pages = (int32_t)o->kv_pages,
                             .page_tokens = (int32_t)o->page_tokens,

@@ -176,7 +176,7 @@ static void fill_arguments(const supervisor *u, const child *c, arguments *a) {
         add_int(a, "--expect-decode", o->decode);
         if (u->ready_write >= 0) add_int(a, "--ready-fd", u->ready_write);
     } else {
-        add_text(a, "--backend", o->backend);
+        add_text(a, "--isa", o->isa);
         add_text(a, "--kv-dtype", o->kv_dtype);
         add_int(a, "--threads", threads_each(o));
         add_int(a, "--kv-pages", o->kv_pages);

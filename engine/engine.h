@@ -145,7 +145,7 @@ typedef struct eng_shape {
 } eng_shape;
 
 typedef struct eng_options {
-    const char *backend;         /* NULL or "auto", "scalar", "portable" */
+    const char *isa;             /* NULL or "auto", "amx", "avx512", "avx2", "base", "scalar" */
     int threads;                 /* of the step's team; 0: what the cgroup and affinity allow */
     int tokens_max;              /* most rows a step may have; sizes the scratch. 0: 512 */
     int logits_max;              /* most rows a step may ask logits of. 0: 64 */
@@ -161,7 +161,7 @@ status eng_model_open(const eng_gguf *g, const eng_options *options, eng_model *
 void eng_model_close(eng_model *m);
 const eng_shape *eng_model_shape(const eng_model *m);
 /* What decides bytes besides file and seed: back end, instruction set, arithmetic version, e.g.
- * "portable-1/avx512". Nodes that differ here must not share a request. */
+ * "cpu-1/avx512". Nodes that differ here must not share a request. */
 const char *eng_model_numerics(const eng_model *m);
 size_t eng_model_scratch_bytes(const eng_model *m);
 /* Layers computed so far, all steps together. Any thread: a slow step counts on, one that hangs does not. */

@@ -34,9 +34,9 @@ static status check_options(const eng_options *o, eng_model *m, error *err) {
         return error_set(err, ST_BAD_INPUT, "tokens_max is %d, expected 1 to 65536", o->tokens_max);
     if (m->logits_max < 1 || m->logits_max > m->tokens_max)
         m->logits_max = m->tokens_max;       /* more rows than a step has cannot be asked */
-    if (!(m->op = eng_ops_find(o->backend)))
-        return error_set(err, ST_UNSUPPORTED, "back end '%.40s' is not in this build, expected auto, %s",
-                         o->backend, "portable or scalar");
+    if (!(m->op = eng_ops_find(o->isa)))
+        return error_set(err, ST_UNSUPPORTED, "isa '%.40s' is not one of this machine, expected auto or one of %s",
+                         o->isa, eng_ops_names((char[80]){0}));
     return ST_OK;
 }
 

@@ -1,19 +1,17 @@
-/* ops.c -- which back ends this build has and which of them this machine can run.
- *
- * A name may stop at a slash: "portable" is the first of "portable/..." that the CPU supports. Naming
- * one in full pins it, so that different machines of a cluster compute the same bytes. */
+/* ops.c -- which back ends this build has and which of them this machine can run. Naming one pins it, so that
+ * different machines of a cluster compute the same bytes. */
 #include "engine/ops.h"
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
-extern const eng_ops eng_cpu_scalar, eng_cpu_portable_base;
+extern const eng_ops eng_cpu_scalar, eng_cpu_base;
 
 static bool always(void) { return true; }
 
 #if defined(__x86_64__)
-extern const eng_ops eng_cpu_portable_avx512, eng_cpu_portable_avx2;
+extern const eng_ops eng_cpu_avx512, eng_cpu_avx2;
 
 /* AVX2 and what every CPU that has it has beside it; F16C by its own bit, since clang's builtin does not
  * know the name. */
@@ -25,7 +23,7 @@ static bool has_avx2(void) {
 
 static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 #endif
 
@@ -35,24 +33,27 @@ static const struct {
     bool (*supported)(void);
 } table[] = {
 #if defined(__x86_64__)
-    {&eng_cpu_portable_avx512, has_avx512},
-    {&eng_cpu_portable_avx2, has_avx2},
+    {&eng_cpu_avx512, has_avx512},
+    {&eng_cpu_avx2, has_avx2},
 #endif
-    {&eng_cpu_portable_base, always},
+    {&eng_cpu_base, always},
     {&eng_cpu_scalar, always},
 };
 enum { TABLE_COUNT = sizeof table / sizeof table[0] };
 
-static bool names(const char *wanted, const char *name) {
-    size_t bytes = strlen(wanted);
-    return strncmp(wanted, name, bytes) == 0 && (name[bytes] == 0 || name[bytes] == '/');
-}
-
 const eng_ops *eng_ops_find(const char *name) {
     bool any = !name || strcmp(name, "auto") == 0;
     for (int i = 0; i < TABLE_COUNT; i++)
-        if ((any || names(name, table[i].ops->name)) && table[i].supported()) return table[i].ops;
+        if ((any || strcmp(name, table[i].ops->name) == 0) && table[i].supported()) return table[i].ops;
     return NULL;
+}
+
+const char *eng_ops_names(char out[80]) {
+    size_t used = 0;
+    for (int i = 0; i < TABLE_COUNT; i++)
+        if (table[i].supported())
+            used += (size_t)snprintf(out + used, 80 - used, "%s%s", used ? ", " : "", table[i].ops->name);
+    return out;
 }
 
 const eng_ops *eng_ops_at(int index) {

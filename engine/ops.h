@@ -73,7 +73,7 @@ typedef struct eng_ops {
 
     status (*open)(int threads, const eng_shape *shape, eng_context **out, error *err);
     void (*close)(eng_context *c);
-    const char *(*numerics)(const eng_context *c);       /* "portable-1/avx512" */
+    const char *(*numerics)(const eng_context *c);       /* "cpu-1/avx512" */
 
     void *(*alloc)(eng_context *c, size_t bytes);        /* zeroed memory, 64-aligned; NULL: none left */
     void (*free)(eng_context *c, void *memory);
@@ -114,9 +114,10 @@ typedef struct eng_ops {
                       const eng_kv_box *box, const void *in);
 } eng_ops;
 
-/* The fastest back end of that name that this machine can run; "portable" stands for any
- * "portable/...", NULL and "auto" for any at all. NULL result: there is none. */
+/* The back end of that name if this machine can run it, else NULL; NULL and "auto": the fastest. */
 const eng_ops *eng_ops_find(const char *name);
+/* "amx, avx512, ...": those that this machine can run. */
+const char *eng_ops_names(char out[80]);
 /* Those that this machine can run, by index from 0; NULL: past the last. */
 const eng_ops *eng_ops_at(int index);
 

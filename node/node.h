@@ -190,7 +190,7 @@ typedef struct node_options {
     const char *role;            /* "prefill" or "decode": what it tells the coordinator it is for */
     const char *model;           /* path */
     const char *listen, *kv_listen;              /* "host:port", port 0: any */
-    const char *backend;         /* engine's; NULL: auto */
+    const char *isa;             /* engine's; NULL: auto */
     int threads;                 /* 0: what the machine allows */
     int32_t kv_pages, page_tokens;
     eng_kv_type kv_type;

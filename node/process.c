@@ -128,7 +128,7 @@ static status open_engine(node_process *p, const node_options *o, error *err) {
     node_limits *l = &p->limits;
     TRY(eng_gguf_open(o->model, &p->gguf, err));
     TRY(eng_vocab_open(p->gguf, &p->vocab, err));
-    eng_options options = {.backend = o->backend,
+    eng_options options = {.isa = o->isa,
                            .threads = o->threads,
                            .tokens_max = l->step_tokens_max,
                            .logits_max = l->logits_max,

@@ -61,7 +61,7 @@ def main():
             inference = pb_grpc.InferenceStub(channel)
             want, _, finish = collect(inference.Generate(request(long_text(300), max_tokens=8), timeout=60))
             assert (finish.prefill_node, finish.decode_node) == ('prefill-1', 'decode-1')
-        strangers = [stack.enter_context(node(args, 'decode', 'scalar', '--backend', 'scalar')),
+        strangers = [stack.enter_context(node(args, 'decode', 'scalar', '--isa', 'scalar')),
                      stack.enter_context(node(args, 'decode', 'other-model', model=other.name)),
                      stack.enter_context(node(args, 'prefill', 'other-kv', '--kv-dtype', 'f32'))]
         mixed = stack.enter_context(process(args, 'coordinator', '--model', args.model, '--listen', '127.0.0.1:0', '--id', 'mixed',

@@ -44,7 +44,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         read_all(t->data, t->bytes);
     }
     read_all(eng_gguf_digest(g), strlen(eng_gguf_digest(g)));
-    if (eng_model_open(g, &(eng_options){.backend = "scalar", .threads = 1, .tokens_max = 4}, &m, &err) == ST_OK)
+    if (eng_model_open(g, &(eng_options){.isa = "scalar", .threads = 1, .tokens_max = 4}, &m, &err) == ST_OK)
         eng_model_close(m);
     eng_gguf_close(g);
     return 0;

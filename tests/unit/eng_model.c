@@ -49,7 +49,7 @@ static void what_is_not_the_schema_is_refused(void **state) {
 static void odd_options_are_refused(void **state) {
     (void)state;
     static const struct { eng_options o; const char *says; } cases[] = {
-        {{.backend = "abacus"}, "back end 'abacus'"}, {{.threads = -1}, "threads is -1"},
+        {{.isa = "abacus"}, "isa 'abacus'"}, {{.threads = -1}, "threads is -1"},
         {{.tokens_max = -5}, "tokens_max is -5"},     {{.tokens_max = 1 << 20}, "tokens_max is 1048576"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -73,7 +73,7 @@ static void the_shape_is_the_files(void **state) {
     tiny_gguf t;
     error err = {.text = ""};
     double share = 0;
-    eng_options o = {.backend = "scalar", .tokens_max = 8, .progress = note, .progress_ctx = &share};
+    eng_options o = {.isa = "scalar", .tokens_max = 8, .progress = note, .progress_ctx = &share};
     assert_int_equal(open_tiny(&(tiny_options){.own_output = true, .rope_freqs = true, .type = ENG_BF16}, &o, &m,
                                &g, &t, &err), ST_OK);
     const eng_shape *s = eng_model_shape(m);

@@ -14,10 +14,10 @@ typedef struct rig {
     eng_kv *kv;
 } rig;
 
-static rig open_rig(const tiny_options *o, const char *backend, int threads, int page, eng_kv_type type) {
+static rig open_rig(const tiny_options *o, const char *isa, int threads, int page, eng_kv_type type) {
     rig r = {.file = tiny_gguf_build(o)};
     error err = {.text = ""};
-    eng_options options = {.backend = backend, .threads = threads, .tokens_max = ROWS_MAX,
+    eng_options options = {.isa = isa, .threads = threads, .tokens_max = ROWS_MAX,
                            .logits_max = ROWS_MAX};
     if (eng_gguf_open_memory(r.file.data, r.file.bytes, "tiny", &r.g, &err) != ST_OK ||
         eng_model_open(r.g, &options, &r.m, &err) != ST_OK ||
@@ -179,7 +179,7 @@ static void a_token_outside_the_vocabulary_is_refused(void **state) {
 static void layers_are_counted_as_they_are_done(void **state) {
     (void)state;
     tiny_options o = {.seed = 3};
-    rig r = open_rig(&o, "portable", 1, P, ENG_KV_F16);
+    rig r = open_rig(&o, "auto", 1, P, ENG_KV_F16);
     int32_t tokens[COUNT], blocks[] = {0};
     make_prompt(tokens, 1);
     assert_int_equal(eng_model_layers_done(r.m), 0);

@@ -1,0 +1,105 @@
+/* lanes.h -- sixteen floats at a time, in GNU C vectors: the same sequence of operations whatever the
+ * width of a register is.
+ *
+ * A sum over a row is taken in sixteen lanes: lane i adds up columns i, i+16, i+32 ... in rising order,
+ * each with one fused multiply-add where the instruction set has it; then the lanes are added as a tree
+ * (i and i+8, i+4, i+2, i+1). So AVX2, AVX-512 and NEON give the same bits.
+ *
+ * -ffp-contract=fast lets the compiler fuse a*b+c. Every such expression of the files that include this
+ * one has exactly one product, so there is only one way to fuse it. */
+#ifndef BATON_ENGINE_CPU_LANES_H
+#define BATON_ENGINE_CPU_LANES_H
+
+#include "engine/cpu/isa.h"
+
+#if defined(__AVX512F__)
+enum { W = 16 };                             /* floats of a register; there are 32 */
+#elif defined(__AVX__)
+enum { W = 8 };                              /* 16 registers */
+#else
+enum { W = 4 };
+#endif
+enum { LANES = 16, PARTS = LANES / W, BLOCK = 32 };
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+typedef float vec __attribute__((vector_size(W * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(W * 4)));
+typedef uint8_t bvec __attribute__((vector_size(W), aligned(1), may_alias));
+typedef struct lanes { vec v[PARTS]; } lanes;
+
+INLINE lanes load(const float *p) {
+    lanes a;
+    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = *(const vec *)(p + i * W);
+    return a;
+}
+
+INLINE void store(float *p, lanes a) {
+    UNROLL for (int i = 0; i < PARTS; i++) *(vec *)(p + i * W) = a.v[i];
+}
+
+INLINE lanes spread(float f) {
+    lanes a;
+    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = f - (vec){};
+    return a;
+}
+
+/* sum + a * b, fused where the instruction set can. */
+INLINE lanes add_product(lanes sum, lanes a, lanes b) {
+    UNROLL for (int i = 0; i < PARTS; i++) sum.v[i] = a.v[i] * b.v[i] + sum.v[i];
+    return sum;
+}
+
+INLINE lanes add_lanes(lanes a, lanes b) {
+    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] += b.v[i];
+    return a;
+}
+
+/* The tree: lane i and i+8, then i+4, i+2, i+1, whatever the width of a register. */
+typedef float quad __attribute__((vector_size(16)));
+typedef float oct __attribute__((vector_size(32)));
+
+INLINE float total(lanes a) {
+#if defined(__AVX512F__)
+    oct o = __builtin_shufflevector(a.v[0], a.v[0], 0, 1, 2, 3, 4, 5, 6, 7) +
+            __builtin_shufflevector(a.v[0], a.v[0], 8, 9, 10, 11, 12, 13, 14, 15);
+#elif defined(__AVX__)
+    oct o = a.v[0] + a.v[1];
+#endif
+#if defined(__AVX__)
+    quad q = __builtin_shufflevector(o, o, 0, 1, 2, 3) + __builtin_shufflevector(o, o, 4, 5, 6, 7);
+#else
+    quad q = (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
+#endif
+    q = q + __builtin_shufflevector(q, q, 2, 3, 0, 1);
+    return q[0] + q[1];
+}
+
+INLINE lanes times(lanes a, float d) {
+    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] *= d;
+    return a;
+}
+
+INLINE float half_at(const void *p) {
+#if defined(__F16C__) && !defined(__clang__) /* clang 14 knows the type on aarch64 only; same value */
+    _Float16 half;
+    memcpy(&half, p, 2);
+    return (float)half;
+#else
+    uint16_t half;
+    memcpy(&half, p, 2);
+    return eng_half_to_float(half);
+#endif
+}
+
+INLINE lanes widen(eng_type type, const uint8_t *p) {
+    float f[LANES];
+    uint16_t u[LANES];
+    memcpy(u, p, sizeof u);
+    for (int i = 0; i < LANES; i++)
+        f[i] = type == ENG_F16 ? eng_half_to_float(u[i]) : eng_bf16_to_float(u[i]);
+    return load(f);
+}
+
+#endif
