@@ -83,14 +83,8 @@ void eng_model_close(eng_model *m) {
             eng_layer *w = &m->layer[l];
             m->op->free(m->c, w->norm_attn);
             m->op->free(m->c, w->norm_ffn);
-            m->op->release(m->c, &w->qkv);
-            m->op->release(m->c, &w->attn_out);
-            m->op->release(m->c, &w->gate_up);
-            m->op->release(m->c, &w->down);
         }
         m->op->free(m->c, m->norm_out);
-        m->op->release(m->c, &m->embed);
-        m->op->release(m->c, &m->output);
         m->op->close(m->c);
     }
     mem_free(m->layer);
@@ -257,8 +251,6 @@ static status load_layer(loader *ld, int l) {
     TRY(part(ld, NAME("ffn_up"), F, D, &w->gate_up));                  /* (F, D)    */
     TRY(part(ld, NAME("ffn_down"), D, F, &w->down));                   /* (D, F)    */
 #undef NAME
-    eng_matrix *all[] = {&w->qkv, &w->attn_out, &w->gate_up, &w->down};
-    for (int i = 0; i < 4; i++) TRY(ld->m->op->prepare(ld->m->c, all[i], ld->err));
     return ST_OK;
 }
 
@@ -282,8 +274,6 @@ static status load_weights(loader *ld, const eng_options *o) {
     TRY(part(ld, own ? "output.weight" : "token_embd.weight", V, D, &m->output));
     TRY(take(ld, "rope_freqs.weight", 0, rotated / 2, true, &factors));         /* (rotated / 2) */
     TRY(load_rope(m, factors ? factors->data : NULL, ld->err));
-    TRY(m->op->prepare(m->c, &m->embed, ld->err));
-    TRY(m->op->prepare(m->c, &m->output, ld->err));
     m->layer = mem_zalloc((size_t)L, sizeof *m->layer);
     if (!m->layer) return error_set(ld->err, ST_NO_MEMORY, "no memory for %d layers", L);
     for (int l = 0; l < L; l++) {

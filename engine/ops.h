@@ -34,7 +34,7 @@ typedef struct eng_matrix {
         size_t row_bytes;
         const void *data;                    /* rows as the file has them */
     } part[ENG_STACK_MAX];
-    void *own;                               /* the back end's form of it, or NULL */
+    const void *own;                         /* the back end's form of it, or NULL */
 } eng_matrix;
 
 /* A run of rows of one sequence that attention treats together. */
@@ -78,9 +78,13 @@ typedef struct eng_ops {
     void *(*alloc)(eng_context *c, size_t bytes);        /* zeroed memory, 64-aligned; NULL: none left */
     void (*free)(eng_context *c, void *memory);
     void (*copy_in)(eng_context *c, void *memory, const void *from, size_t bytes);
-    /* Fills own (if this back end has a form of its own) of a matrix whose other fields are set. */
-    status (*prepare)(eng_context *c, eng_matrix *m, error *err);
-    void (*release)(eng_context *c, eng_matrix *m);
+    /* The back end's own form of a matrix, made once by prepare() from the rows as the file has them.
+     * own_bytes: what it needs, 0: none, the rows are used where they are. own is 64-aligned memory of
+     * the caller; the bytes written depend on the matrix and on `form` alone, so that they can be kept
+     * in a file and mapped by other processes (cache.c). */
+    const char *form;                                    /* "panels-1"; NULL: own_bytes is always 0 */
+    size_t (*own_bytes)(const eng_context *c, const eng_matrix *m);
+    void (*prepare)(eng_context *c, const eng_matrix *m, void *own);
     size_t (*act_bytes)(const eng_context *c, int columns);
 
     /* A step is begin, ops, finish. begin may copy the batch to the device. */

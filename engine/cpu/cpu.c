@@ -59,13 +59,12 @@ void eng_cpu_copy_in(eng_context *c, void *memory, const void *from, size_t byte
 /* ---- weights ----------------------------------------------------------------------------------- */
 
 /* They are used where they are mapped. */
-status eng_cpu_prepare(eng_context *c, eng_matrix *m, error *err) {
-    (void)c, (void)err;
-    assert(m->parts >= 1 && m->C % 32 == 0);
-    return ST_OK;
+size_t eng_cpu_own_bytes(const eng_context *c, const eng_matrix *m) {
+    (void)c, (void)m;
+    return 0;
 }
 
-void eng_cpu_release(eng_context *c, eng_matrix *m) { (void)c, (void)m; }
+void eng_cpu_prepare(eng_context *c, const eng_matrix *m, void *own) { (void)c, (void)m, (void)own; }
 
 size_t eng_cpu_act_bytes(const eng_context *c, int columns) {
     (void)c;

@@ -28,8 +28,8 @@ const char *eng_cpu_numerics(const eng_context *c);
 void *eng_cpu_alloc(eng_context *c, size_t bytes);
 void eng_cpu_free(eng_context *c, void *memory);
 void eng_cpu_copy_in(eng_context *c, void *memory, const void *from, size_t bytes);
-status eng_cpu_prepare(eng_context *c, eng_matrix *m, error *err);
-void eng_cpu_release(eng_context *c, eng_matrix *m);
+size_t eng_cpu_own_bytes(const eng_context *c, const eng_matrix *m);
+void eng_cpu_prepare(eng_context *c, const eng_matrix *m, void *own);
 size_t eng_cpu_act_bytes(const eng_context *c, int columns);
 void eng_cpu_begin(eng_context *c, const eng_batch *b);
 const float *eng_cpu_finish(eng_context *c, const float *logits, size_t count);
@@ -45,8 +45,8 @@ void eng_cpu_kv_unpack(eng_context *c, const eng_pages *kv, const int32_t *block
 
 #define ENG_CPU_SHARED_OPS                                                                          \
     .close = eng_cpu_close, .numerics = eng_cpu_numerics, .alloc = eng_cpu_alloc,                    \
-    .free = eng_cpu_free, .copy_in = eng_cpu_copy_in, .prepare = eng_cpu_prepare,                    \
-    .release = eng_cpu_release, .act_bytes = eng_cpu_act_bytes, .begin = eng_cpu_begin,              \
+    .free = eng_cpu_free, .copy_in = eng_cpu_copy_in, .own_bytes = eng_cpu_own_bytes,                \
+    .prepare = eng_cpu_prepare, .act_bytes = eng_cpu_act_bytes, .begin = eng_cpu_begin,              \
     .finish = eng_cpu_finish, .embed = eng_cpu_embed, .gather = eng_cpu_gather,                      \
     .rope_append = eng_cpu_rope_append, .kv_copy = eng_cpu_kv_copy, .kv_pack = eng_cpu_kv_pack,      \
     .kv_unpack = eng_cpu_kv_unpack
