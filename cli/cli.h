@@ -15,17 +15,19 @@ typedef enum cli_exit {
     CLI_REFUSED = 4,
 } cli_exit;
 
+enum { CLI_PATH_MAX = 4096 };
+
 /* Every option of every command has its place here; each command fills those of its rows. */
 typedef struct cli_options {
-    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *kv_dtype, *prefill_policy;
+    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *pin, *kv_dtype, *prefill_policy;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
-    const char *out, *system;
+    const char *out, *system, *type, *cache_dir, *only, *svg;
     int64_t prefill, decode, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
     int64_t queue, requests, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
     int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
     const char *seed;
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-    bool prefix_cache, json, ignore_eos, chat, special;
+    bool prefix_cache, cache, json, ignore_eos, chat, special, force, quick;
 } cli_options;
 
 typedef struct cli_command {
@@ -55,7 +57,13 @@ typedef struct cli_command {
 #define CLI_GRACE CLI_INT("grace-ms", grace_ms, "10000", 0, 3600000, "MS", "how long accepted work may run on after SIGTERM")
 #define CLI_ENGINE                                                                                  \
     CLI_INT("threads", threads, "0", 0, 1024, "N", "threads of a node's engine; 0: its share of the cores"), \
-    CLI_TEXT("isa", isa, "auto", "NAME", "instruction set: auto, amx, avx512, avx2, base or scalar")
+    CLI_TEXT("pin", pin, "auto", "CPUS",                                                            \
+             "CPUs that the engine's threads stay on, as 0-3,8; auto: `up` gives its nodes cores of "\
+             "their own if they are alone to use the machine; off: wherever the system puts them"), \
+    CLI_TEXT("isa", isa, "auto", "NAME", "instruction set: auto, amx, avx512, avx2, base or scalar"), \
+    CLI_SWITCH("cache", cache, "true", "keep prepared weights in a file that all nodes of the machine map"), \
+    CLI_TEXT("cache-dir", cache_dir, NULL, "DIR",                                                   \
+             "where that file is; default $XDG_CACHE_HOME/baton, else ~/.cache/baton")
 #define CLI_PAGES                                                                                   \
     CLI_INT("kv-pages", kv_pages, "1024", 1, 2147483647, "N", "KV pages of a node"),                \
     CLI_INT("page-tokens", page_tokens, "16", 1, 4096, "N", "tokens a page holds"),                 \
@@ -77,9 +85,14 @@ typedef struct cli_command {
 
 extern const cli_command cli_up, cli_coordinator, cli_prefill, cli_decode, cli_generate, cli_chat;
 extern const cli_command cli_nodes, cli_drain, cli_undrain, cli_role;
-extern const cli_command cli_tokenize, cli_perplexity, cli_logits;
+extern const cli_command cli_bench, cli_tokenize, cli_perplexity, cli_logits, cli_quantize;
 extern const cli_command *const cli_commands[];
 extern const int cli_commands_count;
+
+/* ---- model.c ------------------------------------------------------------------------------------- */
+
+/* Where prepared weights are kept, by --cache and --cache-dir; NULL: nowhere. The text may be in out. */
+const char *cli_cache_dir(const cli_options *o, char out[CLI_PATH_MAX]);
 
 /* ---- help.c -------------------------------------------------------------------------------------- */
 

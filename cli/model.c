@@ -1,10 +1,12 @@
 /* model.c -- baton tokenize, perplexity, logits: the engine alone, in this process, without a
  * cluster. */
 #include "cli/cli.h"
+#include "engine/cpus.h"
 #include "engine/engine.h"
 #include <errno.h>
 #include <jansson.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static cli_exit tokenize(const cli_options *o, const char *const *words, int count);
@@ -64,12 +66,25 @@ static status open_vocab(const cli_options *o, loaded *l, error *err) {
     return eng_vocab_open(l->gguf, &l->vocab, err);
 }
 
+const char *cli_cache_dir(const cli_options *o, char out[CLI_PATH_MAX]) {
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (!o->cache || o->cache_dir) return o->cache ? o->cache_dir : NULL;
+    bool absolute = xdg && xdg[0] == '/'; /* others are to be ignored (XDG Base Directory) */
+    if (!absolute && !home) return NULL;
+    int bytes = snprintf(out, CLI_PATH_MAX, "%s%s/baton", absolute ? xdg : home,
+                         absolute ? "" : "/.cache");
+    return bytes < CLI_PATH_MAX ? out : NULL;
+}
+
 /* Pages for positions [0, tokens), in order. */
 static status open_model(const cli_options *o, int64_t tokens, loaded *l, error *err) {
+    char cache_dir[CLI_PATH_MAX];
     eng_options options = {.isa = o->isa,
+                           .cache_dir = cli_cache_dir(o, cache_dir),
                            .threads = (int)o->threads,
                            .tokens_max = STEP_TOKENS,
                            .logits_max = STEP_TOKENS};
+    TRY(eng_cpus_pin(o->pin, err));
     TRY(eng_model_open(l->gguf, &options, &l->model, err));
     int context = eng_model_shape(l->model)->context;
     if (tokens > context)

@@ -7,6 +7,7 @@
 #include "cli/cli.h"
 #include "coordinator/coord.h"
 #include "decode-node/decode.h"
+#include "engine/cpus.h"
 #include "node/node.h"
 #include "prefill-node/prefill.h"
 #include <errno.h>
@@ -156,11 +157,13 @@ static cli_exit serve_node(const cli_options *o, const char *role) {
     static const node_service *const services[] = {&prefill_service, &decode_service};
     error err = {0};
     node_process *p;
+    char cache_dir[CLI_PATH_MAX];
     progress said = {.id = o->id, .said_ms = clock_now_ms()};
     if (!o->model) return cli_usage(role, "--model FILE is missing");
     bool f32 = strcmp(o->kv_dtype, "f32") == 0;
     if (!f32 && strcmp(o->kv_dtype, "f16") != 0)
         return cli_usage(role, "--kv-dtype '%.40s': expected f16 or f32", o->kv_dtype);
+    if (eng_cpus_pin(o->pin, &err) != ST_OK) return cli_usage(role, "%s", err.text);
     node_options options = {.id = o->id,
                             .role = role,
                             .model = o->model,
@@ -175,6 +178,7 @@ static cli_exit serve_node(const cli_options *o, const char *role) {
                             .step_tokens_max = (int32_t)o->step_tokens,
                             .chunk_tokens = (int32_t)o->chunk,
                             .prefix_cache = o->prefix_cache,
+                            .cache_dir = cli_cache_dir(o, cache_dir),
                             .progress = isatty(STDERR_FILENO) ? show_progress : NULL,
                             .progress_ctx = &said};
     cli_exit code = cli_log_setup(o, role, o->id);

@@ -15,19 +15,20 @@
  * (PR_SET_PDEATHSIG), are in process groups of their own, so that a terminal's Ctrl-C reaches only
  * the supervisor, and see no BATON_ variable: what those said is in the flags they get. */
 #include "cli/cli.h"
+#include "engine/cpus.h"
 #include "engine/engine.h"
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -76,6 +77,9 @@ typedef struct supervisor {
     child children[CHILDREN_MAX]; /* the coordinator is the first */
     int count;
     char nodes[CHILDREN_MAX * 32]; /* the coordinator's --nodes */
+    eng_cpus_list cpus[CHILDREN_MAX]; /* where a node's threads stay; "": nowhere */
+    int threads;                      /* of each node */
+    int cores_taken;                  /* a socket whose name says so to other clusters */
     int signals;                   /* signalfd */
     int ready;                     /* read end of the coordinator's --ready-fd, -1: said */
     int ready_write;               /* the other end, until the coordinator has it */
@@ -146,15 +150,6 @@ static void add_int(arguments *a, const char *flag, int64_t value) {
     add(a, text);
 }
 
-/* Cores are shared among the nodes. */
-static int64_t threads_each(const cli_options *o) {
-    cpu_set_t set;
-    int64_t nodes = o->prefill + o->decode;
-    if (o->threads > 0) return o->threads;
-    int64_t cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    return cores / nodes > 0 ? cores / nodes : 1;
-}
-
 static void fill_arguments(const supervisor *u, const child *c, arguments *a) {
     const cli_options *o = u->o;
     a->count = 0;
@@ -177,8 +172,12 @@ static void fill_arguments(const supervisor *u, const child *c, arguments *a) {
         if (u->ready_write >= 0) add_int(a, "--ready-fd", u->ready_write);
     } else {
         add_text(a, "--isa", o->isa);
+        add(a, o->cache ? "--cache" : "--no-cache");
+        add_text(a, "--cache-dir", o->cache_dir);
         add_text(a, "--kv-dtype", o->kv_dtype);
-        add_int(a, "--threads", threads_each(o));
+        const char *cpus = u->cpus[c - u->children].text;
+        add_int(a, "--threads", u->threads);
+        add_text(a, "--pin", *cpus ? cpus : "off");
         add_int(a, "--kv-pages", o->kv_pages);
         add_int(a, "--page-tokens", o->page_tokens);
         add_int(a, "--sequences", o->sequences);
@@ -392,6 +391,23 @@ static status add_children(supervisor *u, error *err) {
     return ST_OK;
 }
 
+/* False: another cluster of this machine has them. The name goes when the process does. */
+static bool take_cores(supervisor *u) {
+    static const struct sockaddr_un name = {AF_UNIX, "\0baton-up-cores"};
+    u->cores_taken = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    return u->cores_taken >= 0 && bind(u->cores_taken, (const struct sockaddr *)&name, sizeof name) == 0;
+}
+
+static status share_cores(supervisor *u, error *err) {
+    bool taken = strcmp(u->o->pin, "auto") == 0 && !take_cores(u);
+    u->threads = (int)u->o->threads;
+    TRY(eng_cpus_share(taken ? "off" : u->o->pin, u->count - 1, &u->threads, u->cpus + 1, err));
+    for (int i = 1; i < u->count; i++)
+        log_write(LOG_INFO, NULL, "up.cores", "%s threads=%d cpus=%s", u->children[i].id, u->threads,
+                  u->cpus[i].text[0] ? u->cpus[i].text : "any");
+    return ST_OK;
+}
+
 static status keep_environment(supervisor *u, error *err) {
     size_t count = 0, kept = 0;
     while (environ[count]) count++;
@@ -437,14 +453,16 @@ static cli_exit up(const cli_options *o, const char *const *words, int count) {
     supervisor *u = mem_zalloc(1, sizeof *u);
     if (!u) return cli_complain(CLI_FAILED, "no memory");
     u->o = o;
-    u->signals = u->ready = u->ready_write = -1;
+    u->signals = u->ready = u->ready_write = u->cores_taken = -1;
     status st = check_model(o->model, &err);
     if (st == ST_OK) st = keep_environment(u, &err);
     if (st == ST_OK) st = watch_signals(u, &err);
     if (st == ST_OK) st = add_children(u, &err);
+    if (st == ST_OK) st = share_cores(u, &err);
     code = st == ST_OK ? supervise(u) : cli_complain(CLI_FAILED, "%s", err.text);
     for (int i = 0; i < u->count; i++)
         if (u->children[i].reserved >= 0) close(u->children[i].reserved);
+    if (u->cores_taken >= 0) close(u->cores_taken);
     mem_free(u->environment);
     mem_free(u);
     return code;

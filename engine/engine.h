@@ -74,9 +74,42 @@ status eng_gguf_array_real(const eng_gguf *g, const char *key, int64_t index, do
                            error *err);
 
 const char *eng_gguf_name(const eng_gguf *g);        /* general.name, else the file's name */
+const char *eng_gguf_file(const eng_gguf *g);        /* as open was told, for errors */
 /* 32 hex digits: XXH3-128 over header, metadata, tensor table, file size and the first and last
  * 4 KiB of every tensor. Equal files have equal digests; it is not a defence against forgery. */
 const char *eng_gguf_digest(const eng_gguf *g);
+
+/* For who writes another file: the bytes of all keys in the file's order, those of one (NULL: absent),
+ * what tensors' offsets are multiples of. */
+const void *eng_gguf_keys(const eng_gguf *g, uint64_t *count, size_t *bytes);
+const void *eng_gguf_key(const eng_gguf *g, const char *key, size_t *bytes);
+uint64_t eng_gguf_alignment(const eng_gguf *g);
+const char *eng_gguf_type_name(eng_type type);                       /* "Q4_1" */
+/* Of a row of n weights; 0: n is no multiple of the type's block. */
+size_t eng_gguf_type_bytes(eng_type type, int64_t n);
+
+/* ---- quantise: the same model in another weight type --------------------------------------------- */
+
+/* The type that tensor t gets in a file of `type`: a vector F32, a matrix `type`, but
+ * token_embd.weight and output.weight Q8_0 where type is Q4_0 or Q4_1, and F16 where the rows are no
+ * multiple of the type's block. */
+eng_type eng_quantize_type(const eng_tensor *t, eng_type type);
+/* n weights (a multiple of the type's block) rounded as ggml's reference does, bit for bit. */
+void eng_quantize_row(eng_type type, const float *row, int64_t n, void *out);
+
+typedef struct eng_quantize_options {
+    eng_type type;
+    bool force;                  /* an existing file of that name is replaced */
+    bool (*progress)(double share, void *ctx);       /* 0..1 after every row, false: stop; may be NULL */
+    void *progress_ctx;
+} eng_quantize_options;
+
+/* Writes g to path with its matrices as options->type. The file appears whole or not at all: it is
+ * written under another name beside path, synced, renamed. ST_REFUSED: path exists and force is not
+ * set, or is g's own file, or no regular file. ST_BAD_INPUT: a weight, or what it is rounded to, is
+ * not finite. ST_CANCELED: progress said so. */
+status eng_quantize_file(const eng_gguf *g, const eng_quantize_options *options, const char *path,
+                         error *err);
 
 /* ---- vocabulary: text to tokens and back -------------------------------------------------------- */
 
@@ -149,7 +182,8 @@ typedef struct eng_options {
     int threads;                 /* of the step's team; 0: what the cgroup and affinity allow */
     int tokens_max;              /* most rows a step may have; sizes the scratch. 0: 512 */
     int logits_max;              /* most rows a step may ask logits of. 0: 64 */
-    void (*progress)(double share, void *ctx);       /* 0..1 while loading; may be NULL */
+    const char *cache_dir;       /* keeps prepared weights for all processes (cache.c); NULL: nowhere */
+    void (*progress)(double share, void *ctx);       /* 0..1 while weights are prepared; may be NULL */
     void *progress_ctx;
 } eng_options;
 
@@ -221,21 +255,29 @@ void eng_pool_clear_cache(eng_pool *p);
 
 /* ---- kv: the memory of the pages ---------------------------------------------------------------- */
 
-/* Element types a page or a frame may hold. */
-typedef enum eng_kv_type { ENG_KV_F32 = 0, ENG_KV_F16 = 1 } eng_kv_type;
+/* Element types a page or a frame may hold; the numbers go over the wire. Q8_0: 32 dims of a row share
+ * a scale, so it needs heads that are a multiple of 32 wide. */
+typedef enum eng_kv_type { ENG_KV_F32 = 0, ENG_KV_F16 = 1, ENG_KV_BF16 = 2, ENG_KV_Q8_0 = 3 } eng_kv_type;
+
+const char *eng_kv_type_name(eng_kv_type type);                      /* "f32", "f16", "bf16", "q8_0" */
+bool eng_kv_type_find(const char *name, eng_kv_type *out);           /* false: no such name */
+/* K or V of one token, layer and head. */
+size_t eng_kv_row_bytes(eng_kv_type type, int h);
 
 typedef struct eng_kv eng_kv;
 
 status eng_kv_create(const eng_model *m, int32_t pages, int32_t page_tokens, eng_kv_type type,
                      eng_kv **out, error *err);
 void eng_kv_destroy(eng_kv *kv);
-size_t eng_kv_page_bytes(const eng_kv *kv);          /* 2 * L * K * P * h * element */
+size_t eng_kv_page_bytes(const eng_kv *kv);          /* 2 * L * K * P * row */
 eng_kv_type eng_kv_element(const eng_kv *kv);
 /* Copies the first tokens rows of every layer from page src to page dst. */
 void eng_kv_copy(eng_kv *kv, int32_t dst, int32_t src, int32_t tokens);
 
 /* A box of KV: what a frame of kvtransfer carries. Canonical order on the wire:
- * [layer][K then V][kv head][token][dim], elements little-endian of type `type`. */
+ * [layer][K then V][kv head][token][dim], elements little-endian of type `type`; of Q8_0 a row is, as in
+ * a GGUF file, for each 32 dims a half (the scale) and 32 int8. Any type goes into pages of any other:
+ * what is written is rounded to the pages' type. */
 typedef struct eng_kv_box {
     int32_t layer_first, layers;
     int32_t head_first, heads;   /* kv heads */

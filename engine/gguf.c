@@ -69,6 +69,7 @@ typedef struct key {
     bool array;
     uint64_t count;              /* elements; 1 for a scalar */
     const unsigned char *value;  /* first element */
+    const unsigned char *end;    /* past the last */
     uint64_t *stride;            /* text arrays: offset of every TEXT_STRIDE-th element from value */
 } key;
 
@@ -79,6 +80,7 @@ struct eng_gguf {
     char *file;                  /* as the caller named it, for errors */
     char *name;
     uint64_t keys_count, tensors_count;
+    uint64_t keys_at, keys_end;  /* their bytes in the file */
     key *keys;                   /* sorted by name */
     eng_tensor *tensors;         /* in file order */
     const eng_tensor **by_name;  /* sorted by name */
@@ -280,7 +282,12 @@ static status read_keys(reader *r) {
     eng_gguf *g = r->g;
     if (!(g->keys = mem_zalloc(g->keys_count, sizeof *g->keys)))
         return error_set(r->err, ST_NO_MEMORY, "%.200s: no memory for keys", g->file);
-    for (uint64_t i = 0; i < g->keys_count; i++) TRY(read_key(r, &g->keys[i]));
+    g->keys_at = r->at;
+    for (uint64_t i = 0; i < g->keys_count; i++) {
+        TRY(read_key(r, &g->keys[i]));
+        g->keys[i].end = g->data + r->at;
+    }
+    g->keys_end = r->at;
     qsort(g->keys, g->keys_count, sizeof *g->keys, compare_keys);
     for (uint64_t i = 1; i < g->keys_count; i++)
         if (compare_keys(&g->keys[i - 1], &g->keys[i]) == 0)
@@ -472,7 +479,31 @@ const eng_tensor *eng_gguf_tensor_at(const eng_gguf *g, int64_t index) {
 }
 
 const char *eng_gguf_name(const eng_gguf *g) { return g->name; }
+const char *eng_gguf_file(const eng_gguf *g) { return g->file; }
 const char *eng_gguf_digest(const eng_gguf *g) { return g->digest; }
+
+const void *eng_gguf_keys(const eng_gguf *g, uint64_t *count, size_t *bytes) {
+    *count = g->keys_count;
+    *bytes = g->keys_end - g->keys_at;
+    return g->data + g->keys_at;
+}
+
+const void *eng_gguf_key(const eng_gguf *g, const char *name, size_t *bytes) {
+    const key *k = find_key(g, name);
+    if (!k) return NULL;
+    const char *entry = k->name.at - 8;
+    *bytes = (size_t)((const char *)k->end - entry);
+    return entry;
+}
+
+uint64_t eng_gguf_alignment(const eng_gguf *g) { return g->alignment; }
+
+const char *eng_gguf_type_name(eng_type type) { return tensor_types[type].name; }
+
+size_t eng_gguf_type_bytes(eng_type type, int64_t n) {
+    int64_t block = tensor_types[type].block;
+    return n % block ? 0 : (size_t)(n / block) * tensor_types[type].block_bytes;
+}
 
 static const key *find_key(const eng_gguf *g, const char *name) {
     key wanted = {.name = {name, strlen(name)}};

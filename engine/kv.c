@@ -1,14 +1,45 @@
 /* kv.c -- the memory of the pages.
  *
  * One allocation for all pages, made once; who owns which page is pool.c's business. How a page is
- * laid out inside is the back end's (engine/cpu/cpu.h for the CPU); boxes in canonical order are
+ * laid out inside is the back end's (engine/cpu/pages.h for the CPU); boxes in canonical order are
  * what others see, so page size, element type and layout may differ between two nodes. */
 #include "engine/model.h"
 #include <assert.h>
+#include <string.h>
 
 enum { PAGE_TOKENS_MAX = 1024 };
 
-static size_t element_bytes(eng_kv_type type) { return type == ENG_KV_F16 ? 2 : 4; }
+/* By eng_kv_type. A row of Q8_0 is blocks of 32 elements of a byte and a scale of two. */
+static const struct {
+    const char *name;
+    int dims, bytes;             /* of a block */
+} types[] = {{"f32", 1, 4}, {"f16", 1, 2}, {"bf16", 1, 2}, {"q8_0", 32, 34}};
+enum { TYPES = sizeof types / sizeof types[0] };
+
+const char *eng_kv_type_name(eng_kv_type type) { return types[type].name; }
+
+bool eng_kv_type_find(const char *name, eng_kv_type *out) {
+    for (int i = 0; i < TYPES; i++)
+        if (strcmp(name, types[i].name) == 0) {
+            *out = (eng_kv_type)i;
+            return true;
+        }
+    return false;
+}
+
+size_t eng_kv_row_bytes(eng_kv_type type, int h) {
+    return (size_t)(h / types[type].dims) * (size_t)types[type].bytes;
+}
+
+static status check_type(const eng_model *m, eng_kv_type type, error *err) {
+    if ((int)type < 0 || (int)type >= TYPES)
+        return error_set(err, ST_BAD_INPUT, "KV type %d, expected 0 (F32), 1 (F16), 2 (BF16) or 3 (Q8_0)", (int)type);
+    if (m->shape.h % types[type].dims)
+        return error_set(err, ST_UNSUPPORTED,
+                         "KV of type %s: this model's heads are %d wide, expected a multiple of %d", types[type].name,
+                         m->shape.h, types[type].dims);
+    return ST_OK;
+}
 
 status eng_kv_create(const eng_model *m, int32_t pages, int32_t page_tokens, eng_kv_type type,
                      eng_kv **out, error *err) {
@@ -17,10 +48,8 @@ status eng_kv_create(const eng_model *m, int32_t pages, int32_t page_tokens, eng
     if (page_tokens < 1 || page_tokens > PAGE_TOKENS_MAX)
         return error_set(err, ST_BAD_INPUT, "%d tokens a page, expected 1 to %d", page_tokens,
                          PAGE_TOKENS_MAX);
-    if (type != ENG_KV_F32 && type != ENG_KV_F16)
-        return error_set(err, ST_BAD_INPUT, "KV type %d, expected 0 (F32) or 1 (F16)", (int)type);
-    size_t page_bytes = 2 * (size_t)s->L * (size_t)s->K * (size_t)s->h * (size_t)page_tokens *
-                        element_bytes(type), bytes;
+    TRY(check_type(m, type, err));
+    size_t page_bytes = 2 * (size_t)s->L * (size_t)s->K * (size_t)page_tokens * eng_kv_row_bytes(type, s->h), bytes;
     if (__builtin_mul_overflow(page_bytes, (size_t)pages, &bytes) || bytes > PTRDIFF_MAX)
         return error_set(err, ST_BAD_INPUT, "%d pages of %zu bytes are more than can be addressed", pages,
                          page_bytes);
@@ -55,8 +84,8 @@ void eng_kv_copy(eng_kv *kv, int32_t dst, int32_t src, int32_t tokens) {
 }
 
 size_t eng_kv_box_bytes(const eng_kv *kv, const eng_kv_box *box) {
-    return 2 * (size_t)box->layers * (size_t)box->heads * (size_t)box->tokens * (size_t)kv->pages.h *
-           element_bytes(box->type);
+    return 2 * (size_t)box->layers * (size_t)box->heads * (size_t)box->tokens *
+           eng_kv_row_bytes(box->type, kv->pages.h);
 }
 
 /* Callers check what a peer sent against their own promise first; here a wrong box is our own bug. */
@@ -64,7 +93,7 @@ static void assert_box(const eng_pages *p, const int32_t *blocks, const eng_kv_b
     assert(b->layer_first >= 0 && b->layers >= 0 && b->layers <= p->L - b->layer_first);
     assert(b->head_first >= 0 && b->heads >= 0 && b->heads <= p->K - b->head_first);
     assert(b->token_first >= 0 && b->tokens >= 0 && b->tokens <= INT32_MAX - b->token_first);
-    assert(b->type == ENG_KV_F32 || b->type == ENG_KV_F16);
+    assert((int)b->type >= 0 && (int)b->type < TYPES && p->h % types[b->type].dims == 0);
     if (b->tokens == 0) return;
     for (int32_t i = b->token_first / p->P; i <= (b->token_first + b->tokens - 1) / p->P; i++)
         assert(blocks[i] >= 0 && blocks[i] < p->pages);

@@ -3,7 +3,7 @@
  * The loader is the schema: load_weights() and load_layer() name every tensor with its shape, one a
  * line. What is missing, has another shape or is there besides is refused with what was found and
  * what was expected. Weights stay in the mapping, so that all processes of a machine share one copy;
- * a back end that wants another form makes it in prepare(). */
+ * a back end's own form of them is shared too (cache.c). */
 #include "engine/model.h"
 #include <assert.h>
 #include <math.h>
@@ -22,7 +22,8 @@ typedef struct loader {
 
 static status load_shape(eng_model *m, error *err);
 static status load_rope(eng_model *m, const float *factors, error *err);
-static status load_weights(loader *ld, const eng_options *o);
+static status load_weights(loader *ld);
+static status prepare_weights(eng_model *m, const eng_options *o, error *err);
 static status alloc_scratch(eng_model *m, error *err);
 
 /* ---- open and close ---------------------------------------------------------------------------- */
@@ -47,9 +48,10 @@ static status open_model(eng_model *m, const eng_options *o, error *err) {
     loader ld = {.m = m, .err = err};
     ld.used = mem_zalloc((size_t)eng_gguf_tensor_count(m->g), sizeof *ld.used);
     if (!ld.used) return error_set(err, ST_NO_MEMORY, "no memory to load the model");
-    status s = load_weights(&ld, o);
+    status s = load_weights(&ld);
     mem_free(ld.used);
     TRY(s);
+    TRY(prepare_weights(m, o, err));
     return alloc_scratch(m, err);
 }
 
@@ -85,6 +87,7 @@ void eng_model_close(eng_model *m) {
             m->op->free(m->c, w->norm_ffn);
         }
         m->op->free(m->c, m->norm_out);
+        eng_cache_close(&m->cache, m->op, m->c);
         m->op->close(m->c);
     }
     mem_free(m->layer);
@@ -220,7 +223,7 @@ static status vector(loader *ld, const char *name, int64_t count, float **out) {
     return ST_OK;
 }
 
-/* One more stack of rows for m; the last one is followed by prepare(). */
+/* One more stack of rows for m. */
 static status part(loader *ld, const char *name, int64_t rows, int64_t cols, eng_matrix *m) {
     const eng_tensor *t;
     TRY(take(ld, name, rows, cols, false, &t));
@@ -263,7 +266,7 @@ static status refuse_rest(loader *ld) {
     return ST_OK;
 }
 
-static status load_weights(loader *ld, const eng_options *o) {
+static status load_weights(loader *ld) {
     eng_model *m = ld->m;
     int L = m->shape.L, D = m->shape.D, V = m->shape.V, rotated;
     const eng_tensor *own, *factors;
@@ -276,11 +279,29 @@ static status load_weights(loader *ld, const eng_options *o) {
     TRY(load_rope(m, factors ? factors->data : NULL, ld->err));
     m->layer = mem_zalloc((size_t)L, sizeof *m->layer);
     if (!m->layer) return error_set(ld->err, ST_NO_MEMORY, "no memory for %d layers", L);
-    for (int l = 0; l < L; l++) {
-        TRY(load_layer(ld, l));
-        if (o->progress) o->progress((l + 1) / (double)L, o->progress_ctx);
-    }
+    for (int l = 0; l < L; l++) TRY(load_layer(ld, l));
     return refuse_rest(ld);
+}
+
+/* The back end's own form of every matrix that is multiplied; embed is looked up by row, as it is. */
+static status prepare_weights(eng_model *m, const eng_options *o, error *err) {
+    int count = 0;
+    eng_matrix **all = mem_zalloc((size_t)m->shape.L * 4 + 1, sizeof(eng_matrix *));
+    if (!all) return error_set(err, ST_NO_MEMORY, "no memory for %d layers", m->shape.L);
+    for (int l = 0; l < m->shape.L; l++) {
+        eng_layer *w = &m->layer[l];
+        all[count++] = &w->qkv;
+        all[count++] = &w->attn_out;
+        all[count++] = &w->gate_up;
+        all[count++] = &w->down;
+    }
+    all[count++] = &m->output;
+    eng_cache_job job = {.op = m->op, .c = m->c, .matrices = all, .count = count, .digest = eng_gguf_digest(m->g),
+                         .dir = o->cache_dir, .progress = o->progress, .progress_ctx = o->progress_ctx};
+    status s = eng_cache_open(&job, &m->cache, err);
+    mem_free(all);
+    if (s == ST_OK && o->progress) o->progress(1, o->progress_ctx);
+    return s;
 }
 
 /* ---- rotary embedding -------------------------------------------------------------------------- */
@@ -364,10 +385,13 @@ static void *host(eng_model *m, size_t rows, size_t row_bytes) {
     return mem_zalloc(rows, row_bytes);
 }
 
+/* Rows of activations are read by tiles of sixteen, the last one past its end (cpu/act.h). */
+static size_t whole_tiles(int rows) { return ((size_t)rows + ENG_TILE_ROWS - 1) / ENG_TILE_ROWS * ENG_TILE_ROWS; }
+
 static status alloc_scratch(eng_model *m, error *err) {
     const eng_shape *a = &m->shape;
     eng_scratch *s = &m->s;
-    size_t T = (size_t)m->tokens_max, wanted = (size_t)m->logits_max, f = sizeof(float);
+    size_t T = whole_tiles(m->tokens_max), wanted = whole_tiles(m->logits_max), f = sizeof(float);
     size_t D = (size_t)a->D, F = (size_t)a->F, V = (size_t)a->V, pairs = (size_t)a->h / 2;
     size_t act_D = m->op->act_bytes(m->c, a->D), act_F = m->op->act_bytes(m->c, a->F);
     size_t act_att = m->op->act_bytes(m->c, a->H * a->h);

@@ -2,7 +2,7 @@
 #ifndef BATON_ENGINE_MODEL_H
 #define BATON_ENGINE_MODEL_H
 
-#include "engine/ops.h"
+#include "engine/cache.h"
 #include <stdatomic.h>
 
 /* One transformer block. Matrices are (outputs, inputs). */
@@ -45,6 +45,7 @@ struct eng_model {
     eng_matrix embed, output;    /* (V, D); the same tensor when tied */
     float *norm_out;             /* (D) */
     eng_layer *layer;            /* (L) */
+    eng_cache cache;             /* where own of the matrices points */
     int tokens_max, logits_max;
     eng_scratch s;
     size_t scratch_bytes;

@@ -4,6 +4,8 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 extern const eng_ops eng_cpu_scalar, eng_cpu_base;
@@ -11,7 +13,7 @@ extern const eng_ops eng_cpu_scalar, eng_cpu_base;
 static bool always(void) { return true; }
 
 #if defined(__x86_64__)
-extern const eng_ops eng_cpu_avx512, eng_cpu_avx2;
+extern const eng_ops eng_cpu_amx, eng_cpu_avx512, eng_cpu_avx2;
 
 /* AVX2 and what every CPU that has it has beside it; F16C by its own bit, since clang's builtin does not
  * know the name. */
@@ -25,6 +27,14 @@ static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
+
+/* Tiles of int8. Their state is large: Linux gives it to a process that asks (kernel.org, xstate.rst). */
+static bool has_amx(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25 };
+    unsigned a, b, c, d = 0;
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX_TILE) && (d & AMX_INT8) &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
 #endif
 
 /* One line a back end, the fastest first. */
@@ -33,6 +43,7 @@ static const struct {
     bool (*supported)(void);
 } table[] = {
 #if defined(__x86_64__)
+    {&eng_cpu_amx, has_amx},
     {&eng_cpu_avx512, has_avx512},
     {&eng_cpu_avx2, has_avx2},
 #endif

@@ -95,6 +95,8 @@ typedef struct eng_ops {
     void (*embed)(eng_context *c, float *x, const eng_matrix *w, const eng_batch *b);
     /*                                        out (wanted,D) = the rows of x whose logits are asked  */
     void (*gather)(eng_context *c, float *out, const float *x, const eng_batch *b, int D);
+    /*                                        out act(T,C) = x (T,C)                                 */
+    void (*activate)(eng_context *c, void *out, const float *x, int T, int C);
     /*                                        out act(T,D) = x / sqrt(mean(x^2) + eps) * weight      */
     void (*rmsnorm)(eng_context *c, void *out, const float *x, const float *weight, float eps, int T,
                     int D);

@@ -1,146 +1,273 @@
 /* team.c -- threads that work on one op at a time.
  *
- * An op is cut into tasks. One 64-bit word says what is to do: its upper half numbers the op, its
- * lower half counts the tasks nobody has taken yet. Taking a task is one compare-and-swap that lowers
- * the count; as the op's number is in the same word, a thread that slept through an op can never take
- * a task of another one by mistake. The caller works too and waits only for tasks that were taken:
- * a thread the system does not run at the moment delays nobody.
+ * One 64-bit word says what is to do: its upper half numbers the op, its lower half says how many
+ * tasks it has. Each thread has a share of them: tasks [tasks*i/threads, tasks*(i+1)/threads). It
+ * works off its own and then helps with the others', so a thread that the system does not run at
+ * the moment delays nobody; the caller waits only for tasks that were taken.
  *
- *   RUNNING  -> SPINNING   [worker]         no task is left
- *   SPINNING -> RUNNING    [take_one]       a new op stands in the word: some microseconds
- *   SPINNING -> SLEEPING   [sleep_till_op]  nothing came for SPINS rounds: the step is over
- *   SLEEPING -> SPINNING   [wake]           the next op has begun
+ * A share has a word of its own: the number of the op it was last taken from, and how many of its
+ * tasks are left. With another op's number it is untouched: all are left. So beginning an op is one
+ * store, and taking a task one compare-and-swap in a line that mostly its owner uses.
  *
- * No wake-up is lost: a worker counts itself as sleeper and then looks at the word, the caller writes
- * the word and then looks at the sleepers, all sequentially consistent, so one of them sees the other.
+ * A thread that was held up can not take a task of a later op by mistake: it reads the share and then
+ * sees that the op is still on; nobody ends an op whose shares have tasks left, so the share is as
+ * read or the swap fails.
+ *
+ *   SLEEPING -> SPINNING   [wake]        an op, a step or the team's end was told
+ *   SPINNING -> WORKING    [help]        a new op stands in the word: well under a microsecond
+ *   WORKING  -> SPINNING   [help]        no share has a task left
+ *   SPINNING -> SLEEPING   [sleep_on]    the step is over, or nothing came for SPINS rounds: then the
+ *                                        caller is held up, perhaps because we are on its CPU
+ *
+ * The caller waits for the last tasks in the same way: SPINS rounds, then asleep [await]. Nobody
+ * ever spins for longer, which is what lets several teams share CPUs: sched_yield would not, it
+ * leaves a spinning thread as entitled to the CPU as one that has work.
+ *
+ * No wake-up is lost. A worker reads the bell, sets `sleeping` and then reads the word; the caller
+ * writes the word, then reads `sleeping` and, if it is set, clears it and rings the bell. All is
+ * sequentially consistent: either the worker sees the new word, or the caller sees `sleeping`, and the
+ * kernel lets nobody sleep on a bell that has changed since it was read. `waiting` and `done` are the
+ * same the other way round.
  *
  * work and ctx are plain fields: they are written before the word and read only by a thread that
  * holds a task of that very op, and the caller returns only when no task is held. */
 #include "engine/team.h"
 #include <assert.h>
+#include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
-enum { SPINS = 3000, THREADS_MAX = 256 };
+enum { SPINS = 500, THREADS_MAX = ENG_CPUS_MAX, APART = 128 }; /* APART: two lines, fetched in pairs */
+
+/* The lower half of the word. */
+#define REST 0x80000000u                     /* no step is on */
+#define LEAVE 0x40000000u
+#define TASKS 0x3fffffffu
+
+typedef struct seat {
+    _Atomic uint64_t share;                  /* op number << 32 | tasks left */
+    eng_team *team;
+    int thread;
+    pthread_t id;
+    char apart[APART - 32];
+} seat;
 
 struct eng_team {
-    _Atomic uint64_t word;                   /* op number << 32 | tasks not taken */
-    char apart[64];                          /* word and done are written by all, each in its line */
-    _Atomic int done;                        /* tasks of this op that are finished */
-    char apart_too[64];
-    _Atomic int sleepers;
-    _Atomic bool leaving;
+    char apart[APART];
+    _Atomic uint64_t word;                   /* op number << 32 | REST, LEAVE or tasks */
     void (*work)(void *ctx, int task, int thread);
     void *ctx;
+    char apart_done[APART];
+    _Atomic uint32_t done;                   /* tasks that workers have finished, all ops together */
+    _Atomic uint32_t waiting;                /* the caller sleeps on done */
+    char apart_bell[APART];
+    _Atomic uint32_t sleeping;               /* some worker sleeps on the bell, or is about to */
+    _Atomic uint32_t bell;
     int threads;                             /* with the caller */
     int started;
-    pthread_mutex_t lock;                    /* for sleeping only */
-    pthread_cond_t op_begins;
-    struct seat {
-        eng_team *team;
-        int thread;
-        pthread_t id;
-    } seat[];
+    int steps;                               /* begun and not ended */
+    uint32_t owed;                           /* what done will be when no worker holds a task */
+    bool caller_stays;                       /* caller is on its CPU */
+    pthread_t caller;
+    char apart_seats[APART];
+    seat seat[];
 };
 
 static void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
 #endif
 }
 
-/* Takes and does one task; false: none is left. */
-static bool take_one(eng_team *t, int thread) {
-    uint64_t word = atomic_load(&t->word);
-    while ((uint32_t)word) {
-        if (!atomic_compare_exchange_weak(&t->word, &word, word - 1)) continue;
-        t->work(t->ctx, (int)(uint32_t)word - 1, thread);
-        atomic_fetch_add(&t->done, 1);
-        return true;
-    }
-    return false;
+/* ---- sleep and wake ------------------------------------------------------------------------------ */
+
+/* Sleeps unless *at is no longer seen; may return for no reason. */
+static void futex_wait(_Atomic uint32_t *at, uint32_t seen) {
+    syscall(SYS_futex, at, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
 }
 
-static bool idle(eng_team *t) {
-    return (uint32_t)atomic_load(&t->word) == 0 && !atomic_load(&t->leaving);
+static void futex_wake(_Atomic uint32_t *at) {
+    syscall(SYS_futex, at, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
-static void sleep_till_op(eng_team *t) {
-    pthread_mutex_lock(&t->lock);
-    atomic_fetch_add(&t->sleepers, 1);
-    while (idle(t)) pthread_cond_wait(&t->op_begins, &t->lock);
-    atomic_fetch_sub(&t->sleepers, 1);
-    pthread_mutex_unlock(&t->lock);
+static void sleep_on(eng_team *t, uint64_t word) {
+    uint32_t rung = atomic_load(&t->bell);
+    atomic_store(&t->sleeping, 1);
+    if (atomic_load(&t->word) == word) futex_wait(&t->bell, rung);
 }
 
 static void wake(eng_team *t) {
-    if (atomic_load(&t->sleepers) == 0) return;
-    pthread_mutex_lock(&t->lock);
-    pthread_cond_broadcast(&t->op_begins);
-    pthread_mutex_unlock(&t->lock);
+    if (!atomic_load(&t->sleeping)) return;
+    atomic_store(&t->sleeping, 0);
+    atomic_fetch_add(&t->bell, 1);
+    futex_wake(&t->bell);
+}
+
+/* Everyone sees a new word: an op of so many tasks, or REST or LEAVE. */
+static uint64_t tell(eng_team *t, uint32_t what) {
+    uint64_t word = ((atomic_load_explicit(&t->word, memory_order_relaxed) >> 32) + 1) << 32 | what;
+    atomic_store(&t->word, word);
+    return word;
+}
+
+/* ---- work ---------------------------------------------------------------------------------------- */
+
+static uint32_t share_begins(const eng_team *t, uint32_t tasks, int owner) {
+    return (uint32_t)((uint64_t)tasks * (uint32_t)owner / (uint32_t)t->threads);
+}
+
+/* Does tasks of owner's share of the op until none is left; returns how many. */
+static uint32_t work_off(eng_team *t, uint64_t word, int owner, int thread) {
+    uint32_t tasks = (uint32_t)word & TASKS, did = 0;
+    uint32_t first = share_begins(t, tasks, owner), end = share_begins(t, tasks, owner + 1);
+    _Atomic uint64_t *share = &t->seat[owner].share;
+    while (first < end) {
+        uint64_t seen = atomic_load(share);
+        if (atomic_load(&t->word) != word) break;          /* the op is over */
+        uint32_t left = seen >> 32 == word >> 32 ? (uint32_t)seen : end - first;
+        if (!left) break;
+        uint64_t taken = (word >> 32) << 32 | (left - 1);
+        if (!atomic_compare_exchange_weak(share, &seen, taken)) continue;
+        t->work(t->ctx, (int)(end - left), thread);
+        did++;
+    }
+    return did;
+}
+
+static void report(eng_team *t, uint32_t did) {
+    atomic_fetch_add(&t->done, did);
+    if (atomic_load(&t->waiting)) futex_wake(&t->done);
+}
+
+/* Its own share, then the others'. Returns how many tasks it did; a worker has reported them. */
+static uint32_t help(eng_team *t, uint64_t word, int thread) {
+    uint32_t sum = 0;
+    for (int i = 0, owner = thread; i < t->threads; i++) {
+        uint32_t did = work_off(t, word, owner, thread);
+        if (did && thread) report(t, did);
+        sum += did;
+        if (++owner == t->threads) owner = 0;
+    }
+    return sum;
 }
 
 static void *worker(void *arg) {
-    struct seat *seat = arg;
-    eng_team *t = seat->team;
-    for (int spins = 0; !atomic_load(&t->leaving);) {
-        if (take_one(t, seat->thread)) {
+    seat *s = arg;
+    eng_team *t = s->team;
+    uint64_t spent = 0;                      /* the word that has nothing more for us */
+    for (int spins = 0;;) {
+        uint64_t word = atomic_load(&t->word);
+        if (word & LEAVE) return NULL;
+        if (word != spent) {
+            help(t, word, s->thread);
+            spent = word;
             spins = 0;
-        } else if (++spins < SPINS) {
+        } else if (!(word & REST) && ++spins < SPINS) {
             relax();
         } else {
-            sleep_till_op(t);
+            sleep_on(t, word);
             spins = 0;
         }
     }
-    return NULL;
+}
+
+/* Until no worker holds a task. */
+static void await(eng_team *t) {
+    for (int spins = 0; atomic_load(&t->done) != t->owed;) {
+        if (++spins < SPINS) {
+            relax();
+            continue;
+        }
+        atomic_store(&t->waiting, 1);
+        uint32_t seen = atomic_load(&t->done);
+        if (seen != t->owed) futex_wait(&t->done, seen);
+        atomic_store(&t->waiting, 0);
+    }
 }
 
 void eng_team_run(eng_team *t, int tasks, void (*work)(void *ctx, int task, int thread), void *ctx) {
-    assert(tasks >= 0);
+    assert(tasks >= 0 && (uint32_t)tasks <= TASKS);
     if (t->threads == 1 || tasks <= 1) {
         for (int i = 0; i < tasks; i++) work(ctx, i, 0);
         return;
     }
     t->work = work;
     t->ctx = ctx;
-    atomic_store(&t->done, 0);
-    uint64_t op = (atomic_load(&t->word) >> 32) + 1;
-    atomic_store(&t->word, op << 32 | (uint32_t)tasks);
+    uint64_t word = tell(t, (uint32_t)tasks);
     wake(t);
-    while (take_one(t, 0)) {
-    }
-    for (int spins = 0; atomic_load(&t->done) != tasks; spins++) {
-        if (spins < SPINS) relax();
-        else sched_yield();
-    }
+    t->owed += (uint32_t)tasks - help(t, word, 0);
+    await(t);
 }
 
-int eng_team_threads(const eng_team *t) { return t->threads; }
+/* ---- steps --------------------------------------------------------------------------------------- */
+
+static int stay(pthread_t id, int cpu) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    return pthread_setaffinity_np(id, sizeof set, &set);
+}
+
+/* Models are opened on one thread and stepped on another: the one that steps stays on the CPU. */
+static void keep_caller(eng_team *t) {
+    pthread_t self = pthread_self();
+    int cpu = eng_cpus_pinned(0);
+    if (cpu < 0 || (t->caller_stays && pthread_equal(t->caller, self))) return;
+    if (stay(self, cpu) != 0) log_write(LOG_WARN, NULL, "cpu.lost", "cpu=%d the engine thread is not bound to it", cpu);
+    t->caller = self;
+    t->caller_stays = true;
+}
+
+void eng_team_step_begin(eng_team *t) {
+    if (t->steps++) return;
+    keep_caller(t);
+    if (t->threads == 1) return;
+    tell(t, 0);
+    wake(t);
+}
+
+void eng_team_step_end(eng_team *t) {
+    assert(t->steps > 0);
+    if (--t->steps || t->threads == 1) return;
+    tell(t, REST);
+}
+
+/* ---- create and destroy -------------------------------------------------------------------------- */
+
+static int start(eng_team *t, int i) {
+    seat *s = &t->seat[i];
+    s->team = t;
+    s->thread = i;
+    int cpu = eng_cpus_pinned(i), failed = pthread_create(&s->id, NULL, worker, s);
+    if (failed) return failed;
+    t->started = i + 1;
+    pthread_setname_np(s->id, "engine-team");
+    return cpu >= 0 ? stay(s->id, cpu) : 0;
+}
 
 status eng_team_create(int threads, eng_team **out, error *err) {
-    if (threads == 0) threads = eng_team_threads_allowed();
+    int pinned = eng_cpus_pinned_count();
+    if (threads == 0) threads = pinned ? pinned : eng_cpus_allowed();
     if (threads < 1 || threads > THREADS_MAX)
         return error_set(err, ST_BAD_INPUT, "threads is %d, expected 0 to %d", threads, THREADS_MAX);
-    eng_team *t = mem_zalloc(1, sizeof *t + (size_t)threads * sizeof(struct seat));
+    if (pinned && threads > pinned)
+        return error_set(err, ST_BAD_INPUT, "threads is %d, expected 0 to %d: so many CPUs are named by --pin",
+                         threads, pinned);
+    eng_team *t = mem_zalloc(1, sizeof *t + (size_t)threads * sizeof(seat));
     if (!t) return error_set(err, ST_NO_MEMORY, "no memory for a team of %d threads", threads);
     t->threads = threads;
-    pthread_mutex_init(&t->lock, NULL);
-    pthread_cond_init(&t->op_begins, NULL);
+    tell(t, REST);
     for (int i = 1; i < threads; i++) {
-        t->seat[i] = (struct seat){.team = t, .thread = i};
-        int failed = pthread_create(&t->seat[i].id, NULL, worker, &t->seat[i]);
-        if (failed) {
-            t->started = i;
-            eng_team_destroy(t);
-            return error_set(err, ST_NO_MEMORY, "cannot start thread %d of %d: %s", i + 1, threads,
-                             strerror(failed));
-        }
-        pthread_setname_np(t->seat[i].id, "engine-team");
-        t->started = i + 1;
+        int failed = start(t, i);
+        if (!failed) continue;
+        eng_team_destroy(t);
+        return error_set(err, ST_NO_MEMORY, "cannot start thread %d of %d: %s", i + 1, threads,
+                         strerror(failed));
     }
     *out = t;
     return ST_OK;
@@ -148,57 +275,10 @@ status eng_team_create(int threads, eng_team **out, error *err) {
 
 void eng_team_destroy(eng_team *t) {
     if (!t) return;
-    atomic_store(&t->leaving, true);
+    tell(t, LEAVE);
     wake(t);
     for (int i = 1; i < t->started; i++) pthread_join(t->seat[i].id, NULL);
-    pthread_cond_destroy(&t->op_begins);
-    pthread_mutex_destroy(&t->lock);
     mem_free(t);
 }
 
-/* ---- how many threads ---------------------------------------------------------------------------- */
-
-/* CPUs of one cgroup's quota, rounded up; 0: none set. cpu.max holds "QUOTA PERIOD" or "max PERIOD"
- * (kernel.org, cgroup-v2.rst). */
-static int quota_of(const char *folder) {
-    char path[600];
-    long long quota = 0, period = 0;
-    snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", folder);
-    FILE *f = fopen(path, "r");
-    if (!f) return 0;
-    int fields = fscanf(f, "%lld %lld", &quota, &period);
-    fclose(f);
-    if (fields != 2 || quota <= 0 || period <= 0) return 0;
-    long long cpus = (quota + period - 1) / period;
-    return cpus > THREADS_MAX ? THREADS_MAX : (int)cpus;
-}
-
-/* The tightest quota from the process's cgroup up to the root. */
-static int quota_allowed(void) {
-    char line[512];
-    int least = 0;
-    FILE *f = fopen("/proc/self/cgroup", "r");
-    if (!f) return 0;
-    while (fgets(line, sizeof line, f)) {
-        if (strncmp(line, "0::", 3) != 0) continue;
-        char *folder = line + 3;
-        folder[strcspn(folder, "\n")] = 0;
-        for (;;) {
-            int cpus = quota_of(folder);
-            if (cpus && (!least || cpus < least)) least = cpus;
-            char *slash = strrchr(folder, '/');
-            if (!slash) break;
-            *slash = 0;
-        }
-    }
-    fclose(f);
-    return least;
-}
-
-int eng_team_threads_allowed(void) {
-    cpu_set_t set;
-    int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    int quota = quota_allowed();
-    if (quota && quota < cpus) cpus = quota;
-    return cpus < 1 ? 1 : cpus > THREADS_MAX ? THREADS_MAX : cpus;
-}
+int eng_team_threads(const eng_team *t) { return t->threads; }

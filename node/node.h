@@ -196,6 +196,7 @@ typedef struct node_options {
     eng_kv_type kv_type;
     int32_t sequences_max, step_tokens_max, chunk_tokens;
     bool prefix_cache;
+    const char *cache_dir;       /* engine's; NULL: no file of prepared weights */
     void (*progress)(double share, void *ctx);
     void *progress_ctx;
 } node_options;

@@ -132,6 +132,7 @@ static status open_engine(node_process *p, const node_options *o, error *err) {
                            .threads = o->threads,
                            .tokens_max = l->step_tokens_max,
                            .logits_max = l->logits_max,
+                           .cache_dir = o->cache_dir,
                            .progress = o->progress,
                            .progress_ctx = o->progress_ctx};
     TRY(eng_model_open(p->gguf, &options, &p->model, err));

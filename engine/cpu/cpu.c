@@ -1,6 +1,6 @@
 /* cpu.c -- what the scalar and the fast CPU back ends have in common: memory, weights as they stand
- * in the file, looking rows up, RoPE on the way into the pages. Compiled without contraction, so that
- * its results are the same bits on every machine. */
+ * in the file, looking rows up. Compiled without contraction, so that its results are the same bits on
+ * every machine. */
 #include "engine/cpu/cpu.h"
 #include <assert.h>
 
@@ -58,19 +58,6 @@ void eng_cpu_copy_in(eng_context *c, void *memory, const void *from, size_t byte
 
 /* ---- weights ----------------------------------------------------------------------------------- */
 
-/* They are used where they are mapped. */
-size_t eng_cpu_own_bytes(const eng_context *c, const eng_matrix *m) {
-    (void)c, (void)m;
-    return 0;
-}
-
-void eng_cpu_prepare(eng_context *c, const eng_matrix *m, void *own) { (void)c, (void)m, (void)own; }
-
-size_t eng_cpu_act_bytes(const eng_context *c, int columns) {
-    (void)c;
-    return (size_t)columns * sizeof(float);
-}
-
 const void *eng_cpu_row(const eng_matrix *m, int n, eng_type *type) {
     int p = 0;
     while (n >= m->part[p].rows) n -= m->part[p++].rows;
@@ -120,10 +107,14 @@ void eng_cpu_dequantize(eng_type type, const void *row, int n, float *out) {
 
 /* ---- a step's ends ----------------------------------------------------------------------------- */
 
-void eng_cpu_begin(eng_context *c, const eng_batch *b) { (void)c, (void)b; }
+void eng_cpu_begin(eng_context *c, const eng_batch *b) {
+    (void)b;
+    eng_team_step_begin(c->team);
+}
 
 const float *eng_cpu_finish(eng_context *c, const float *logits, size_t count) {
-    (void)c, (void)count;
+    (void)count;
+    eng_team_step_end(c->team);
     return logits;
 }
 
@@ -140,116 +131,4 @@ void eng_cpu_gather(eng_context *c, float *out, const float *x, const eng_batch 
     (void)c;
     for (int i = 0; i < b->wanted_count; i++)
         memcpy(out + (size_t)i * (size_t)D, x + (size_t)b->wanted[i] * (size_t)D, (size_t)D * sizeof *x);
-}
-
-/* ---- RoPE and append --------------------------------------------------------------------------- */
-
-/* (a, b) of each pair becomes (a cos - b sin, a sin + b cos). */
-static void rotate(float *v, const float *angles, int h) {
-    for (int i = 0; i < h; i += 2) {
-        float a = v[i], b = v[i + 1], cosine = angles[i], sine = angles[i + 1];
-        v[i] = a * cosine - b * sine;
-        v[i + 1] = a * sine + b * cosine;
-    }
-}
-
-void eng_cpu_rope_append(eng_context *c, float *qkv, const eng_pages *kv, int l, const eng_batch *b,
-                         int H) {
-    (void)c;
-    int K = kv->K, h = kv->h, P = kv->P;
-    for (int t = 0; t < b->T; t++) {
-        float *q = qkv + (size_t)t * (size_t)((H + 2 * K) * h), *k = q + H * h, *v = k + K * h;
-        const float *angles = b->angles + (size_t)t * (size_t)h;
-        const int32_t *blocks = b->rows[b->rows_index[t]].blocks;
-        int slot = b->position[t] % P;
-        char *page = eng_page(kv, blocks[b->position[t] / P]);
-        for (int head = 0; head < H; head++) rotate(q + head * h, angles, h);
-        for (int head = 0; head < K; head++) {
-            size_t at_k = eng_page_block(kv, l, 0, head), at_v = eng_page_block(kv, l, 1, head);
-            rotate(k + head * h, angles, h);
-            for (int d = 0; d < h; d++) {
-                eng_element_set(kv->type, page, at_k + (size_t)(d * P + slot), k[head * h + d]);
-                eng_element_set(kv->type, page, at_v + (size_t)(slot * h + d), v[head * h + d]);
-            }
-        }
-    }
-}
-
-/* ---- pages out and in -------------------------------------------------------------------------- */
-
-typedef void (*move_element)(char *page_element, char *wire_element);
-
-static void pack_same2(char *page, char *wire) { memcpy(wire, page, 2); }
-static void pack_same4(char *page, char *wire) { memcpy(wire, page, 4); }
-static void unpack_same2(char *page, char *wire) { memcpy(page, wire, 2); }
-static void unpack_same4(char *page, char *wire) { memcpy(page, wire, 4); }
-
-static void f16_to_f32(char *from, char *to) {
-    float f = eng_half_to_float(u16_at(from));
-    memcpy(to, &f, 4);
-}
-
-static void f32_to_f16(char *from, char *to) {
-    float f;
-    memcpy(&f, from, 4);
-    uint16_t half = eng_float_to_half(f);
-    memcpy(to, &half, 2);
-}
-
-static void unpack_f16_to_f32(char *page, char *wire) { f16_to_f32(wire, page); }
-static void unpack_f32_to_f16(char *page, char *wire) { f32_to_f16(wire, page); }
-
-/* By [unpack][type in the page][type on the wire]. */
-static const move_element moves[2][2][2] = {
-    {{pack_same4, f32_to_f16}, {f16_to_f32, pack_same2}},
-    {{unpack_same4, unpack_f16_to_f32}, {unpack_f32_to_f16, unpack_same2}},
-};
-
-/* One (layer, K or V, head, token): h elements, stride apart in the page, dense on the wire. */
-static inline void move_row(char *page, size_t stride, size_t element, char *wire, size_t wire_element,
-                            int h, move_element move) {
-    for (int d = 0; d < h; d++) move(page + (size_t)d * stride * element, wire + (size_t)d * wire_element);
-}
-
-/* Walks a box in canonical order. */
-static void move_box(const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box, char *wire,
-                     bool unpack) {
-    size_t element = kv->type == ENG_KV_F16 ? 2 : 4, wire_element = box->type == ENG_KV_F16 ? 2 : 4;
-    move_element move = moves[unpack][kv->type][box->type];
-    for (int l = box->layer_first; l < box->layer_first + box->layers; l++)
-        for (int is_v = 0; is_v < 2; is_v++)
-            for (int head = box->head_first; head < box->head_first + box->heads; head++)
-                for (int32_t t = box->token_first; t < box->token_first + box->tokens; t++) {
-                    size_t slot = (size_t)(t % kv->P), h = (size_t)kv->h;
-                    size_t at = eng_page_block(kv, l, is_v, head) + (is_v ? slot * h : slot);
-                    move_row(eng_page(kv, blocks[t / kv->P]) + at * element, is_v ? 1 : (size_t)kv->P,
-                             element, wire, wire_element, kv->h, move);
-                    wire += h * wire_element;
-                }
-}
-
-void eng_cpu_kv_pack(eng_context *c, const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box,
-                     void *out) {
-    (void)c;
-    move_box(kv, blocks, box, out, false);
-}
-
-void eng_cpu_kv_unpack(eng_context *c, const eng_pages *kv, const int32_t *blocks,
-                       const eng_kv_box *box, const void *in) {
-    (void)c;
-    move_box(kv, blocks, box, (char *)(uintptr_t)in, true);
-}
-
-void eng_cpu_kv_copy(eng_context *c, const eng_pages *kv, int32_t dst, int32_t src, int32_t tokens) {
-    (void)c;
-    size_t element = kv->type == ENG_KV_F16 ? 2 : 4, P = (size_t)kv->P, h = (size_t)kv->h;
-    size_t n = (size_t)tokens;
-    for (int l = 0; l < kv->L; l++)
-        for (int head = 0; head < kv->K; head++) {
-            size_t k = eng_page_block(kv, l, 0, head), v = eng_page_block(kv, l, 1, head);
-            char *to = eng_page(kv, dst), *from = eng_page(kv, src);
-            for (size_t d = 0; d < h; d++)
-                memcpy(to + (k + d * P) * element, from + (k + d * P) * element, n * element);
-            memcpy(to + v * element, from + v * element, n * h * element);
-        }
 }

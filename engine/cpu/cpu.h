@@ -1,10 +1,4 @@
-/* cpu.h -- what the CPU back ends share: context, number formats, where an element of a page is.
- *
- * A page of P tokens is laid out so that attention reads it along its vectors: sixteen tokens of K at
- * one dim, or all dims of V at one token.
- *
- *     [layer][K then V][kv head]   K: [dim][token]   V: [token][dim]
- */
+/* cpu.h -- what the CPU back ends share: context, number formats. */
 #ifndef BATON_ENGINE_CPU_H
 #define BATON_ENGINE_CPU_H
 
@@ -28,15 +22,10 @@ const char *eng_cpu_numerics(const eng_context *c);
 void *eng_cpu_alloc(eng_context *c, size_t bytes);
 void eng_cpu_free(eng_context *c, void *memory);
 void eng_cpu_copy_in(eng_context *c, void *memory, const void *from, size_t bytes);
-size_t eng_cpu_own_bytes(const eng_context *c, const eng_matrix *m);
-void eng_cpu_prepare(eng_context *c, const eng_matrix *m, void *own);
-size_t eng_cpu_act_bytes(const eng_context *c, int columns);
 void eng_cpu_begin(eng_context *c, const eng_batch *b);
 const float *eng_cpu_finish(eng_context *c, const float *logits, size_t count);
 void eng_cpu_embed(eng_context *c, float *x, const eng_matrix *w, const eng_batch *b);
 void eng_cpu_gather(eng_context *c, float *out, const float *x, const eng_batch *b, int D);
-void eng_cpu_rope_append(eng_context *c, float *qkv, const eng_pages *kv, int l, const eng_batch *b,
-                         int H);
 void eng_cpu_kv_copy(eng_context *c, const eng_pages *kv, int32_t dst, int32_t src, int32_t tokens);
 void eng_cpu_kv_pack(eng_context *c, const eng_pages *kv, const int32_t *blocks,
                      const eng_kv_box *box, void *out);
@@ -45,11 +34,9 @@ void eng_cpu_kv_unpack(eng_context *c, const eng_pages *kv, const int32_t *block
 
 #define ENG_CPU_SHARED_OPS                                                                          \
     .close = eng_cpu_close, .numerics = eng_cpu_numerics, .alloc = eng_cpu_alloc,                    \
-    .free = eng_cpu_free, .copy_in = eng_cpu_copy_in, .own_bytes = eng_cpu_own_bytes,                \
-    .prepare = eng_cpu_prepare, .act_bytes = eng_cpu_act_bytes, .begin = eng_cpu_begin,              \
+    .free = eng_cpu_free, .copy_in = eng_cpu_copy_in, .begin = eng_cpu_begin,              \
     .finish = eng_cpu_finish, .embed = eng_cpu_embed, .gather = eng_cpu_gather,                      \
-    .rope_append = eng_cpu_rope_append, .kv_copy = eng_cpu_kv_copy, .kv_pack = eng_cpu_kv_pack,      \
-    .kv_unpack = eng_cpu_kv_unpack
+    .kv_copy = eng_cpu_kv_copy, .kv_pack = eng_cpu_kv_pack, .kv_unpack = eng_cpu_kv_unpack
 
 /* The widest row a product reads. */
 static inline int eng_cpu_widest(const eng_shape *s) {
@@ -121,26 +108,5 @@ static inline float eng_exp(float x) {
 
 /* silu(g) = g / (1 + e^-g). */
 static inline float eng_silu(float g) { return g / (1 + eng_exp(-g)); }
-
-/* ---- pages ------------------------------------------------------------------------------------- */
-
-/* Element index, within a page, of the K or V block of one layer and head. */
-static inline size_t eng_page_block(const eng_pages *kv, int l, int is_v, int head) {
-    size_t block = ((size_t)l * 2 + (size_t)is_v) * (size_t)kv->K + (size_t)head;
-    return block * (size_t)kv->P * (size_t)kv->h;
-}
-
-static inline char *eng_page(const eng_pages *kv, int32_t page) {
-    return (char *)kv->data + (size_t)page * kv->page_bytes;
-}
-
-static inline float eng_element_get(eng_kv_type type, const void *base, size_t i) {
-    return type == ENG_KV_F16 ? eng_half_to_float(((const uint16_t *)base)[i]) : ((const float *)base)[i];
-}
-
-static inline void eng_element_set(eng_kv_type type, void *base, size_t i, float v) {
-    if (type == ENG_KV_F16) ((uint16_t *)base)[i] = eng_float_to_half(v);
-    else ((float *)base)[i] = v;
-}
 
 #endif

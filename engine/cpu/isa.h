@@ -4,7 +4,9 @@
 #ifndef BATON_ENGINE_CPU_ISA_H
 #define BATON_ENGINE_CPU_ISA_H
 
+#include "engine/cpu/act.h"
 #include "engine/cpu/cpu.h"
+#include "engine/cpu/panel.h"
 
 #define ISA_PASTE(name, isa) name##_##isa
 #define ISA_EXPAND(name, isa) ISA_PASTE(name, isa)
@@ -20,12 +22,43 @@
     void silu_mul_##isa(eng_context *c, void *out, const float *gu, int T, int F);                    \
     void add_##isa(eng_context *c, float *x, const float *y, int T, int D);                           \
     void matmul_##isa(eng_context *c, float *y, const void *x, const eng_matrix *w, int T);           \
+    void rope_append_##isa(eng_context *c, float *qkv, const eng_pages *kv, int l, const eng_batch *b, \
+                           int H);                                                                   \
     void attention_##isa(eng_context *c, void *out, const float *qkv, const eng_pages *kv, int l,     \
                          const eng_batch *b, int H, float scale);                                     \
     size_t attention_scratch_##isa(const eng_shape *shape);  /* floats a thread needs */              \
-    size_t product_scratch_##isa(const eng_shape *shape);
+    void attend_##isa(eng_context *c, void *out, const float *qkv, const eng_pages *kv, int l,         \
+                      const eng_batch *b, int H, float scale);                                       \
+    /* Rows from floats; x NULL: the floats stand in the rows already. */                             \
+    void activate_##isa(eng_context *c, void *out, const float *x, int T, int C);
 ISA_FUNCTIONS(base)
 ISA_FUNCTIONS(avx2)
 ISA_FUNCTIONS(avx512)
+
+/* The entries of an op table that do not depend on who multiplies. */
+#define ISA_OPS(isa) ISA_OPS_OF(isa)
+#define ISA_OPS_OF(isa)                                                                              \
+    .form = "panels-1", .own_bytes = panel_own_bytes, .prepare = panel_prepare,                      \
+    .act_bytes = isa_act_bytes, .activate = activate_##isa, .rmsnorm = rmsnorm_##isa,                \
+    .rope_append = rope_append_##isa, .attention = attend_##isa, .silu_mul = silu_mul_##isa, .add = add_##isa
+
+/* Every instruction set that multiplies and adds in one rounding computes the same bits. */
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define ISA_NUMERICS "cpu-1"
+#else
+#define ISA_NUMERICS "cpu-1/nofma"
+#endif
+
+static inline size_t isa_act_bytes(const eng_context *c, int columns) {
+    (void)c;
+    return act_bytes(columns);
+}
+
+/* Floats a thread needs: sixteen rows of float weights, or a panel unpacked into tiles and their sums
+ * (amx.c), or what attention lays out. */
+static inline size_t isa_scratch(const eng_shape *shape, size_t attention) {
+    size_t product = 16 * (size_t)eng_cpu_widest(shape) + 4096;
+    return product > attention ? product : attention;
+}
 
 #endif

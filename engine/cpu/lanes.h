@@ -76,9 +76,61 @@ INLINE float total(lanes a) {
     return q[0] + q[1];
 }
 
+/* The greater of each lane, and of all of them (by the same tree; no NaN). */
+#define GREATER(type, a, b) ((type)(((mask_of_##type)(a) & ((a) > (b))) | ((mask_of_##type)(b) & ~((a) > (b)))))
+typedef int32_t mask_of_quad __attribute__((vector_size(16)));
+typedef int32_t mask_of_oct __attribute__((vector_size(32)));
+typedef ivec mask_of_vec;
+
+INLINE lanes greater(lanes a, lanes b) {
+    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = GREATER(vec, a.v[i], b.v[i]);
+    return a;
+}
+
+INLINE float greatest(lanes a) {
+#if defined(__AVX512F__)
+    oct o = __builtin_shufflevector(a.v[0], a.v[0], 0, 1, 2, 3, 4, 5, 6, 7);
+    oct p = __builtin_shufflevector(a.v[0], a.v[0], 8, 9, 10, 11, 12, 13, 14, 15);
+    o = GREATER(oct, o, p);
+#elif defined(__AVX__)
+    oct o = GREATER(vec, a.v[0], a.v[1]);
+#endif
+#if defined(__AVX__)
+    quad q = __builtin_shufflevector(o, o, 0, 1, 2, 3), r = __builtin_shufflevector(o, o, 4, 5, 6, 7);
+#else
+    quad q = GREATER(vec, a.v[0], a.v[1]), r = GREATER(vec, a.v[2], a.v[3]);
+#endif
+    q = GREATER(quad, q, r);
+    r = __builtin_shufflevector(q, q, 2, 3, 0, 1);
+    q = GREATER(quad, q, r);
+    return q[0] > q[1] ? q[0] : q[1];
+}
+
 INLINE lanes times(lanes a, float d) {
     UNROLL for (int i = 0; i < PARTS; i++) a.v[i] *= d;
     return a;
+}
+
+/* eng_exp() of cpu.h, sixteen at a time: the same operations in the same order. */
+INLINE lanes exp_lanes(lanes x) {
+    UNROLL for (int i = 0; i < PARTS; i++) {
+        vec least = -87.3f - (vec){}, most = 88.3f - (vec){};
+        vec clamped = GREATER(vec, x.v[i], least);
+        clamped = -GREATER(vec, -clamped, -most);
+        vec shifted = clamped * 1.44269504f + 12582912.f, n = shifted - 12582912.f;
+        vec r = clamped - n * 0.693359375f;
+        r = r + n * 2.12194440e-4f;
+        vec p = 1.9875691500e-4f - (vec){};
+        p = p * r + 1.3981999507e-3f;
+        p = p * r + 8.3334519073e-3f;
+        p = p * r + 4.1665795894e-2f;
+        p = p * r + 1.6666665459e-1f;
+        p = p * r + 5.0000001201e-1f;
+        p = p * (r * r) + (r + 1);
+        vec power = (vec)(((ivec)shifted << 23) + 0x3f800000);
+        x.v[i] = (vec)((ivec)(p * power) & (x.v[i] >= least));
+    }
+    return x;
 }
 
 INLINE float half_at(const void *p) {

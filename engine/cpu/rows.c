@@ -1,11 +1,61 @@
-/* rows.c -- what is done row by row: RMSNorm, SiLU times up, the residual sum. */
+/* rows.c -- what is done row by row: RMSNorm, SiLU times up, the residual sum; and how an activation row
+ * gets its integers (act.h). */
+#include "engine/cpu/act.h"
 #include "engine/cpu/lanes.h"
 #include <math.h>
+
+/* ---- integers of an activation row --------------------------------------------------------------- */
+
+typedef int8_t small __attribute__((vector_size(W), aligned(1), may_alias));
+
+INLINE lanes negative(lanes x) {
+    UNROLL for (int i = 0; i < PARTS; i++) x.v[i] = -x.v[i];
+    return x;
+}
+
+/* |x|. */
+INLINE lanes size_of(lanes x) {
+    UNROLL for (int i = 0; i < PARTS; i++) x.v[i] = (vec)((ivec)x.v[i] & 0x7fffffff);
+    return x;
+}
+
+/* Sixteen columns: X = x * inverse to the nearest integer, ties to even; its planes; X as floats. */
+INLINE lanes put_planes(int8_t *planes, lanes x, float inverse) {
+    const float magic = 12582912.f;              /* 1.5 * 2^23: the unit of such a float is 1 */
+    UNROLL for (int i = 0; i < PARTS; i++) {
+        vec shifted = x.v[i] * inverse + magic;
+        ivec X = (ivec)shifted - (int32_t)eng_float_bits(magic), hi = (X + 8) >> 4;
+        *(small *)(planes + i * W) = __builtin_convertvector(hi, small);
+        *(small *)(planes + ACT_BLOCK + i * W) = __builtin_convertvector(X - (hi << 4), small);
+        x.v[i] = shifted - magic;
+    }
+    return x;
+}
+
+/* The integers of a row whose floats stand there. */
+static void finish_row(void *row, int C) {
+    float *x = row, *scales = (float *)(uintptr_t)act_scales(row, C), *sums = (float *)(uintptr_t)act_sums(row, C);
+    int32_t *totals = (int32_t *)(uintptr_t)act_totals(row, C);
+    int8_t *planes = (int8_t *)(uintptr_t)act_planes(row, C);
+    for (int b = 0; b < C / ACT_BLOCK; b++, x += ACT_BLOCK, planes += ACT_BLOCK_BYTES) {
+        lanes first = load(x), second = load(x + LANES);
+        float most = greatest(greater(size_of(first), size_of(second)));
+        float inverse = most > 0 ? ACT_LARGEST / most : 0;
+        first = put_planes(planes, first, inverse);
+        second = put_planes(planes + LANES, second, inverse);
+        float sum = total(add_lanes(first, second));     /* of integers below 2^17: exact */
+        scales[b] = most / ACT_LARGEST;
+        sums[b] = scales[b] * sum;
+        totals[b] = (int32_t)sum;
+    }
+}
+
+/* ---- the ops ------------------------------------------------------------------------------------ */
 
 enum { ROWS_A_TASK = 8 };
 
 typedef struct row_work {
-    float *out;
+    char *out;
     const float *in, *weight;
     float eps;
     int T, width;
@@ -25,16 +75,17 @@ static void rmsnorm_task(void *ctx, int task, int thread) {
     (void)thread;
     for (int t = task * ROWS_A_TASK; t < last_row(w, task); t++) {
         const float *x = w->in + (size_t)t * (size_t)w->width;
-        float *out = w->out + (size_t)t * (size_t)w->width;
+        float *out = (float *)(void *)(w->out + (size_t)t * act_bytes(w->width));
         lanes sum = spread(0);
         for (int i = 0; i < w->width; i += LANES) sum = add_product(sum, load(x + i), load(x + i));
         float scale = 1 / sqrtf(total(sum) / (float)w->width + w->eps);
         for (int i = 0; i < w->width; i++) out[i] = x[i] * scale * w->weight[i];
+        finish_row(out, w->width);
     }
 }
 
-void ISA_NAME(rmsnorm)(eng_context *c, void *out, const float *x, const float *weight, float eps,
-                             int T, int D) {
+void ISA_NAME(rmsnorm)(eng_context *c, void *out, const float *x, const float *weight, float eps, int T,
+                       int D) {
     row_work w = {.out = out, .in = x, .weight = weight, .eps = eps, .T = T, .width = D};
     run_rows(c, &w, rmsnorm_task);
 }
@@ -44,8 +95,13 @@ static void silu_task(void *ctx, int task, int thread) {
     (void)thread;
     for (int t = task * ROWS_A_TASK; t < last_row(w, task); t++) {
         const float *gate = w->in + (size_t)t * 2 * (size_t)w->width, *up = gate + w->width;
-        float *out = w->out + (size_t)t * (size_t)w->width;
-        for (int i = 0; i < w->width; i++) out[i] = eng_silu(gate[i]) * up[i];
+        float *out = (float *)(void *)(w->out + (size_t)t * act_bytes(w->width));
+        for (int i = 0; i < w->width; i += LANES) {
+            lanes g = load(gate + i), u = load(up + i), e = exp_lanes(negative(g));
+            UNROLL for (int k = 0; k < PARTS; k++) u.v[k] *= g.v[k] / (1 + e.v[k]);
+            store(out + i, u);
+        }
+        finish_row(out, w->width);
     }
 }
 
@@ -54,7 +110,30 @@ void ISA_NAME(silu_mul)(eng_context *c, void *out, const float *gu, int T, int F
     run_rows(c, &w, silu_task);
 }
 
+static void act_task(void *ctx, int task, int thread) {
+    const row_work *w = ctx;
+    (void)thread;
+    for (int t = task * ROWS_A_TASK; t < last_row(w, task); t++) {
+        char *out = w->out + (size_t)t * act_bytes(w->width);
+        if (w->in) memcpy(out, w->in + (size_t)t * (size_t)w->width, (size_t)w->width * sizeof(float));
+        finish_row(out, w->width);
+    }
+}
+
+void ISA_NAME(activate)(eng_context *c, void *out, const float *x, int T, int C) {
+    row_work w = {.out = out, .in = x, .T = T, .width = C};
+    run_rows(c, &w, act_task);
+}
+
+static void add_task(void *ctx, int task, int thread) {
+    const row_work *w = ctx;
+    float *out = (float *)(void *)w->out;
+    (void)thread;
+    for (int t = task * ROWS_A_TASK; t < last_row(w, task); t++)
+        for (int i = 0; i < w->width; i++) out[(size_t)t * (size_t)w->width + (size_t)i] += w->in[(size_t)t * (size_t)w->width + (size_t)i];
+}
+
 void ISA_NAME(add)(eng_context *c, float *x, const float *y, int T, int D) {
-    (void)c;
-    for (size_t i = 0; i < (size_t)T * (size_t)D; i++) x[i] += y[i];
+    row_work w = {.out = (char *)x, .in = y, .T = T, .width = D};
+    run_rows(c, &w, add_task);
 }

@@ -2,8 +2,13 @@
 #include "engine/cpu/isa.h"
 
 static status open_isa(int threads, const eng_shape *shape, eng_context **out, error *err) {
-    size_t product = ISA_NAME(product_scratch)(shape), attention = ISA_NAME(attention_scratch)(shape);
-    return eng_cpu_open(threads, product > attention ? product : attention, "cpu-1/" ISA_TEXT, out, err);
+    return eng_cpu_open(threads, isa_scratch(shape, ISA_NAME(attention_scratch)(shape)), ISA_NUMERICS, out, err);
+}
+
+void ISA_NAME(attend)(eng_context *c, void *out, const float *qkv, const eng_pages *kv, int l,
+                      const eng_batch *b, int H, float scale) {
+    ISA_NAME(attention)(c, out, qkv, kv, l, b, H, scale);
+    ISA_NAME(activate)(c, out, NULL, b->T, H * kv->h);
 }
 
 extern const eng_ops ISA_NAME(eng_cpu);
@@ -11,9 +16,6 @@ const eng_ops ISA_NAME(eng_cpu) = {
     .name = ISA_TEXT,
     .open = open_isa,
     ENG_CPU_SHARED_OPS,
-    .rmsnorm = ISA_NAME(rmsnorm),
+    ISA_OPS(ISA),
     .matmul = ISA_NAME(matmul),
-    .attention = ISA_NAME(attention),
-    .silu_mul = ISA_NAME(silu_mul),
-    .add = ISA_NAME(add),
 };

@@ -9,6 +9,7 @@ import grpc
 from grpc_tools import protoc
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+os.environ.setdefault('BATON_CACHE_DIR', str(ROOT / 'build' / 'cache'))    # not the user's
 
 
 def stubs():

@@ -84,7 +84,17 @@ static void refusals(void **state) {
         {"perplexity --model x", 2, "--file"},
         {"perplexity --model x --file y --context 2", 2, "--context"},
         {"logits --model x", 2, "--tokens"},
+        {"bench", 2, "engine"},
+        {"bench load --model x", 2, "load"},
+        {"bench engine", 2, "--model"},
+        {"bench engine --model x --only prefill:3", 2, "prefill:3"},
+        {"bench engine --model x --kv-dtype f8", 2, "f8"},
+        {"bench engine --model /no/such/file", 1, "/no/such/file"},
         {"logits --model x --tokens 1", 2, "--out"},
+        {"quantize x", 2, "IN OUT"},
+        {"quantize x y", 2, "--type"},
+        {"quantize x y --type q6_k", 2, "q6_k"},
+        {"quantize /no/such/file y --type q4_0", 1, "/no/such/file"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         answer a;
@@ -101,7 +111,7 @@ static void refusals(void **state) {
 static void help(void **state) {
     (void)state;
     static const struct { const char *words, *has, *lacks; } rows[] = {
-        {"--help", "generate", "quantize"},      {"help", "exit codes", "bench"},
+        {"--help", "quantize", "etcd"},      {"help", "exit codes", "certs"},
         {"up --help", "BATON_KV_PAGES", "--tp"}, {"help up", "--prefill N", "--http"},
         {"generate --help", "--top-p", "--draft"}, {"help --markdown", "| `--listen HOST:PORT`", "certs"},
         {"version", "baton ", "help"},

@@ -1,5 +1,6 @@
 /* Tests engine/ops.h's back ends op by op: number formats, products and norms against the scalar
  * specification. tests/unit/eng_step.c tests them together. */
+#include "engine/cpu/act.h"
 #include "engine/cpu/cpu.h"
 #include "tests/golden/dequantize.h"
 #include <setjmp.h>
@@ -54,7 +55,7 @@ static void fill(float *x, int count, unsigned seed) {
     }
 }
 
-enum { C = 1536, T = 19, N = 37 };
+enum { C = 1536, T = 37, N = 53 };
 
 static eng_context *open_ops(const eng_ops *op, int threads) {
     eng_shape shape = {.L = 1, .D = C, .H = 24, .K = 8, .h = 64, .F = C, .V = 64};
@@ -64,61 +65,185 @@ static eng_context *open_ops(const eng_ops *op, int threads) {
     return c;
 }
 
-/* Bound: 1e-5 of the sum of |x w|, far above rounding of 1,536 products. A row alone is the same bits
- * as that row among nineteen; a matrix stacked of two parts is the two one after the other. */
+/* ---- products ---------------------------------------------------------------------------------- */
+
+/* A matrix of one type in a back end's own form. */
+typedef struct weights {
+    eng_matrix m;
+    void *own;
+} weights;
+
+static const eng_type types[] = {ENG_F32, ENG_F16, ENG_BF16, ENG_Q8_0, ENG_Q4_0, ENG_Q4_1};
+enum { TYPES = sizeof types / sizeof *types };
+
+/* Rows of random weights; the scales are near 1/16, the offsets of Q4_1 near -1/2. */
+static size_t fill_rows(eng_type type, uint8_t *rows, int count) {
+    static const size_t block_bytes[] = {[ENG_F32] = 128, [ENG_F16] = 64, [ENG_BF16] = 64,
+                                         [ENG_Q8_0] = 34, [ENG_Q4_0] = 18, [ENG_Q4_1] = 20};
+    size_t block = block_bytes[type], blocks = (size_t)count * C / 32;
+    for (size_t b = 0; b < blocks; b++, rows += block) {
+        float f[34];
+        fill(f, 34, (unsigned)b + 7);
+        for (size_t i = 0; i < 32; i++) {
+            uint16_t half = eng_float_to_half(f[i]), bf16 = (uint16_t)(eng_float_bits(f[i]) >> 16);
+            if (type == ENG_F32) memcpy(rows + 4 * i, &f[i], 4);
+            else if (type == ENG_F16) memcpy(rows + 2 * i, &half, 2);
+            else if (type == ENG_BF16) memcpy(rows + 2 * i, &bf16, 2);
+            else if (type == ENG_Q8_0 || i < 16) rows[block - 1 - i] = (uint8_t)(int)(128 + 127.9f * f[i]);
+        }
+        uint16_t d = eng_float_to_half(0.0625f + f[32] / 64), m = eng_float_to_half(-0.5f + f[33] / 16);
+        if (type != ENG_F32 && type != ENG_F16 && type != ENG_BF16) memcpy(rows, &d, 2);
+        if (type == ENG_Q4_1) memcpy(rows + 2, &m, 2);
+    }
+    return block * C / 32;
+}
+
+/* Two parts stacked, the first of 20 outputs: a panel is partly empty in the middle. */
+static weights make_weights(const eng_ops *op, eng_context *c, eng_type type, uint8_t *rows) {
+    weights w = {.m = {.N = N, .C = C, .parts = 2}};
+    size_t row_bytes = fill_rows(type, rows, N);
+    for (int i = 0; i < 2; i++) {
+        w.m.part[i].type = type;
+        w.m.part[i].rows = i ? N - 20 : 20;
+        w.m.part[i].row_bytes = row_bytes;
+        w.m.part[i].data = rows + (i ? 20 * row_bytes : 0);
+    }
+    size_t bytes = op->own_bytes(c, &w.m);
+    if (bytes) {
+        w.own = op->alloc(c, bytes);
+        op->prepare(c, &w.m, w.own);
+        w.m.own = w.own;
+    }
+    return w;
+}
+
+static void exact_product(const eng_matrix *m, const float *x, float *y, float *size) {
+    static float row[C];
+    for (int n = 0; n < N; n++) {
+        eng_type type;
+        const void *data = eng_cpu_row(m, n, &type);
+        eng_cpu_dequantize(type, data, C, row);
+        for (int t = 0; t < T; t++) {
+            double sum = 0, all = 0;
+            for (int i = 0; i < C; i++) {
+                sum += (double)x[t * C + i] * (double)row[i];
+                all += fabs((double)x[t * C + i] * (double)row[i]);
+            }
+            y[t * N + n] = (float)sum;
+            size[t * N + n] = (float)all;
+        }
+    }
+}
+
+/* Each back end and type against the exact product. Bound: 3e-4 of the sum of |x w| (half a step of 12 bits
+ * in a block whose largest value is 8 times the mean), far above float rounding. A row alone, and any number
+ * of rows, give the same bits as those rows among all; so do all back ends that say they compute alike. */
 static void products_agree(void **state) {
     (void)state;
-    static float x[T * C], w[N * C], y[T * N], one[N], expected[T * N];
+    static float x[T * C], y[T * N], one[T * N], expected[T * N], size[T * N], first[TYPES][T * N];
+    static uint8_t rows[N * C * 4];
+    const char *numerics = NULL;
     fill(x, T * C, 1);
-    fill(w, N * C, 2);
-    eng_matrix m = {.N = N, .C = C, .parts = 2};
-    m.part[0].rows = 20;
-    m.part[1].rows = N - 20;
-    m.part[0].type = m.part[1].type = ENG_F32;
-    m.part[0].row_bytes = m.part[1].row_bytes = C * sizeof *w;
-    m.part[0].data = w;
-    m.part[1].data = w + 20 * C;
-    for (int t = 0; t < T; t++)
-        for (int n = 0; n < N; n++) {
-            double sum = 0;
-            for (int i = 0; i < C; i++) sum += (double)x[t * C + i] * (double)w[n * C + i];
-            expected[t * N + n] = (float)sum;
-        }
     for (int b = 0; eng_ops_at(b); b++) {
         const eng_ops *op = eng_ops_at(b);
         eng_context *c = open_ops(op, 2);
-        op->matmul(c, y, x, &m, T);
-        for (int i = 0; i < T * N; i++)
-            if (fabsf(y[i] - expected[i]) > 1e-5f * C / 4)
-                fail_msg("%s: %g, expected %g", op->name, (double)y[i], (double)expected[i]);
-        for (int t = 0; t < T; t++) {
-            op->matmul(c, one, x + t * C, &m, 1);
-            assert_memory_equal(one, y + t * N, sizeof one);
+        size_t stride = op->act_bytes(c, C);
+        char *act = op->alloc(c, stride * (T + 16));
+        bool same = numerics && strcmp(numerics, op->numerics(c)) == 0;
+        for (int k = 0; k < TYPES; k++) {
+            weights w = make_weights(op, c, types[k], rows);
+            exact_product(&w.m, x, expected, size);
+            op->activate(c, act, x, T, C);
+            op->matmul(c, y, act, &w.m, T);
+            for (int i = 0; i < T * N; i++)
+                if (fabsf(y[i] - expected[i]) > 3e-4f * size[i])
+                    fail_msg("%s, type %d, row %d output %d: %g, expected %g", op->name, types[k], i / N, i % N,
+                             (double)y[i], (double)expected[i]);
+            for (int count = 1; count < T; count += count < 18 ? 1 : 5)
+                for (int t = 0; t + count <= T; t += count) {
+                    op->matmul(c, one, act + (size_t)t * stride, &w.m, count);
+                    if (memcmp(one, y + t * N, (size_t)(count * N) * sizeof *y) != 0)
+                        fail_msg("%s, type %d: %d rows from row %d differ from the same rows among %d", op->name,
+                                 types[k], count, t, T);
+                }
+            if (!numerics) memcpy(first[k], y, sizeof y);
+            for (int i = 0; i < T * N && same; i++)
+                if (memcmp(&first[k][i], &y[i], sizeof *y) != 0)
+                    fail_msg("%s, type %d, row %d output %d: %a, but %a by %s, which has the same numerics",
+                             op->name, types[k], i / N, i % N, (double)y[i], (double)first[k][i], eng_ops_at(0)->name);
+            if (w.own) op->free(c, w.own);
         }
+        print_message("%s: %s\n", op->name, !numerics ? "first" : same ? "same bits as the first" : "numerics of its own");
+        if (!numerics) numerics = op->numerics(c);
+        op->free(c, act);
         op->close(c);
     }
 }
 
+/* The floats of activation rows. */
+static float float_of(const eng_ops *op, eng_context *c, const void *act, int t, int i) {
+    return ((const float *)(const void *)((const char *)act + (size_t)t * op->act_bytes(c, C)))[i];
+}
+
 static void norms_and_gates_agree(void **state) {
     (void)state;
-    static float x[T * C], weight[C], a[T * C], b[T * C], gu[2 * T * C];
+    static float x[T * C], weight[C], gu[2 * T * C];
     fill(x, T * C, 3);
     fill(weight, C, 4);
     fill(gu, 2 * T * C, 5);
     const eng_ops *spec = eng_ops_find("scalar");
     eng_context *s = open_ops(spec, 1);
-    for (int i = 0; eng_ops_at(i); i++) {
-        const eng_ops *op = eng_ops_at(i);
+    for (int k = 0; eng_ops_at(k); k++) {
+        const eng_ops *op = eng_ops_at(k);
         eng_context *c = open_ops(op, 3);
-        spec->rmsnorm(s, a, x, weight, 1e-5f, T, C);
-        op->rmsnorm(c, b, x, weight, 1e-5f, T, C);
-        for (int j = 0; j < T * C; j++) assert_true(fabsf(a[j] - b[j]) < 1e-5f);
-        spec->silu_mul(s, a, gu, T, C);
-        op->silu_mul(c, b, gu, T, C);
-        for (int j = 0; j < T * C; j++) assert_true(fabsf(a[j] - b[j]) < 1e-6f);
+        void *a = spec->alloc(s, T * spec->act_bytes(s, C)), *b = op->alloc(c, T * op->act_bytes(c, C));
+        for (int gates = 0; gates < 2; gates++) {
+            if (gates) spec->silu_mul(s, a, gu, T, C);
+            else spec->rmsnorm(s, a, x, weight, 1e-5f, T, C);
+            if (gates) op->silu_mul(c, b, gu, T, C);
+            else op->rmsnorm(c, b, x, weight, 1e-5f, T, C);
+            for (int t = 0; t < T; t++)
+                for (int i = 0; i < C; i++)
+                    assert_true(fabsf(float_of(spec, s, a, t, i) - float_of(op, c, b, t, i)) < 1e-5f);
+        }
+        spec->free(s, a);
+        op->free(c, b);
         op->close(c);
     }
     spec->close(s);
+}
+
+/* The integers of a row: the nearest to x / scale, the planes put together again, the sums. */
+static void activations_are_twelve_bits(void **state) {
+    (void)state;
+    float x[96];
+    fill(x, 96, 11);
+    for (int i = 0; i < 32; i++) x[i] *= 1e-20f, x[i + 32] = 0;
+    x[70] = -1000;
+    for (int k = 0; eng_ops_at(k); k++) {
+        const eng_ops *op = eng_ops_at(k);
+        if (!op->form) continue;
+        eng_context *c = open_ops(op, 1);
+        void *row = op->alloc(c, op->act_bytes(c, 96));
+        op->activate(c, row, x, 1, 96);
+        assert_memory_equal(row, x, sizeof x);
+        for (int b = 0; b < 3; b++) {
+            const int8_t *hi = act_planes(row, 96) + b * ACT_BLOCK_BYTES, *lo = hi + ACT_BLOCK;
+            float scale = act_scales(row, 96)[b];
+            int total = 0;
+            for (int i = 0; i < 32; i++) {
+                int X = 16 * hi[i] + lo[i];
+                assert_in_range(X + ACT_LARGEST, 0, 2 * ACT_LARGEST);
+                assert_true(fabsf(x[b * 32 + i] - scale * (float)X) <= 0.501f * scale);
+                total += X;
+            }
+            assert_int_equal(act_totals(row, 96)[b], total);
+            assert_true(act_sums(row, 96)[b] == scale * (float)total);
+        }
+        assert_int_equal(16 * act_planes(row, 96)[2 * ACT_BLOCK_BYTES + 6] + act_planes(row, 96)[2 * ACT_BLOCK_BYTES + 38], -ACT_LARGEST);
+        op->free(c, row);
+        op->close(c);
+    }
 }
 
 static void names_are_found(void **state) {
@@ -161,7 +286,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(weights_are_what_gguf_py_reads), cmocka_unit_test(halves_are_exact_and_round_to_even),
         cmocka_unit_test(exp_is_within_its_error),        cmocka_unit_test(products_agree),
-        cmocka_unit_test(norms_and_gates_agree),          cmocka_unit_test(names_are_found),
+        cmocka_unit_test(norms_and_gates_agree), cmocka_unit_test(activations_are_twelve_bits),          cmocka_unit_test(names_are_found),
         cmocka_unit_test(the_team_does_each_task_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -111,7 +111,8 @@ static void company_changes_no_bit(void **state) {
     }
 }
 
-/* Every back end agrees with the specification; bound: 2e-4 of the largest logit. */
+/* Every back end agrees with the specification. Bound: 2e-4 of the largest logit where weights are floats,
+ * 4e-3 where activations are rounded to 12 bits for integer weights (found: below 2e-3). */
 static void agrees_with_scalar(void **state) {
     (void)state;
     int32_t tokens[COUNT];
@@ -132,7 +133,8 @@ static void agrees_with_scalar(void **state) {
                 largest = fmaxf(largest, fabsf(whole[i]));
             }
             assert_true(largest > 0.1f);
-            if (!(worst <= 2e-4f * largest))
+            bool floats = types[t] == ENG_F32 || types[t] == ENG_F16 || types[t] == ENG_BF16;
+            if (!(worst <= (floats ? 2e-4f : 4e-3f) * largest))
                 fail_msg("%s type %d: %g of %g", eng_ops_at(b)->name, types[t], (double)worst, (double)largest);
         }
 }

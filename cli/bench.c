@@ -1,0 +1,71 @@
+/* bench.c -- baton bench engine: how fast the engine runs a model here, and how fast the machine could.
+ * What is measured and how it is shown stands in bench/. */
+#include "cli/cli.h"
+#include "bench/bench.h"
+#include <errno.h>
+#include <string.h>
+
+static cli_exit bench(const cli_options *o, const char *const *words, int count);
+
+static const config_row bench_rows[] = {
+    CLI_MODEL,
+    CLI_ENGINE,
+    CLI_TEXT("kv-dtype", kv_dtype, "f16", "TYPE", "element of a page: f16 or f32"),
+    CLI_TEXT("only", only, NULL, "LIST",
+             "some of limits, prefill, decode, attention, ops, or one size as prefill:512"),
+    CLI_SWITCH("quick", quick, NULL, "every other size, shorter runs"),
+    CLI_JSON,
+    CLI_TEXT("svg", svg, NULL, "FILE", "gets a plot"),
+};
+
+const cli_command cli_bench = {
+    "bench", "engine", "How fast a model runs on this machine, beside the machine's limits.",
+    CLI_ROWS(bench_rows), 1, 1, bench};
+
+static void say(const char *what, int size) {
+    if (size) fprintf(stderr, "measuring %s %d\n", what, size);
+    else fprintf(stderr, "measuring %s\n", what);
+}
+
+static status write_svg(const bench_report *r, const char *path, error *err) {
+    FILE *out = fopen(path, "we");
+    if (!out) return error_set(err, ST_IO, "--svg '%.200s': %s", path, strerror(errno));
+    bench_svg_write(r, out);
+    bool whole = !ferror(out);
+    if (fclose(out) != 0 || !whole)
+        return error_set(err, ST_IO, "--svg '%.200s' cannot be written: %s", path, strerror(errno));
+    return ST_OK;
+}
+
+static status bench_all(const cli_options *o, const eng_gguf *g, const bench_options *options,
+                        error *err) {
+    bench_report r;
+    TRY(bench_engine_run(g, options, &r, err));
+    if (o->svg) TRY(write_svg(&r, o->svg, err));
+    if (o->json) return bench_report_json(&r, stdout, err);
+    bench_report_text(&r, stdout);
+    return ST_OK;
+}
+
+static cli_exit bench(const cli_options *o, const char *const *words, int count) {
+    (void)count;
+    error err = {0};
+    char cache_dir[CLI_PATH_MAX];
+    if (strcmp(words[0], "engine") != 0)
+        return cli_usage("bench", "'%.40s' is nothing to measure: expected engine", words[0]);
+    if (!o->model) return cli_usage("bench", "--model FILE is missing");
+    bool f32 = strcmp(o->kv_dtype, "f32") == 0;
+    if (!f32 && strcmp(o->kv_dtype, "f16") != 0)
+        return cli_usage("bench", "--kv-dtype '%.40s': expected f16 or f32", o->kv_dtype);
+    bench_options options = {.isa = o->isa, .cache_dir = cli_cache_dir(o, cache_dir),
+                             .threads = (int)o->threads, .quick = o->quick,
+                             .kv_type = f32 ? ENG_KV_F32 : ENG_KV_F16, .kv_type_name = o->kv_dtype,
+                             .progress = say};
+    if (bench_select_parse(o->only, o->quick, &options.selection, &err) != ST_OK)
+        return cli_usage("bench", "%s", err.text);
+    eng_gguf *g = NULL;
+    status st = eng_gguf_open(o->model, &g, &err);
+    if (st == ST_OK) st = bench_all(o, g, &options, &err);
+    eng_gguf_close(g);
+    return st == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "bench: %s", err.text);
+}

@@ -1,0 +1,159 @@
+/* amx.c -- products of many rows by AMX tiles; one row, and everything else, by the AVX-512 functions.
+ *
+ * A tile product takes 16 rows x 64 bytes of activations and 64 bytes x 16 outputs of weights. A block of an
+ * activation row (act.h) is just that: 32 high planes, then 32 low ones; the weights of a block stand against
+ * it twice, times 16 and as they are, so that one product gives s = sum w (16 hi + lo). Weights of 8 bits do
+ * not fit times 16: they take two products, one a plane. The sums are the integers that the other kernels
+ * get, and go into the same float operations in the same order: the same bits.
+ *
+ *   tiles  0, 1  sums (16 x 16 int32), one block's being used while the next one's are made
+ *          2     activations    3  the low plane of activations, for weights of 8 bits
+ *          4     weights        5  the same
+ *
+ * Tile configuration is a thread's own: set when a task begins, released when it ends, so that the system
+ * has no tiles to save between tasks. */
+#include "engine/cpu/dot.h"
+#include "engine/cpu/product.h"
+
+enum {
+    TILE_BYTES = 1024,
+    LEAST_ROWS = 6,              /* with fewer the AVX-512 kernel is faster */
+};
+
+/* palette 1 (Intel SDM volume 1, 18.3): bytes a row and rows of each tile. */
+typedef struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} __attribute__((packed, aligned(64))) tile_config;
+
+/* "memory": gcc 12's own intrinsics do not tell the compiler what the instructions read and write. */
+#define TILE_LOAD(tile, from, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"((int64_t)(stride)) : "memory")
+#define TILE_STORE(tile, to, stride) \
+    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
+#define TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile :::"memory")
+#define TILE_SIGNED_UNSIGNED(sum, a, b) \
+    __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sum :::"memory")
+#define TILE_SIGNED(sum, a, b) __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum :::"memory")
+
+static void configure(eng_type type) {
+    int plane = type == ENG_Q8_0 ? 32 : 64;      /* bytes of K a product takes */
+    tile_config t = {.palette = 1};
+    for (int i = 0; i < 2; i++) t.row_bytes[i] = 64, t.rows[i] = 16;
+    for (int i = 2; i < 4; i++) t.row_bytes[i] = (uint16_t)plane, t.rows[i] = 16;
+    for (int i = 4; i < 6; i++) t.row_bytes[i] = 64, t.rows[i] = (uint8_t)(plane / 4);
+    __asm__ volatile("ldtilecfg %0" ::"m"(t) : "memory");
+}
+
+/* A panel's weights as tiles: 4 bits times 16, then as they are; 8 bits need no unpacking. */
+static void unpack_tiles(const uint8_t *lines, int blocks, uint8_t *tiles) {
+    for (int b = 0; b < blocks; b++, lines += 4 * PANEL_LINE, tiles += TILE_BYTES)
+        UNROLL for (int j = 0; j < 4; j++) {
+            cvec both = load_line(lines + j * PANEL_LINE).v[0];
+            *(cvec *)(tiles + j * 64) = (cvec)((ivec)both << 4) & 0xf0;
+            *(cvec *)(tiles + (j + 4) * 64) = both & 0xf0;
+            *(cvec *)(tiles + (j + 8) * 64) = both & 0x0f;
+            *(cvec *)(tiles + (j + 12) * 64) = (cvec)((ivec)both >> 4) & 0x0f;
+        }
+}
+
+/* Takes the sums of one block into acc, rows of activations from `row`. */
+INLINE void take(eng_type type, lanes *acc, const int32_t *sums, const uint8_t *scales, const char *row,
+                 size_t stride, int C, int b, int rows) {
+    lanes d = halves(scales), m = type == ENG_Q4_1 ? halves(scales + 32) : spread(0);
+    UNROLL for (int r = 0; r < rows; r++) {
+        const char *x = row + (size_t)r * stride;
+        ivec s = *(const ivec *)(sums + r * 16);
+        if (type == ENG_Q8_0) s = (s << 4) + *(const ivec *)(sums + 256 + r * 16);
+        if (type == ENG_Q4_0) s -= 8 * act_totals(x, C)[b];
+        lanes f = {{__builtin_convertvector(s, vec) * d.v[0]}};
+        acc[r] = add_product(acc[r], f, spread(act_scales(x, C)[b]));
+        if (type == ENG_Q4_1) acc[r] = add_product(acc[r], m, spread(act_sums(x, C)[b]));
+    }
+}
+
+/* Sixteen rows of activations (`rows` of them wanted) times one panel. The tile products of block b run
+ * while block b-1's sums are taken: two places for sums, used in turn. */
+INLINE void tile_rows(eng_type type, const eng_product *p, const char *row, float *y, int rows, int valid,
+                      int outputs, const uint8_t *panel, const uint8_t *tiles, int32_t *sums) {
+    int blocks = p->C / ACT_BLOCK;
+    const char *x = (const char *)act_planes(row, p->C);
+    lanes acc[16];
+    UNROLL for (int r = 0; r < rows; r++) acc[r] = spread(0);
+    for (int b = 0; b <= blocks; b++) {
+        int32_t *here = sums + (b & 1) * 512, *before = sums + (~b & 1) * 512;
+        if (b < blocks && type == ENG_Q8_0) {
+            TILE_LOAD(2, x + b * ACT_BLOCK_BYTES, p->stride);
+            TILE_LOAD(3, x + b * ACT_BLOCK_BYTES + 32, p->stride);
+            TILE_LOAD(4, tiles + (size_t)b * 512, 64);
+            TILE_ZERO(0);
+            TILE_ZERO(1);
+            TILE_SIGNED(0, 2, 4);
+            TILE_SIGNED(1, 3, 4);
+            TILE_STORE(0, here, 64);
+            TILE_STORE(1, here + 256, 64);
+        } else if (b < blocks) {
+            TILE_LOAD(2, x + b * ACT_BLOCK_BYTES, p->stride);
+            TILE_LOAD(4, tiles + (size_t)b * TILE_BYTES, 64);
+            TILE_ZERO(0);
+            TILE_SIGNED_UNSIGNED(0, 2, 4);
+            TILE_STORE(0, here, 64);
+        }
+        if (b > 0)
+            take(type, acc, before, panel + (size_t)(b - 1) * panel_scale_bytes(type), row, p->stride, p->C,
+                 b - 1, rows);
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        if (r < valid) {
+            if (outputs == PANEL_OUTPUTS) store(y + (size_t)r * p->N, acc[r]);
+            else memcpy(y + (size_t)r * p->N, &acc[r], (size_t)outputs * sizeof *y);
+        }
+}
+
+INLINE void times_type(eng_type type, const eng_product *p) {
+    int C = p->C, blocks = C / ACT_BLOCK;
+    size_t bytes = panel_bytes(type, C);
+    int32_t *sums = p->scratch;
+    uint8_t *tiles = (uint8_t *)p->scratch + 4 * TILE_BYTES;
+    configure(type);
+    for (int n = 0; n < p->outputs; n += PANEL_OUTPUTS) {
+        const uint8_t *panel = p->panels + (size_t)(n / PANEL_OUTPUTS) * bytes, *weights = panel + panel_lines_at(type, C);
+        int outputs = p->outputs - n < PANEL_OUTPUTS ? p->outputs - n : PANEL_OUTPUTS;
+        if (type != ENG_Q8_0) {
+            unpack_tiles(weights, blocks, tiles);
+            weights = tiles;
+        }
+        for (int t = 0; t < p->T; t += 16) {
+            const char *row = p->x + (size_t)t * p->stride;
+            float *y = p->y + (size_t)t * p->N + n;
+            if (p->T - t > 8) tile_rows(type, p, row, y, 16, p->T - t, outputs, panel, weights, sums);
+            else tile_rows(type, p, row, y, 8, p->T - t, outputs, panel, weights, sums);
+        }
+    }
+    __asm__ volatile("tilerelease" ::: "memory");
+}
+
+static void panels_times_amx(const eng_product *p) {
+    if (p->T < LEAST_ROWS) panels_times_avx512(p);
+    else if (p->type == ENG_Q8_0) times_type(ENG_Q8_0, p);
+    else if (p->type == ENG_Q4_0) times_type(ENG_Q4_0, p);
+    else times_type(ENG_Q4_1, p);
+}
+
+static void matmul_amx(eng_context *c, float *y, const void *x, const eng_matrix *w, int T) {
+    product_run_avx512(c, y, x, w, T, panels_times_amx);
+}
+
+static status open_amx(int threads, const eng_shape *shape, eng_context **out, error *err) {
+    return eng_cpu_open(threads, isa_scratch(shape, attention_scratch_avx512(shape)), ISA_NUMERICS, out, err);
+}
+
+extern const eng_ops eng_cpu_amx;
+const eng_ops eng_cpu_amx = {
+    .name = "amx",
+    .open = open_amx,
+    ENG_CPU_SHARED_OPS,
+    ISA_OPS(avx512),
+    .matmul = matmul_amx,
+};

@@ -1,0 +1,41 @@
+/* panel.h -- integer weights (Q4_0, Q4_1, Q8_0) as the products read them.
+ *
+ * Sixteen outputs (rows of the matrix) stand side by side in a *panel*, one format for every instruction
+ * set. A *line* is 64 bytes: four neighbouring columns of each of the sixteen outputs, what one 8-bit dot
+ * product instruction takes; a block of 32 columns has
+ *
+ *     Q8_0         8 lines: line j holds columns 4j .. 4j+3
+ *     Q4_0, Q4_1   4 lines: the low half of each byte is column 4j+i, the high half column 16+4j+i
+ *
+ *     panel:  scales, per block: f16 d[16] (Q4_1: then f16 m[16]) | up to a multiple of 64 bytes | lines
+ *
+ * The last panel of a part is filled up with outputs of zeros. Same bytes as in the file, put in the order
+ * they are read: nothing is rounded, nothing grows but the padding. */
+#ifndef BATON_ENGINE_CPU_PANEL_H
+#define BATON_ENGINE_CPU_PANEL_H
+
+#include "engine/ops.h"
+
+enum { PANEL_OUTPUTS = 16, PANEL_LINE = 64 };
+
+static inline bool panel_has(eng_type type) { return type == ENG_Q4_0 || type == ENG_Q4_1 || type == ENG_Q8_0; }
+
+/* Of one block. */
+static inline size_t panel_scale_bytes(eng_type type) { return type == ENG_Q4_1 ? 64 : 32; }
+static inline size_t panel_line_bytes(eng_type type) { return type == ENG_Q8_0 ? 8 * PANEL_LINE : 4 * PANEL_LINE; }
+
+static inline size_t panel_lines_at(eng_type type, int C) {
+    return ((size_t)(C / 32) * panel_scale_bytes(type) + 63) & ~(size_t)63;
+}
+
+static inline size_t panel_bytes(eng_type type, int C) {
+    return panel_lines_at(type, C) + (size_t)(C / 32) * panel_line_bytes(type);
+}
+
+static inline int panel_count(int rows) { return (rows + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS; }
+
+/* Entries of the op table. */
+size_t panel_own_bytes(const eng_context *c, const eng_matrix *m);
+void panel_prepare(eng_context *c, const eng_matrix *m, void *own);
+
+#endif

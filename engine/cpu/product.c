@@ -1,0 +1,172 @@
+/* product.c -- products with integer weights by 8-bit dot products, and how any product is shared out.
+ *
+ *   one row      several panels at once, so that memory is read in several streams: one alone gets half
+ *                of what a core can read                                             (memory speed)
+ *   more rows    a panel's block unpacked into registers, then rows by eight          (arithmetic speed)
+ */
+#include "engine/cpu/product.h"
+#include "engine/cpu/dot.h"
+
+#if defined(__AVX2__)
+enum { STREAMS = 4, ROWS = W / 2 };
+#else
+enum { STREAMS = 1, ROWS = 1 };              /* no instruction of its own: short code, not speed */
+#endif
+
+/* The eight lines of block b. */
+INLINE void unpack(eng_type type, const uint8_t *lines, int b, line w[8]) {
+    const uint8_t *at = lines + (size_t)b * panel_line_bytes(type);
+    UNROLL for (int j = 0; j < 4; j++) {
+        if (type == ENG_Q8_0) {
+            w[j] = signed_line(load_line(at + j * PANEL_LINE));
+            w[j + 4] = signed_line(load_line(at + (j + 4) * PANEL_LINE));
+        } else {
+            line both = load_line(at + j * PANEL_LINE);
+            w[j] = low_half(both);
+            w[j + 4] = high_half(both);
+        }
+    }
+}
+
+/* One block of one row against sixteen outputs: s = sum w X, exact. Q4_0 weighs w - 8: taken off here. */
+INLINE lanes block_dot(eng_type type, const line w[8], const int8_t *x, int32_t total) {
+    ints hi = spread_int(0), lo = type == ENG_Q8_0 ? dot_start(total) : spread_int(type == ENG_Q4_0 ? -8 * total : 0);
+    UNROLL for (int g = 0; g < 8; g++) {
+        hi = type == ENG_Q8_0 ? dot4_signed(hi, w[g], x + 4 * g) : dot4(hi, w[g], x + 4 * g);
+        lo = type == ENG_Q8_0 ? dot4_signed(lo, w[g], x + 32 + 4 * g) : dot4(lo, w[g], x + 32 + 4 * g);
+    }
+    return whole(hi, lo);
+}
+
+INLINE void put(const eng_product *p, int t, int panel, lanes sum) {
+    float *y = p->y + (size_t)t * p->N + (size_t)panel * PANEL_OUTPUTS;
+    int n = p->outputs - panel * PANEL_OUTPUTS;
+    if (n >= PANEL_OUTPUTS) {
+        store(y, sum);
+        return;
+    }
+    float all[PANEL_OUTPUTS];
+    store(all, sum);
+    memcpy(y, all, (size_t)n * sizeof *y);
+}
+
+/* `rows` rows from t times `panels` panels from `panel`; one of the two counts is 1. */
+INLINE void tile(eng_type type, const eng_product *p, int t, int rows, int panel, int panels) {
+    int C = p->C;
+    size_t bytes = panel_bytes(type, C), lines_at = panel_lines_at(type, C), ahead = bytes * (size_t)panels;
+    const uint8_t *at = p->panels + (size_t)panel * bytes;
+    const char *x = p->x + (size_t)t * p->stride;
+    lanes sum[ROWS > STREAMS ? ROWS : STREAMS];
+    UNROLL for (int i = 0; i < rows + panels - 1; i++) sum[i] = spread(0);
+    for (int b = 0; b < C / ACT_BLOCK; b++)
+        UNROLL for (int q = 0; q < panels; q++) {
+            const uint8_t *scales = at + (size_t)q * bytes + (size_t)b * panel_scale_bytes(type);
+            const uint8_t *lines = at + (size_t)q * bytes + lines_at;
+            line w[8];
+            unpack(type, lines, b, w);
+            if (rows == 1) {
+                const uint8_t *next = lines + ahead + (size_t)b * panel_line_bytes(type);
+                for (size_t i = 0; i < panel_line_bytes(type); i += 64) __builtin_prefetch(next + i);
+            }
+            lanes d = halves(scales);
+            UNROLL for (int r = 0; r < rows; r++) {
+                const char *row = x + (size_t)r * p->stride;
+                lanes s = block_dot(type, w, act_planes(row, C) + b * ACT_BLOCK_BYTES, act_totals(row, C)[b]);
+                UNROLL for (int i = 0; i < PARTS; i++) s.v[i] *= d.v[i];
+                sum[r + q] = add_product(sum[r + q], s, spread(act_scales(row, C)[b]));
+                if (type == ENG_Q4_1)
+                    sum[r + q] = add_product(sum[r + q], halves(scales + 32), spread(act_sums(row, C)[b]));
+            }
+        }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int q = 0; q < panels; q++) put(p, t + r, panel + q, sum[r + q]);
+}
+
+INLINE void times_type(eng_type type, const eng_product *p) {
+    int panel = 0, count = panel_count(p->outputs);
+    if (p->T == 1)
+        for (; panel + STREAMS <= count; panel += STREAMS) tile(type, p, 0, 1, panel, STREAMS);
+    for (; panel < count; panel++) {
+        int t = 0;
+        for (; t + ROWS <= p->T; t += ROWS) tile(type, p, t, ROWS, panel, 1);
+        if (ROWS > 2)
+            for (; t + 2 <= p->T; t += 2) tile(type, p, t, 2, panel, 1);
+        for (; t < p->T; t++) tile(type, p, t, 1, panel, 1);
+    }
+}
+
+void ISA_NAME(panels_times)(const eng_product *p) {
+    switch (p->type) {
+    case ENG_Q8_0: times_type(ENG_Q8_0, p); return;
+    case ENG_Q4_0: times_type(ENG_Q4_0, p); return;
+    default: times_type(ENG_Q4_1, p);
+    }
+}
+
+/* ---- shared out --------------------------------------------------------------------------------- */
+
+/* Groups of sixteen outputs, all parts of the stack one after the other, and rows in chunks. */
+typedef struct sharing {
+    eng_context *c;
+    float *y;
+    const char *x;
+    const eng_matrix *w;
+    size_t stride;
+    int T, groups, groups_a_task, rows_a_task, row_tasks;
+    eng_panels_times kernel;
+} sharing;
+
+/* Groups [from, to) of part i, which begins at output n of the stack and at `own` of its panels. */
+static void do_part(const sharing *s, int i, int n, const uint8_t *own, int from, int to, int t, int T,
+                    void *scratch) {
+    eng_type type = s->w->part[i].type;
+    int first = from * PANEL_OUTPUTS, rows = s->w->part[i].rows, end = to * PANEL_OUTPUTS;
+    eng_product p = {.type = type, .C = s->w->C, .T = T, .x = s->x + (size_t)t * s->stride, .stride = s->stride,
+                     .outputs = (end < rows ? end : rows) - first, .N = (size_t)s->w->N,
+                     .y = s->y + (size_t)t * (size_t)s->w->N + n + first, .scratch = scratch};
+    if (panel_has(type)) {
+        p.panels = own + (size_t)from * panel_bytes(type, p.C);
+        s->kernel(&p);
+    } else {
+        size_t row_bytes = s->w->part[i].row_bytes;
+        ISA_NAME(float_times)(&p, (const uint8_t *)s->w->part[i].data + (size_t)first * row_bytes, row_bytes);
+    }
+}
+
+static void do_task(void *ctx, int task, int thread) {
+    const sharing *s = ctx;
+    int from = task / s->row_tasks * s->groups_a_task, to = from + s->groups_a_task, group = 0, n = 0;
+    int t = task % s->row_tasks * s->rows_a_task, T = s->T - t < s->rows_a_task ? s->T - t : s->rows_a_task;
+    void *scratch = s->c->panel + (size_t)thread * s->c->panel_floats;
+    const uint8_t *own = s->w->own;
+    for (int i = 0; i < s->w->parts; i++) {
+        int groups = panel_count(s->w->part[i].rows);
+        int a = from > group ? from - group : 0, b = to < group + groups ? to - group : groups;
+        if (a < b) do_part(s, i, n, own, a, b, t, T, scratch);
+        group += groups;
+        n += s->w->part[i].rows;
+        if (panel_has(s->w->part[i].type)) own += (size_t)groups * panel_bytes(s->w->part[i].type, s->w->C);
+    }
+}
+
+static int at_least(int n, int least) { return n < least ? least : n; }
+
+void ISA_NAME(product_run)(eng_context *c, float *y, const void *x, const eng_matrix *w, int T,
+                           eng_panels_times kernel) {
+    enum { TASKS_A_THREAD = 4, ROWS_A_TASK = 64 };
+    sharing s = {.c = c, .y = y, .x = x, .w = w, .stride = act_bytes(w->C), .T = T, .rows_a_task = T,
+                 .row_tasks = 1, .kernel = kernel};
+    if (T == 0) return;
+    int threads = eng_team_threads(c->team), tasks = threads * TASKS_A_THREAD;
+    for (int i = 0; i < w->parts; i++) s.groups += panel_count(w->part[i].rows);
+    s.groups_a_task = threads == 1 ? s.groups : at_least(s.groups / tasks, T == 1 ? STREAMS : 1);
+    if (s.groups < tasks && T >= 2 * ROWS_A_TASK) {
+        s.rows_a_task = at_least(T * s.groups / tasks / ACT_ROWS * ACT_ROWS, ROWS_A_TASK);
+        s.row_tasks = (T + s.rows_a_task - 1) / s.rows_a_task;
+    }
+    eng_team_run(c->team, (s.groups + s.groups_a_task - 1) / s.groups_a_task * s.row_tasks, do_task, &s);
+}
+
+void ISA_NAME(matmul)(eng_context *c, float *y, const void *x, const eng_matrix *w, int T) {
+    ISA_NAME(product_run)(c, y, x, w, T, ISA_NAME(panels_times));
+}

@@ -1,0 +1,41 @@
+/* product.h -- y (T,N) = x (T,C) * w (N,C)^T: how a product is cut into tasks, for product.c and amx.c.
+ *
+ * Every output is one sum over the blocks of 32 columns in rising order, in sixteen lanes of outputs:
+ *
+ *     integer weights   acc += (d * s) * scale, Q4_1 then acc += m * sum     s the block's exact dot product
+ *     float weights     lanes over columns, see lanes.h
+ *
+ * so it does not depend on how many rows come with it, on the kernel that takes them, or on threads. */
+#ifndef BATON_ENGINE_CPU_PRODUCT_H
+#define BATON_ENGINE_CPU_PRODUCT_H
+
+#include "engine/cpu/act.h"
+#include "engine/cpu/isa.h"
+#include "engine/cpu/panel.h"
+
+/* Rows [0, T) of activations times panels of one part: what a kernel is given. */
+typedef struct eng_product {
+    eng_type type;
+    int C, T;
+    const char *x;               /* activation rows, stride bytes apart */
+    size_t stride;
+    const uint8_t *panels;       /* the first panel */
+    int outputs;                 /* that are wanted: the last panel may be partly empty */
+    float *y;                    /* y[t*N + n], n from the first panel's first output */
+    size_t N;
+    void *scratch;               /* the thread's */
+} eng_product;
+
+typedef void (*eng_panels_times)(const eng_product *p);
+
+/* The product of an op table, integer parts done by kernel. */
+#define PRODUCT_FUNCTIONS(isa)                                                                        \
+    void product_run_##isa(eng_context *c, float *y, const void *x, const eng_matrix *w, int T,       \
+                           eng_panels_times kernel);                                                 \
+    void panels_times_##isa(const eng_product *p);                                                   \
+    void float_times_##isa(const eng_product *p, const uint8_t *rows, size_t row_bytes);
+PRODUCT_FUNCTIONS(base)
+PRODUCT_FUNCTIONS(avx2)
+PRODUCT_FUNCTIONS(avx512)
+
+#endif
