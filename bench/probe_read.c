@@ -10,7 +10,8 @@ typedef uint64_t half_line __attribute__((vector_size(32), aligned(16), may_alia
 
 static inline __attribute__((always_inline)) double read_streams(const bench_job *job, int streams,
                                                                  size_t ahead) {
-    size_t each = job->bytes / (size_t)streams / LINE * LINE;
+    /* An odd number of lines apart, so that streams do not fall into the same cache sets. */
+    size_t lines = job->bytes / (size_t)streams / LINE, each = (lines - 1 - lines % 2) * LINE;
     half_line sum = {0};
     for (int64_t r = 0; r < job->rounds; r++)
         for (size_t at = 0; at < each; at += LINE)

@@ -64,10 +64,12 @@ typedef struct cli_command {
     CLI_SWITCH("cache", cache, "true", "keep prepared weights in a file that all nodes of the machine map"), \
     CLI_TEXT("cache-dir", cache_dir, NULL, "DIR",                                                   \
              "where that file is; default $XDG_CACHE_HOME/baton, else ~/.cache/baton")
+#define CLI_KV_DTYPE                                                                                \
+    CLI_TEXT("kv-dtype", kv_dtype, "f16", "TYPE", "element of a page: f32, f16, bf16 or q8_0")
 #define CLI_PAGES                                                                                   \
     CLI_INT("kv-pages", kv_pages, "1024", 1, 2147483647, "N", "KV pages of a node"),                \
     CLI_INT("page-tokens", page_tokens, "16", 1, 4096, "N", "tokens a page holds"),                 \
-    CLI_TEXT("kv-dtype", kv_dtype, "f16", "TYPE", "element of a page: f16 or f32"),                 \
+    CLI_KV_DTYPE,                                                                                   \
     CLI_SWITCH("prefix-cache", prefix_cache, "true", "keep prompts' pages for later requests"),     \
     CLI_INT("sequences", sequences, "64", 1, 65536, "N", "requests a node takes at once; more are refused"), \
     CLI_INT("step-tokens", step_tokens, "512", 1, 65536, "N", "most rows of one step"),             \

@@ -25,6 +25,7 @@ static const config_row perplexity_rows[] = {
     CLI_TEXT("file", file, NULL, "FILE", "the text; - reads stdin"),
     CLI_INT("context", context, "512", 4, 1048576, "N", "tokens of one chunk"),
     CLI_ENGINE,
+    CLI_KV_DTYPE,
     CLI_JSON,
 };
 static const config_row logits_rows[] = {
@@ -32,6 +33,7 @@ static const config_row logits_rows[] = {
     CLI_TEXT("tokens", tokens, NULL, "1,2,3", "the prompt as token ids"),
     CLI_TEXT("out", out, NULL, "FILE", "gets one row of V little-endian floats"),
     CLI_ENGINE,
+    CLI_KV_DTYPE,
 };
 
 const cli_command cli_tokenize = {
@@ -92,7 +94,10 @@ static status open_model(const cli_options *o, int64_t tokens, loaded *l, error 
                          "%lld tokens: expected at most the model's context of %d",
                          (long long)tokens, context);
     int32_t pages = (int32_t)((tokens + PAGE_TOKENS - 1) / PAGE_TOKENS);
-    TRY(eng_kv_create(l->model, pages, PAGE_TOKENS, ENG_KV_F16, &l->kv, err));
+    eng_kv_type kv_type;
+    if (!eng_kv_type_find(o->kv_dtype, &kv_type))
+        return error_set(err, ST_BAD_INPUT, "--kv-dtype '%.40s': expected f32, f16, bf16 or q8_0", o->kv_dtype);
+    TRY(eng_kv_create(l->model, pages, PAGE_TOKENS, kv_type, &l->kv, err));
     l->blocks = arena_alloc(l->memory, (size_t)pages * sizeof *l->blocks);
     if (!l->blocks) return error_set(err, ST_NO_MEMORY, "no memory for %d pages", pages);
     for (int32_t i = 0; i < pages; i++) l->blocks[i] = i;

@@ -160,9 +160,9 @@ static cli_exit serve_node(const cli_options *o, const char *role) {
     char cache_dir[CLI_PATH_MAX];
     progress said = {.id = o->id, .said_ms = clock_now_ms()};
     if (!o->model) return cli_usage(role, "--model FILE is missing");
-    bool f32 = strcmp(o->kv_dtype, "f32") == 0;
-    if (!f32 && strcmp(o->kv_dtype, "f16") != 0)
-        return cli_usage(role, "--kv-dtype '%.40s': expected f16 or f32", o->kv_dtype);
+    eng_kv_type kv_type;
+    if (!eng_kv_type_find(o->kv_dtype, &kv_type))
+        return cli_usage(role, "--kv-dtype '%.40s': expected f32, f16, bf16 or q8_0", o->kv_dtype);
     if (eng_cpus_pin(o->pin, &err) != ST_OK) return cli_usage(role, "%s", err.text);
     node_options options = {.id = o->id,
                             .role = role,
@@ -173,7 +173,7 @@ static cli_exit serve_node(const cli_options *o, const char *role) {
                             .threads = (int)o->threads,
                             .kv_pages = (int32_t)o->kv_pages,
                             .page_tokens = (int32_t)o->page_tokens,
-                            .kv_type = f32 ? ENG_KV_F32 : ENG_KV_F16,
+                            .kv_type = kv_type,
                             .sequences_max = (int32_t)o->sequences,
                             .step_tokens_max = (int32_t)o->step_tokens,
                             .chunk_tokens = (int32_t)o->chunk,

@@ -16,7 +16,7 @@
  *   32    4    heads
  *   36    4    token_first
  *   40    4    tokens
- *   44    4    type            DATA: of an element, as promised; nodes say eng_kv_type: 0 f32, 1 f16
+ *   44    4    type            DATA: of an element, as promised; nodes say eng_kv_type
  *   48    4    code            ABORT, ACK: a status, by its index in STATUS_LIST (base.h)
  *   52    4    payload_bytes   DATA: 1..KVT_PAYLOAD_MAX, HELLO: 0..KVT_PAIRING_MAX, others: 0
  *   56    4    payload_crc     CRC32C of the payload that follows

@@ -52,7 +52,7 @@ uint32_t kvt_crc32c(uint32_t crc, const void *data, size_t bytes);   /* start wi
 
 typedef struct kvt_geometry {
     uint32_t layers, heads;      /* what a complete token has */
-    uint32_t row_bytes;          /* of one (layer, K or V, head, token): h * element size */
+    uint32_t row_bytes;          /* of one (layer, K or V, head, token): of h elements */
     uint32_t type;
 } kvt_geometry;
 

@@ -159,10 +159,9 @@ static void send_abort(void *ctx, void *send) { (void)ctx, kvt_send_abort(((send
 
 void node_link_fill(node_process *p, node_io *io) {
     eng_shape shape = *eng_model_shape(p->model);
-    size_t element = eng_kv_element(p->kv) == ENG_KV_F16 ? 2 : 4;
     p->geometry = (kvt_geometry){.layers = (uint32_t)shape.L,
                                  .heads = (uint32_t)shape.K,
-                                 .row_bytes = (uint32_t)((size_t)shape.h * element),
+                                 .row_bytes = (uint32_t)eng_kv_row_bytes(eng_kv_element(p->kv), shape.h),
                                  .type = (uint32_t)eng_kv_element(p->kv)};
     io->promise = promise;
     io->revoke = revoke;

@@ -166,7 +166,7 @@ static status open_core(node_process *p, error *err) {
 static status open_kvt(node_process *p, const node_options *o, error *err) {
     const eng_shape *shape = eng_model_shape(p->model);
     node_facts *f = &p->facts;
-    const char *type = o->kv_type == ENG_KV_F16 ? "f16" : "f32";
+    const char *type = eng_kv_type_name(o->kv_type);
     /* What the pool can not hold is beyond the context here as in the core. */
     int64_t held = (int64_t)p->limits.pages * p->limits.page_tokens;
     f->V = shape->V;

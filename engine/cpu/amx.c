@@ -1,14 +1,14 @@
 /* amx.c -- products of many rows by AMX tiles; one row, and everything else, by the AVX-512 functions.
  *
- * A tile product takes 16 rows x 64 bytes of activations and 64 bytes x 16 outputs of weights. A block of an
- * activation row (act.h) is just that: 32 high planes, then 32 low ones; the weights of a block stand against
+ * A tile product takes 16 rows x 64 bytes of activations and 64 bytes x 16 outputs of weights. A block of a
+ * group of activations (act.h) is just that: 32 high planes, then 32 low ones a row; the weights of a block stand against
  * it twice, times 16 and as they are, so that one product gives s = sum w (16 hi + lo). Weights of 8 bits do
  * not fit times 16: they take two products, one a plane. The sums are the integers that the other kernels
  * get, and go into the same float operations in the same order: the same bits.
  *
- *   tiles  0, 1  sums (16 x 16 int32), one block's being used while the next one's are made
- *          2     activations    3  the low plane of activations, for weights of 8 bits
- *          4     weights        5  the same
+ *   tiles  0, 1  sums (16 x 16 int32): of blocks in turn, or of the two planes for weights of 8 bits
+ *          2, 3  activations, likewise
+ *          4, 5  weights, in turn
  *
  * Tile configuration is a thread's own: set when a task begins, released when it ends, so that the system
  * has no tiles to save between tasks. */
@@ -37,11 +37,11 @@ typedef struct tile_config {
     __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sum :::"memory")
 #define TILE_SIGNED(sum, a, b) __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum :::"memory")
 
-static void configure(eng_type type) {
+static void configure(eng_type type, int height) {
     int plane = type == ENG_Q8_0 ? 32 : 64;      /* bytes of K a product takes */
     tile_config t = {.palette = 1};
-    for (int i = 0; i < 2; i++) t.row_bytes[i] = 64, t.rows[i] = 16;
-    for (int i = 2; i < 4; i++) t.row_bytes[i] = (uint16_t)plane, t.rows[i] = 16;
+    for (int i = 0; i < 2; i++) t.row_bytes[i] = 64, t.rows[i] = (uint8_t)height;
+    for (int i = 2; i < 4; i++) t.row_bytes[i] = (uint16_t)plane, t.rows[i] = (uint8_t)height;
     for (int i = 4; i < 6; i++) t.row_bytes[i] = 64, t.rows[i] = (uint8_t)(plane / 4);
     __asm__ volatile("ldtilecfg %0" ::"m"(t) : "memory");
 }
@@ -58,56 +58,69 @@ static void unpack_tiles(const uint8_t *lines, int blocks, uint8_t *tiles) {
         }
 }
 
-/* Takes the sums of one block into acc, rows of activations from `row`. */
-INLINE void take(eng_type type, lanes *acc, const int32_t *sums, const uint8_t *scales, const char *row,
-                 size_t stride, int C, int b, int rows) {
+/* Takes the sums of one block into acc. */
+INLINE void take(eng_type type, lanes *acc, const int32_t *sums, const uint8_t *scales, const act_group *x, int b,
+                 int rows) {
+    const float *scale = act_scales(x, b), *sum = act_sums(x, b);
+    const int32_t *total_of = act_totals(x, b);
     lanes d = halves(scales), m = type == ENG_Q4_1 ? halves(scales + 32) : spread(0);
     UNROLL for (int r = 0; r < rows; r++) {
-        const char *x = row + (size_t)r * stride;
         ivec s = *(const ivec *)(sums + r * 16);
         if (type == ENG_Q8_0) s = (s << 4) + *(const ivec *)(sums + 256 + r * 16);
-        if (type == ENG_Q4_0) s -= 8 * act_totals(x, C)[b];
+        if (type == ENG_Q4_0) s -= 8 * total_of[r];
         lanes f = {{__builtin_convertvector(s, vec) * d.v[0]}};
-        acc[r] = add_product(acc[r], f, spread(act_scales(x, C)[b]));
-        if (type == ENG_Q4_1) acc[r] = add_product(acc[r], m, spread(act_sums(x, C)[b]));
+        acc[r] = add_product(acc[r], f, spread(scale[r]));
+        if (type == ENG_Q4_1) acc[r] = add_product(acc[r], m, spread(sum[r]));
     }
 }
 
-/* Sixteen rows of activations (`rows` of them wanted) times one panel. The tile products of block b run
- * while block b-1's sums are taken: two places for sums, used in turn. */
-INLINE void tile_rows(eng_type type, const eng_product *p, const char *row, float *y, int rows, int valid,
+/* Begins block b: its sums will stand in `sums`. */
+INLINE void begin(eng_type type, const act_group *x, const uint8_t *tiles, int b, int odd, int32_t *sums) {
+    const int8_t *planes = act_planes(x, 0, b);
+    if (type == ENG_Q8_0) {
+        TILE_LOAD(2, planes, ACT_BLOCK_BYTES);
+        TILE_ZERO(0);
+        TILE_LOAD(3, planes + ACT_BLOCK, ACT_BLOCK_BYTES);
+        TILE_LOAD(4, tiles + (size_t)b * TILE_BYTES / 2, 64);
+        TILE_ZERO(1);
+        TILE_SIGNED(0, 2, 4);
+        TILE_SIGNED(1, 3, 4);
+        TILE_STORE(0, sums, 64);
+        TILE_STORE(1, sums + 256, 64);
+    } else if (odd) {
+        TILE_LOAD(3, planes, ACT_BLOCK_BYTES);
+        TILE_LOAD(5, tiles + (size_t)b * TILE_BYTES, 64);
+        TILE_ZERO(1);
+        TILE_SIGNED_UNSIGNED(1, 3, 5);
+        TILE_STORE(1, sums, 64);
+    } else {
+        TILE_LOAD(2, planes, ACT_BLOCK_BYTES);
+        TILE_LOAD(4, tiles + (size_t)b * TILE_BYTES, 64);
+        TILE_ZERO(0);
+        TILE_SIGNED_UNSIGNED(0, 2, 4);
+        TILE_STORE(0, sums, 64);
+    }
+}
+
+/* A group of activations times one panel; `rows`, 8 or 16, are computed and `valid` of them written. The tile
+ * products of a block run while the sums of the one before are taken: two places for sums, used in turn. */
+INLINE void tile_rows(eng_type type, const eng_product *p, act_group x, float *y, int rows, int valid,
                       int outputs, const uint8_t *panel, const uint8_t *tiles, int32_t *sums) {
-    int blocks = p->C / ACT_BLOCK;
-    const char *x = (const char *)act_planes(row, p->C);
+    size_t scale_bytes = panel_scale_bytes(type);
     lanes acc[16];
     UNROLL for (int r = 0; r < rows; r++) acc[r] = spread(0);
-    for (int b = 0; b <= blocks; b++) {
-        int32_t *here = sums + (b & 1) * 512, *before = sums + (~b & 1) * 512;
-        if (b < blocks && type == ENG_Q8_0) {
-            TILE_LOAD(2, x + b * ACT_BLOCK_BYTES, p->stride);
-            TILE_LOAD(3, x + b * ACT_BLOCK_BYTES + 32, p->stride);
-            TILE_LOAD(4, tiles + (size_t)b * 512, 64);
-            TILE_ZERO(0);
-            TILE_ZERO(1);
-            TILE_SIGNED(0, 2, 4);
-            TILE_SIGNED(1, 3, 4);
-            TILE_STORE(0, here, 64);
-            TILE_STORE(1, here + 256, 64);
-        } else if (b < blocks) {
-            TILE_LOAD(2, x + b * ACT_BLOCK_BYTES, p->stride);
-            TILE_LOAD(4, tiles + (size_t)b * TILE_BYTES, 64);
-            TILE_ZERO(0);
-            TILE_SIGNED_UNSIGNED(0, 2, 4);
-            TILE_STORE(0, here, 64);
-        }
-        if (b > 0)
-            take(type, acc, before, panel + (size_t)(b - 1) * panel_scale_bytes(type), row, p->stride, p->C,
-                 b - 1, rows);
+    begin(type, &x, tiles, 0, 0, sums);
+    for (int b = 0; b < x.blocks; b += 2, panel += 2 * scale_bytes) {
+        if (b + 1 < x.blocks) begin(type, &x, tiles, b + 1, 1, sums + 512);
+        take(type, acc, sums, panel, &x, b, rows);
+        if (b + 2 < x.blocks) begin(type, &x, tiles, b + 2, 0, sums);
+        if (b + 1 < x.blocks) take(type, acc, sums + 512, panel + scale_bytes, &x, b + 1, rows);
     }
     UNROLL for (int r = 0; r < rows; r++)
         if (r < valid) {
-            if (outputs == PANEL_OUTPUTS) store(y + (size_t)r * p->N, acc[r]);
-            else memcpy(y + (size_t)r * p->N, &acc[r], (size_t)outputs * sizeof *y);
+            float all[PANEL_OUTPUTS], *to = y + (size_t)r * p->N;
+            if (outputs == PANEL_OUTPUTS) store(to, acc[r]);
+            else store(all, acc[r]), memcpy(to, all, (size_t)outputs * sizeof *to);
         }
 }
 
@@ -116,7 +129,7 @@ INLINE void times_type(eng_type type, const eng_product *p) {
     size_t bytes = panel_bytes(type, C);
     int32_t *sums = p->scratch;
     uint8_t *tiles = (uint8_t *)p->scratch + 4 * TILE_BYTES;
-    configure(type);
+    configure(type, p->x_group.height);
     for (int n = 0; n < p->outputs; n += PANEL_OUTPUTS) {
         const uint8_t *panel = p->panels + (size_t)(n / PANEL_OUTPUTS) * bytes, *weights = panel + panel_lines_at(type, C);
         int outputs = p->outputs - n < PANEL_OUTPUTS ? p->outputs - n : PANEL_OUTPUTS;
@@ -125,10 +138,11 @@ INLINE void times_type(eng_type type, const eng_product *p) {
             weights = tiles;
         }
         for (int t = 0; t < p->T; t += 16) {
-            const char *row = p->x + (size_t)t * p->stride;
+            act_group x = p->x_group;
+            x.planes += (size_t)(t / ACT_ROWS) * p->group_bytes;
             float *y = p->y + (size_t)t * p->N + n;
-            if (p->T - t > 8) tile_rows(type, p, row, y, 16, p->T - t, outputs, panel, weights, sums);
-            else tile_rows(type, p, row, y, 8, p->T - t, outputs, panel, weights, sums);
+            if (p->T - t > 8) tile_rows(type, p, x, y, 16, p->T - t, outputs, panel, weights, sums);
+            else tile_rows(type, p, x, y, 8, p->T - t, outputs, panel, weights, sums);
         }
     }
     __asm__ volatile("tilerelease" ::: "memory");

@@ -28,8 +28,7 @@ enum {
 
 typedef struct attend {
     eng_context *c;
-    char *out;
-    size_t out_bytes;                        /* of a row */
+    float *out;                              /* (T,H*h) */
     const float *qkv;
     const eng_pages *kv;
     const eng_batch *b;
@@ -65,13 +64,20 @@ INLINE lanes larger(lanes a, lanes b) {
     return a;
 }
 
+INLINE quad larger_quad(quad a, quad b) {
+    typedef int32_t mask __attribute__((vector_size(16)));
+    mask first = a > b;
+    return (quad)((first & (mask)a) | (~first & (mask)b));
+}
+
 INLINE float largest(lanes a) {
-    float e[LANES], m[8];
+    float e[LANES];
+    quad q[4];
     store(e, a);
-    for (int i = 0; i < 8; i++) m[i] = e[i] > e[i + 8] ? e[i] : e[i + 8];
-    for (int i = 0; i < 4; i++) m[i] = m[i] > m[i + 4] ? m[i] : m[i + 4];
-    float left = m[0] > m[2] ? m[0] : m[2], right = m[1] > m[3] ? m[1] : m[3];
-    return left > right ? left : right;
+    memcpy(q, e, sizeof q);
+    quad m = larger_quad(larger_quad(q[0], q[1]), larger_quad(q[2], q[3]));
+    m = larger_quad(m, __builtin_shufflevector(m, m, 2, 3, 0, 1));
+    return m[0] > m[1] ? m[0] : m[1];
 }
 
 /* 2^x for x <= 0: x = n + r, |r| <= 1/2, times 2^n a polynomial of degree 5 that is exact at 0, relative
@@ -342,10 +348,9 @@ static void write_out(const attend *a, const state *s, int pair) {
     const eng_tile *tile = tile_of(a, pair);
     int h = a->kv->h, head = pair % a->kv->K;
     for (int i = 0; i < tile->count * a->G; i++) {
-        float *from = s->acc + i * a->width;
-        char *row = a->out + (size_t)(tile->row + i / a->G) * a->out_bytes;
-        for (int d = 0; d < h; d++) from[d] /= s->sum[i];
-        memcpy(row + (size_t)((head * a->G + i % a->G) * h) * sizeof *from, from, (size_t)h * sizeof *from);
+        const float *from = s->acc + i * a->width;
+        float *to = a->out + ((size_t)(tile->row + i / a->G) * (size_t)a->H + (size_t)(head * a->G + i % a->G)) * (size_t)h;
+        for (int d = 0; d < h; d++) to[d] = from[d] / s->sum[i];
     }
 }
 
@@ -457,8 +462,8 @@ static bool shares_splits(const attend *a, int pairs) {
 
 void ISA_NAME(attention)(eng_context *c, void *out, const float *qkv, const eng_pages *kv, int l,
                          const eng_batch *b, int H, float scale) {
-    attend a = {.c = c, .out = out, .out_bytes = act_bytes(H * kv->h), .qkv = qkv, .kv = kv, .b = b, .l = l,
-                .H = H, .G = H / kv->K, .width = (int)rounded((size_t)kv->h), .scale = scale * 1.44269504f};
+    attend a = {.c = c, .out = out, .qkv = qkv, .kv = kv, .b = b, .l = l, .H = H, .G = H / kv->K, .width = (int)rounded((size_t)kv->h),
+                .scale = scale * 1.44269504f};
     int pairs = b->tiles_count * kv->K;
     if (shares_splits(&a, pairs)) run_splits(&a, pairs);
     else eng_team_run(c->team, pairs, pair_task, &a);

@@ -70,7 +70,7 @@ INLINE void expand(eng_type type, float *panel, const uint8_t *data, size_t row_
 }
 
 /* y[t][n] = x[t] . panel[n] for t in [0, rows), n in [0, columns); y has rows of N. */
-INLINE void tile(float *y, size_t N, const float *x, size_t stride, const float *panel, int C, int rows,
+INLINE void tile(float *y, size_t N, const float *x, const float *panel, int C, int rows,
                  int columns) {
     lanes sum[TILE_T][TILE_N], w[TILE_N];
     UNROLL for (int t = 0; t < rows; t++)
@@ -78,7 +78,7 @@ INLINE void tile(float *y, size_t N, const float *x, size_t stride, const float 
     for (int i = 0; i < C; i += LANES) {
         UNROLL for (int n = 0; n < columns; n++) w[n] = load(panel + (size_t)n * (size_t)C + i);
         UNROLL for (int t = 0; t < rows; t++) {
-            lanes a = load(x + (size_t)t * stride + i);
+            lanes a = load(x + (size_t)t * (size_t)C + i);
             UNROLL for (int n = 0; n < columns; n++) sum[t][n] = add_product(sum[t][n], w[n], a);
         }
     }
@@ -87,24 +87,24 @@ INLINE void tile(float *y, size_t N, const float *x, size_t stride, const float 
 }
 
 /* All T rows times one panel of `outputs` weights. */
-static void panel_times(float *y, size_t N, const float *x, size_t stride, const float *panel, int C, int T,
+static void panel_times(float *y, size_t N, const float *x, const float *panel, int C, int T,
                         int outputs) {
     int t = 0;
     for (; t + TILE_T <= T; t += TILE_T) {
         int n = 0;
-        const float *rows = x + (size_t)t * stride;
+        const float *rows = x + (size_t)t * (size_t)C;
         float *to = y + (size_t)t * N;
         for (; n + TILE_N <= outputs; n += TILE_N)
-            tile(to + n, N, rows, stride, panel + (size_t)n * (size_t)C, C, TILE_T, TILE_N);
-        for (; n < outputs; n++) tile(to + n, N, rows, stride, panel + (size_t)n * (size_t)C, C, TILE_T, 1);
+            tile(to + n, N, rows, panel + (size_t)n * (size_t)C, C, TILE_T, TILE_N);
+        for (; n < outputs; n++) tile(to + n, N, rows, panel + (size_t)n * (size_t)C, C, TILE_T, 1);
     }
     for (; t < T; t++) {
         int n = 0;
-        const float *row = x + (size_t)t * stride;
+        const float *row = x + (size_t)t * (size_t)C;
         float *to = y + (size_t)t * N;
         for (; n + TILE_N <= outputs; n += TILE_N)
-            tile(to + n, N, row, stride, panel + (size_t)n * (size_t)C, C, 1, TILE_N);
-        for (; n < outputs; n++) tile(to + n, N, row, stride, panel + (size_t)n * (size_t)C, C, 1, 1);
+            tile(to + n, N, row, panel + (size_t)n * (size_t)C, C, 1, TILE_N);
+        for (; n < outputs; n++) tile(to + n, N, row, panel + (size_t)n * (size_t)C, C, 1, 1);
     }
 }
 
@@ -129,14 +129,13 @@ static const struct {
 };
 
 void ISA_NAME(float_times)(const eng_product *p, const uint8_t *rows, size_t row_bytes) {
-    const float *x = (const float *)(const void *)p->x;
     if (p->T == 1) {
-        products[p->type].dots(p->y, x, rows, row_bytes, p->C, p->outputs);
+        products[p->type].dots(p->y, p->x, rows, row_bytes, p->C, p->outputs);
         return;
     }
     for (int done = 0; done < p->outputs; done += PANEL_OUTPUTS) {
         int count = p->outputs - done < PANEL_OUTPUTS ? p->outputs - done : PANEL_OUTPUTS;
         products[p->type].expand(p->scratch, rows + (size_t)done * row_bytes, row_bytes, p->C, count);
-        panel_times(p->y + done, p->N, x, p->stride / sizeof *x, p->scratch, p->C, p->T, count);
+        panel_times(p->y + done, p->N, p->x, p->scratch, p->C, p->T, count);
     }
 }

@@ -22,7 +22,11 @@ enum { W = 4 };
 enum { LANES = 16, PARTS = LANES / W, BLOCK = 32 };
 
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__AVX2__) || defined(__aarch64__)
 #define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL                               /* short code that compiles in seconds; speed is elsewhere */
+#endif
 
 typedef float vec __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(W * 4)));

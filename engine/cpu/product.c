@@ -55,7 +55,9 @@ INLINE void tile(eng_type type, const eng_product *p, int t, int rows, int panel
     int C = p->C;
     size_t bytes = panel_bytes(type, C), lines_at = panel_lines_at(type, C), ahead = bytes * (size_t)panels;
     const uint8_t *at = p->panels + (size_t)panel * bytes;
-    const char *x = p->x + (size_t)t * p->stride;
+    act_group x = p->x_group;
+    x.planes += (size_t)(t / ACT_ROWS) * p->group_bytes;
+    int first = t % ACT_ROWS;
     lanes sum[ROWS > STREAMS ? ROWS : STREAMS];
     UNROLL for (int i = 0; i < rows + panels - 1; i++) sum[i] = spread(0);
     for (int b = 0; b < C / ACT_BLOCK; b++)
@@ -70,12 +72,11 @@ INLINE void tile(eng_type type, const eng_product *p, int t, int rows, int panel
             }
             lanes d = halves(scales);
             UNROLL for (int r = 0; r < rows; r++) {
-                const char *row = x + (size_t)r * p->stride;
-                lanes s = block_dot(type, w, act_planes(row, C) + b * ACT_BLOCK_BYTES, act_totals(row, C)[b]);
+                lanes s = block_dot(type, w, act_planes(&x, first + r, b), act_totals(&x, b)[first + r]);
                 UNROLL for (int i = 0; i < PARTS; i++) s.v[i] *= d.v[i];
-                sum[r + q] = add_product(sum[r + q], s, spread(act_scales(row, C)[b]));
+                sum[r + q] = add_product(sum[r + q], s, spread(act_scales(&x, b)[first + r]));
                 if (type == ENG_Q4_1)
-                    sum[r + q] = add_product(sum[r + q], halves(scales + 32), spread(act_sums(row, C)[b]));
+                    sum[r + q] = add_product(sum[r + q], halves(scales + 32), spread(act_sums(&x, b)[first + r]));
             }
         }
     UNROLL for (int r = 0; r < rows; r++)
@@ -109,9 +110,8 @@ void ISA_NAME(panels_times)(const eng_product *p) {
 typedef struct sharing {
     eng_context *c;
     float *y;
-    const char *x;
+    const void *x;
     const eng_matrix *w;
-    size_t stride;
     int T, groups, groups_a_task, rows_a_task, row_tasks;
     eng_panels_times kernel;
 } sharing;
@@ -121,9 +121,11 @@ static void do_part(const sharing *s, int i, int n, const uint8_t *own, int from
                     void *scratch) {
     eng_type type = s->w->part[i].type;
     int first = from * PANEL_OUTPUTS, rows = s->w->part[i].rows, end = to * PANEL_OUTPUTS;
-    eng_product p = {.type = type, .C = s->w->C, .T = T, .x = s->x + (size_t)t * s->stride, .stride = s->stride,
-                     .outputs = (end < rows ? end : rows) - first, .N = (size_t)s->w->N,
+    eng_product p = {.type = type, .C = s->w->C, .T = T,
+                     .x = (const float *)s->x + (size_t)t * (size_t)s->w->C,
+                     .x_group = act_group_of(s->x, s->T, s->w->C, t), .outputs = (end < rows ? end : rows) - first, .N = (size_t)s->w->N,
                      .y = s->y + (size_t)t * (size_t)s->w->N + n + first, .scratch = scratch};
+    p.group_bytes = act_group_bytes(p.x_group.height, p.C);
     if (panel_has(type)) {
         p.panels = own + (size_t)from * panel_bytes(type, p.C);
         s->kernel(&p);
@@ -153,15 +155,19 @@ static int at_least(int n, int least) { return n < least ? least : n; }
 
 void ISA_NAME(product_run)(eng_context *c, float *y, const void *x, const eng_matrix *w, int T,
                            eng_panels_times kernel) {
-    enum { TASKS_A_THREAD = 4, ROWS_A_TASK = 64 };
-    sharing s = {.c = c, .y = y, .x = x, .w = w, .stride = act_bytes(w->C), .T = T, .rows_a_task = T,
-                 .row_tasks = 1, .kernel = kernel};
+    enum { TASKS_A_THREAD = 4, ROWS_A_TASK = 64, NEAR = 512 << 10 };
+    sharing s = {.c = c, .y = y, .x = x, .w = w, .T = T, .rows_a_task = T, .row_tasks = 1, .kernel = kernel};
     if (T == 0) return;
     int threads = eng_team_threads(c->team), tasks = threads * TASKS_A_THREAD;
     for (int i = 0; i < w->parts; i++) s.groups += panel_count(w->part[i].rows);
     s.groups_a_task = threads == 1 ? s.groups : at_least(s.groups / tasks, T == 1 ? STREAMS : 1);
     if (s.groups < tasks && T >= 2 * ROWS_A_TASK) {
         s.rows_a_task = at_least(T * s.groups / tasks / ACT_ROWS * ACT_ROWS, ROWS_A_TASK);
+        s.row_tasks = (T + s.rows_a_task - 1) / s.rows_a_task;
+    }
+    int near = (int)(NEAR / (act_bytes(w->C) - (size_t)w->C * sizeof(float)) / ACT_ROWS * ACT_ROWS);
+    if (s.rows_a_task > at_least(near, ROWS_A_TASK)) {  /* a chunk's integers stay in the L2 cache */
+        s.rows_a_task = at_least(near, ROWS_A_TASK);
         s.row_tasks = (T + s.rows_a_task - 1) / s.rows_a_task;
     }
     eng_team_run(c->team, (s.groups + s.groups_a_task - 1) / s.groups_a_task * s.row_tasks, do_task, &s);

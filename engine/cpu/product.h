@@ -13,15 +13,16 @@
 #include "engine/cpu/isa.h"
 #include "engine/cpu/panel.h"
 
-/* Rows [0, T) of activations times panels of one part: what a kernel is given. */
+/* Rows [t, t + T) of activations, t a multiple of 16, times panels of one part: what a kernel is given. */
 typedef struct eng_product {
     eng_type type;
     int C, T;
-    const char *x;               /* activation rows, stride bytes apart */
-    size_t stride;
+    const float *x;              /* row t, C floats a row */
+    act_group x_group;           /* of row t; others follow, group_bytes apart */
+    size_t group_bytes;
     const uint8_t *panels;       /* the first panel */
     int outputs;                 /* that are wanted: the last panel may be partly empty */
-    float *y;                    /* y[t*N + n], n from the first panel's first output */
+    float *y;                    /* y[i*N + n]: row t + i, n from the first panel's first output */
     size_t N;
     void *scratch;               /* the thread's */
 } eng_product;

@@ -32,21 +32,22 @@ INLINE lanes put_planes(int8_t *planes, lanes x, float inverse) {
     return x;
 }
 
-/* The integers of a row whose floats stand there. */
-static void finish_row(void *row, int C) {
-    float *x = row, *scales = (float *)(uintptr_t)act_scales(row, C), *sums = (float *)(uintptr_t)act_sums(row, C);
-    int32_t *totals = (int32_t *)(uintptr_t)act_totals(row, C);
-    int8_t *planes = (int8_t *)(uintptr_t)act_planes(row, C);
-    for (int b = 0; b < C / ACT_BLOCK; b++, x += ACT_BLOCK, planes += ACT_BLOCK_BYTES) {
+/* The integers of row t of T, whose floats stand there. */
+static void finish_row(void *out, int T, int C, int t) {
+    const float *x = (const float *)out + (size_t)t * (size_t)C;
+    act_group g = act_group_of(out, T, C, t);
+    int row = t % ACT_ROWS;
+    for (int b = 0; b < g.blocks; b++, x += ACT_BLOCK) {
+        int8_t *planes = act_planes(&g, row, b);
         lanes first = load(x), second = load(x + LANES);
         float most = greatest(greater(size_of(first), size_of(second)));
-        float inverse = most > 0 ? ACT_LARGEST / most : 0;
+        float inverse = most > 0 ? ACT_LARGEST / most : 0, scale = most / ACT_LARGEST;
         first = put_planes(planes, first, inverse);
         second = put_planes(planes + LANES, second, inverse);
         float sum = total(add_lanes(first, second));     /* of integers below 2^17: exact */
-        scales[b] = most / ACT_LARGEST;
-        sums[b] = scales[b] * sum;
-        totals[b] = (int32_t)sum;
+        act_scales(&g, b)[row] = scale;
+        act_sums(&g, b)[row] = scale * sum;
+        act_totals(&g, b)[row] = (int32_t)sum;
     }
 }
 
@@ -55,7 +56,7 @@ static void finish_row(void *row, int C) {
 enum { ROWS_A_TASK = 8 };
 
 typedef struct row_work {
-    char *out;
+    float *out;
     const float *in, *weight;
     float eps;
     int T, width;
@@ -75,12 +76,12 @@ static void rmsnorm_task(void *ctx, int task, int thread) {
     (void)thread;
     for (int t = task * ROWS_A_TASK; t < last_row(w, task); t++) {
         const float *x = w->in + (size_t)t * (size_t)w->width;
-        float *out = (float *)(void *)(w->out + (size_t)t * act_bytes(w->width));
+        float *out = w->out + (size_t)t * (size_t)w->width;
         lanes sum = spread(0);
         for (int i = 0; i < w->width; i += LANES) sum = add_product(sum, load(x + i), load(x + i));
         float scale = 1 / sqrtf(total(sum) / (float)w->width + w->eps);
         for (int i = 0; i < w->width; i++) out[i] = x[i] * scale * w->weight[i];
-        finish_row(out, w->width);
+        finish_row(w->out, w->T, w->width, t);
     }
 }
 
@@ -95,13 +96,13 @@ static void silu_task(void *ctx, int task, int thread) {
     (void)thread;
     for (int t = task * ROWS_A_TASK; t < last_row(w, task); t++) {
         const float *gate = w->in + (size_t)t * 2 * (size_t)w->width, *up = gate + w->width;
-        float *out = (float *)(void *)(w->out + (size_t)t * act_bytes(w->width));
+        float *out = w->out + (size_t)t * (size_t)w->width;
         for (int i = 0; i < w->width; i += LANES) {
             lanes g = load(gate + i), u = load(up + i), e = exp_lanes(negative(g));
             UNROLL for (int k = 0; k < PARTS; k++) u.v[k] *= g.v[k] / (1 + e.v[k]);
             store(out + i, u);
         }
-        finish_row(out, w->width);
+        finish_row(w->out, w->T, w->width, t);
     }
 }
 
@@ -114,9 +115,9 @@ static void act_task(void *ctx, int task, int thread) {
     const row_work *w = ctx;
     (void)thread;
     for (int t = task * ROWS_A_TASK; t < last_row(w, task); t++) {
-        char *out = w->out + (size_t)t * act_bytes(w->width);
-        if (w->in) memcpy(out, w->in + (size_t)t * (size_t)w->width, (size_t)w->width * sizeof(float));
-        finish_row(out, w->width);
+        size_t at = (size_t)t * (size_t)w->width;
+        if (w->in) memcpy(w->out + at, w->in + at, (size_t)w->width * sizeof *w->in);
+        finish_row(w->out, w->T, w->width, t);
     }
 }
 
@@ -127,13 +128,13 @@ void ISA_NAME(activate)(eng_context *c, void *out, const float *x, int T, int C)
 
 static void add_task(void *ctx, int task, int thread) {
     const row_work *w = ctx;
-    float *out = (float *)(void *)w->out;
+    size_t first = (size_t)(task * ROWS_A_TASK) * (size_t)w->width;
+    size_t end = (size_t)last_row(w, task) * (size_t)w->width;
     (void)thread;
-    for (int t = task * ROWS_A_TASK; t < last_row(w, task); t++)
-        for (int i = 0; i < w->width; i++) out[(size_t)t * (size_t)w->width + (size_t)i] += w->in[(size_t)t * (size_t)w->width + (size_t)i];
+    for (size_t i = first; i < end; i++) w->out[i] += w->in[i];
 }
 
 void ISA_NAME(add)(eng_context *c, float *x, const float *y, int T, int D) {
-    row_work w = {.out = (char *)x, .in = y, .T = T, .width = D};
+    row_work w = {.out = x, .in = y, .T = T, .width = D};
     run_rows(c, &w, add_task);
 }

@@ -6,7 +6,7 @@
 #include <cmocka.h>
 #include <math.h>
 
-enum { LAYERS = 2, CONTEXT = 1200 };         /* more than two splits of 512 */
+enum { LAYERS = 2, CONTEXT = 1200, SOME = 40 };        /* more than two splits of 512 */
 
 typedef struct sizes {
     int H, K, h;
@@ -31,10 +31,9 @@ typedef struct rig {
     eng_context *c;
     eng_pages kv;
     int32_t blocks[CONTEXT];
-    float *qkv, *angles;
-    char *out;
+    float *qkv, *angles, *out;
     int H;
-    size_t row, out_bytes;
+    size_t row;
 } rig;
 
 static rig open_rig(const eng_ops *op, sizes s, way w, eng_kv_type type) {
@@ -48,10 +47,9 @@ static rig open_rig(const eng_ops *op, sizes s, way w, eng_kv_type type) {
     r.kv.data = op->alloc(r.c, (size_t)pages * r.kv.page_bytes);
     memset(r.kv.data, 0x7f, (size_t)pages * r.kv.page_bytes);        /* NaN of an older owner */
     for (int i = 0; i < pages; i++) r.blocks[i] = pages - 1 - i;
-    r.out_bytes = op->act_bytes(r.c, s.H * s.h);
     r.qkv = op->alloc(r.c, CONTEXT * r.row * sizeof *r.qkv);
     r.angles = op->alloc(r.c, CONTEXT * (size_t)s.h * sizeof *r.angles);
-    r.out = op->alloc(r.c, (CONTEXT + 16) * r.out_bytes);
+    r.out = op->alloc(r.c, (CONTEXT + 16) * op->act_bytes(r.c, s.H * s.h));
     for (size_t i = 0; i < CONTEXT * r.row; i++) r.qkv[i] = noise((unsigned)i);
     for (int t = 0; t < CONTEXT; t++)
         for (int i = 0; i < s.h; i++) {
@@ -69,8 +67,8 @@ static void close_rig(rig *r) {
     r->op->close(r->c);
 }
 
-/* Both ops over rows [first, end) as one step. */
-static void run_step(rig *r, int first, int end) {
+/* One op over rows [first, end) as a step; r->out begins with its floats. */
+static void run_op(rig *r, bool attend, int first, int end) {
     int32_t position[CONTEXT], index[CONTEXT] = {0};
     eng_tile tiles[CONTEXT];
     eng_rows rows = {.count = end - first, .position = first, .blocks = r->blocks};
@@ -82,19 +80,35 @@ static void run_step(rig *r, int first, int end) {
         else tiles[b.tiles_count++] = (eng_tile){.row = t, .count = 1};
     }
     float *qkv = r->qkv + (size_t)first * r->row;
-    r->op->rope_append(r->c, qkv, &r->kv, 1, &b, r->H);
-    r->op->attention(r->c, r->out + (size_t)first * r->out_bytes, qkv, &r->kv, 1, &b, r->H,
-                     1 / sqrtf((float)r->kv.h));
+    if (attend) r->op->attention(r->c, r->out, qkv, &r->kv, 1, &b, r->H, 1 / sqrtf((float)r->kv.h));
+    else r->op->rope_append(r->c, qkv, &r->kv, 1, &b, r->H);
 }
 
 /* (CONTEXT, H*h), owned by the caller. The first rows are one step, then chunks as the way says. */
 static float *compute(const eng_ops *op, sizes s, way w, eng_kv_type type) {
     rig r = open_rig(op, s, w, type);
-    size_t row = (size_t)(s.H * s.h) * sizeof(float);
-    float *all = malloc(CONTEXT * row);
-    run_step(&r, 0, 1000);
-    for (int t = 1000; t < CONTEXT; t += w.chunk) run_step(&r, t, t + w.chunk < CONTEXT ? t + w.chunk : CONTEXT);
-    for (size_t t = 0; t < CONTEXT; t++) memcpy((char *)all + t * row, r.out + t * r.out_bytes, row);
+    int row = s.H * s.h;
+    float *all = malloc((size_t)(CONTEXT * row) * sizeof *all);
+    for (int t = 0, end; t < CONTEXT; t = end) {
+        end = t == 0 ? 1000 : t + w.chunk < CONTEXT ? t + w.chunk : CONTEXT;
+        run_op(&r, false, t, end);
+        run_op(&r, true, t, end);
+        memcpy(all + t * row, r.out, (size_t)((end - t) * row) * sizeof *all);
+    }
+    close_rig(&r);
+    return all;
+}
+
+/* The same by the scalar back end, of every 40th row; it takes its time. */
+static float *compute_some(sizes s, eng_kv_type type) {
+    rig r = open_rig(eng_ops_find("scalar"), s, (way){.threads = 1, .P = 16}, type);
+    int row = s.H * s.h;
+    float *all = malloc((size_t)(CONTEXT * row) * sizeof *all);
+    run_op(&r, false, 0, CONTEXT);
+    for (int t = SOME - 1; t < CONTEXT; t += SOME) {
+        run_op(&r, true, t, t + 1);
+        memcpy(all + t * row, r.out, (size_t)row * sizeof *all);
+    }
     close_rig(&r);
     return all;
 }
@@ -107,17 +121,18 @@ static void back_ends_agree_with_the_scalar_one(void **state) {
         for (int type = ENG_KV_F32; type <= ENG_KV_Q8_0; type++) {
             if (type == ENG_KV_Q8_0 && all_sizes[i].h % 32) continue;
             way w = {.chunk = 200, .threads = 2, .P = i % 2 ? 32 : 16};
-            float *spec = compute(eng_ops_find("scalar"), all_sizes[i], w, (eng_kv_type)type), *fused = NULL;
+            float *spec = compute_some(all_sizes[i], (eng_kv_type)type), *fused = NULL;
             for (int b = 0; eng_ops_at(b); b++) {
                 const eng_ops *op = eng_ops_at(b);
-                size_t count = (size_t)(CONTEXT * all_sizes[i].H * all_sizes[i].h);
+                if (strcmp(op->name, "scalar") == 0) continue;
+                size_t row = (size_t)(all_sizes[i].H * all_sizes[i].h), count = CONTEXT * row;
                 float *got = compute(op, all_sizes[i], w, (eng_kv_type)type);
                 for (size_t j = 0; j < count; j++)
-                    if (!(fabsf(got[j] - spec[j]) < 1e-4f))
+                    if (j / row % SOME == SOME - 1 && !(fabsf(got[j] - spec[j]) < 1e-4f))
                         fail_msg("%s, %s, heads %d wide: %g, expected %g at %zu", op->name,
                                  eng_kv_type_name((eng_kv_type)type), all_sizes[i].h, (double)got[j],
                                  (double)spec[j], j);
-                bool fuses = strcmp(op->name, "base") != 0 && strcmp(op->name, "scalar") != 0;
+                bool fuses = strcmp(op->name, "base") != 0;
                 if (fuses && fused) assert_memory_equal(got, fused, count * sizeof *got);
                 if (fuses && !fused) fused = got;
                 else free(got);
@@ -159,7 +174,7 @@ static void pages_hold_the_same_bytes(void **state) {
                 for (size_t t = 0; t < 20; t++)
                     for (size_t j = 0; j < r[n].row; j++)
                         if (t < 10) r[n].qkv[t * r[n].row + j] = odd[(t * 7 + j) % (type == ENG_KV_Q8_0 && t ? 13 : 20)];
-                run_step(&r[n], 0, 100);
+                run_op(&r[n], false, 0, 100);
             }
             assert_memory_equal(r[1].qkv, r[0].qkv, 100 * r[0].row * sizeof(float));
             assert_memory_equal(r[1].kv.data, r[0].kv.data, (size_t)r[0].kv.pages * r[0].kv.page_bytes);

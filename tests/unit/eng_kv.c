@@ -2,8 +2,9 @@
 #include "tests/unit/tiny_gguf.h"
 #include <setjmp.h>
 #include <cmocka.h>
+#include <math.h>
 
-enum { L = 2, K = 2, HEAD = 16, TOKENS = 41 };
+enum { L = 2, K = 2, HEAD = 32, TOKENS = 41, TYPES = 4 };
 
 typedef struct rig {
     tiny_gguf file;
@@ -11,8 +12,8 @@ typedef struct rig {
     eng_model *m;
 } rig;
 
-static rig open_rig(void) {
-    rig r = {.file = tiny_gguf_build(&(tiny_options){.type = ENG_F32})};
+static rig open_rig(int H) {
+    rig r = {.file = tiny_gguf_build(&(tiny_options){.type = ENG_F32, .D = 64, .H = H, .K = K})};
     error err = {.text = ""};
     if (eng_gguf_open_memory(r.file.data, r.file.bytes, "tiny", &r.g, &err) != ST_OK ||
         eng_model_open(r.g, &(eng_options){.threads = 1, .tokens_max = 64}, &r.m, &err) != ST_OK)
@@ -59,7 +60,7 @@ static void boxes_survive_any_pages(void **state) {
         {8, 5, 11, ENG_KV_F32, ENG_KV_F16, ENG_KV_F16},   {5, 16, 3, ENG_KV_F16, ENG_KV_F32, ENG_KV_F32},
         {1, 64, 41, ENG_KV_F32, ENG_KV_F32, ENG_KV_F16},
     };
-    rig r = open_rig();
+    rig r = open_rig(2);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int32_t at[TOKENS], bt[TOKENS];
         eng_kv *a = pages_of(&r, cases[i].from, cases[i].a, at), *b = pages_of(&r, cases[i].to, cases[i].b, bt);
@@ -84,9 +85,61 @@ static void boxes_survive_any_pages(void **state) {
     close_rig(&r);
 }
 
+/* To so many bits, the last of which is at least 2^lowest. */
+static float rounded(float v, int bits, int lowest) {
+    int power;
+    frexp(v, &power);
+    double unit = ldexp(1, power - bits > lowest ? power - bits : lowest);
+    return (float)(nearbyint(v / unit) * unit);
+}
+
+/* A value as a row of type keeps it, whose largest value is most. */
+static float kept(eng_kv_type type, float v, float most) {
+    switch (type) {
+    case ENG_KV_F32: return v;
+    case ENG_KV_F16: return rounded(v, 11, -24);
+    case ENG_KV_BF16: return rounded(v, 8, -133);
+    case ENG_KV_Q8_0: break;
+    }
+    float unit = most / 127, q = most > 0 ? roundf(v * (1 / unit)) : 0;
+    return rounded(unit, 11, -24) * (float)(int)q;
+}
+
+/* From pages of one type, over the wire as another, into pages of a third: each time it is rounded to that
+ * type, and not at all where the type stays the same. */
+static void types_meet(void **state) {
+    (void)state;
+    rig r = open_rig(2);
+    for (int n = 0; n < TYPES * TYPES * TYPES; n++) {
+        eng_kv_type way[] = {(eng_kv_type)(n / 16), (eng_kv_type)(n / 4 % 4), (eng_kv_type)(n % 4)};
+        int32_t at[TOKENS], bt[TOKENS];
+        eng_kv *a = pages_of(&r, 16, way[0], at), *b = pages_of(&r, 7, way[2], bt);
+        eng_kv_box all = {0, L, 0, K, 0, TOKENS, ENG_KV_F32}, travel = all;
+        travel.type = way[1];
+        size_t count = fill_box(&all, wire[0]);
+        for (size_t i = 0; i < count; i++) wire[0][i] = sinf((float)i) * (float)(i / HEAD % 5);
+        eng_kv_unpack(a, at, &all, wire[0]);
+        assert_int_equal(eng_kv_box_bytes(a, &travel), count / HEAD * eng_kv_row_bytes(way[1], HEAD));
+        eng_kv_pack(a, at, &travel, wire[1]);
+        eng_kv_unpack(b, bt, &travel, wire[1]);
+        eng_kv_pack(b, bt, &all, back);
+        for (size_t row = 0; row < count; row += HEAD)
+            for (int step = 0; step < 3; step++) {
+                float *x = wire[0] + row, most = 0;
+                for (int d = 0; d < HEAD; d++) most = fmaxf(most, fabsf(x[d]));
+                bool anew = step == 0 || way[step] != way[step - 1];
+                for (int d = 0; d < HEAD && anew; d++) x[d] = kept(way[step], x[d], most);
+            }
+        assert_memory_equal(back, wire[0], count * sizeof *back);
+        eng_kv_destroy(a);
+        eng_kv_destroy(b);
+    }
+    close_rig(&r);
+}
+
 static void unpack_touches_nothing_else(void **state) {
     (void)state;
-    rig r = open_rig();
+    rig r = open_rig(2);
     int32_t blocks[TOKENS];
     eng_kv *kv = pages_of(&r, 16, ENG_KV_F32, blocks);
     eng_kv_box all = {0, L, 0, K, 0, TOKENS, ENG_KV_F32}, middle = {1, 1, 1, 1, 10, 13, ENG_KV_F32};
@@ -104,20 +157,21 @@ static void unpack_touches_nothing_else(void **state) {
 
 static void a_copied_page_has_its_first_rows(void **state) {
     (void)state;
-    rig r = open_rig();
-    for (int type = 0; type < 2; type++) {
+    rig r = open_rig(2);
+    for (int type = 0; type < TYPES; type++) {
         eng_kv *kv;
         int32_t one = 1, two = 2;
         assert_int_equal(eng_kv_create(r.m, 3, 16, (eng_kv_type)type, &kv, NULL), ST_OK);
         eng_kv_box page = {0, L, 0, K, 0, 16, ENG_KV_F32}, rows = page, rest = page;
-        size_t n = fill_box(&page, wire[0]);
+        fill_box(&page, wire[0]);
         eng_kv_unpack(kv, &one, &page, wire[0]);
         rows.tokens = 5;
         rest.token_first = 5;
         rest.tokens = 11;
         eng_kv_copy(kv, 2, 1, 5);
         eng_kv_pack(kv, &two, &rows, back);
-        n = fill_box(&rows, wire[1]);
+        size_t n = eng_kv_box_bytes(kv, &rows) / sizeof *back;
+        eng_kv_pack(kv, &one, &rows, wire[1]);
         assert_memory_equal(back, wire[1], n * sizeof *back);
         eng_kv_pack(kv, &two, &rest, back);
         for (size_t i = 0; i < eng_kv_box_bytes(kv, &rest) / 4; i++) assert_true(back[i] == 0);
@@ -131,9 +185,9 @@ static void wrong_sizes_are_refused(void **state) {
     static const struct { int pages, page; int type; status s; const char *says; } cases[] = {
         {0, 16, 1, ST_BAD_INPUT, "0 pages"},       {-1, 16, 1, ST_BAD_INPUT, "-1 pages"},
         {4, 0, 1, ST_BAD_INPUT, "0 tokens a page"}, {4, 4096, 1, ST_BAD_INPUT, "expected 1 to 1024"},
-        {4, 16, 7, ST_BAD_INPUT, "KV type 7"},
+        {4, 16, 7, ST_BAD_INPUT, "KV type 7"},      {4, 16, 3, ST_UNSUPPORTED, "16 wide, expected a multiple of 32"},
     };
-    rig r = open_rig();
+    rig r = open_rig(4);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         eng_kv *kv = NULL;
         error err = {.text = ""};
@@ -153,9 +207,22 @@ static void wrong_sizes_are_refused(void **state) {
     close_rig(&r);
 }
 
+static void types_have_names(void **state) {
+    (void)state;
+    static const char *const names[TYPES] = {"f32", "f16", "bf16", "q8_0"};
+    eng_kv_type type;
+    for (int i = 0; i < TYPES; i++) {
+        assert_true(eng_kv_type_find(names[i], &type) && (int)type == i);
+        assert_string_equal(eng_kv_type_name(type), names[i]);
+    }
+    assert_false(eng_kv_type_find("f8", &type));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(boxes_survive_any_pages),
+        cmocka_unit_test(types_meet),
+        cmocka_unit_test(types_have_names),
         cmocka_unit_test(unpack_touches_nothing_else),
         cmocka_unit_test(a_copied_page_has_its_first_rows),
         cmocka_unit_test(wrong_sizes_are_refused),

@@ -147,8 +147,7 @@ static void products_agree(void **state) {
     for (int b = 0; eng_ops_at(b); b++) {
         const eng_ops *op = eng_ops_at(b);
         eng_context *c = open_ops(op, 2);
-        size_t stride = op->act_bytes(c, C);
-        char *act = op->alloc(c, stride * (T + 16));
+        void *act = op->alloc(c, op->act_bytes(c, C) * (T + 16));
         bool same = numerics && strcmp(numerics, op->numerics(c)) == 0;
         for (int k = 0; k < TYPES; k++) {
             weights w = make_weights(op, c, types[k], rows);
@@ -161,7 +160,8 @@ static void products_agree(void **state) {
                              (double)y[i], (double)expected[i]);
             for (int count = 1; count < T; count += count < 18 ? 1 : 5)
                 for (int t = 0; t + count <= T; t += count) {
-                    op->matmul(c, one, act + (size_t)t * stride, &w.m, count);
+                    op->activate(c, act, x + t * C, count, C);
+                    op->matmul(c, one, act, &w.m, count);
                     if (memcmp(one, y + t * N, (size_t)(count * N) * sizeof *y) != 0)
                         fail_msg("%s, type %d: %d rows from row %d differ from the same rows among %d", op->name,
                                  types[k], count, t, T);
@@ -180,11 +180,7 @@ static void products_agree(void **state) {
     }
 }
 
-/* The floats of activation rows. */
-static float float_of(const eng_ops *op, eng_context *c, const void *act, int t, int i) {
-    return ((const float *)(const void *)((const char *)act + (size_t)t * op->act_bytes(c, C)))[i];
-}
-
+/* The floats of activations come first, with every back end. */
 static void norms_and_gates_agree(void **state) {
     (void)state;
     static float x[T * C], weight[C], gu[2 * T * C];
@@ -196,15 +192,13 @@ static void norms_and_gates_agree(void **state) {
     for (int k = 0; eng_ops_at(k); k++) {
         const eng_ops *op = eng_ops_at(k);
         eng_context *c = open_ops(op, 3);
-        void *a = spec->alloc(s, T * spec->act_bytes(s, C)), *b = op->alloc(c, T * op->act_bytes(c, C));
+        float *a = spec->alloc(s, T * spec->act_bytes(s, C)), *b = op->alloc(c, (T + 16) * op->act_bytes(c, C));
         for (int gates = 0; gates < 2; gates++) {
             if (gates) spec->silu_mul(s, a, gu, T, C);
             else spec->rmsnorm(s, a, x, weight, 1e-5f, T, C);
             if (gates) op->silu_mul(c, b, gu, T, C);
             else op->rmsnorm(c, b, x, weight, 1e-5f, T, C);
-            for (int t = 0; t < T; t++)
-                for (int i = 0; i < C; i++)
-                    assert_true(fabsf(float_of(spec, s, a, t, i) - float_of(op, c, b, t, i)) < 1e-5f);
+            for (int i = 0; i < T * C; i++) assert_true(fabsf(a[i] - b[i]) < 1e-5f);
         }
         spec->free(s, a);
         op->free(c, b);
@@ -216,32 +210,35 @@ static void norms_and_gates_agree(void **state) {
 /* The integers of a row: the nearest to x / scale, the planes put together again, the sums. */
 static void activations_are_twelve_bits(void **state) {
     (void)state;
-    float x[96];
-    fill(x, 96, 11);
+    float x[3 * 96];
+    fill(x, 3 * 96, 11);
     for (int i = 0; i < 32; i++) x[i] *= 1e-20f, x[i + 32] = 0;
     x[70] = -1000;
     for (int k = 0; eng_ops_at(k); k++) {
         const eng_ops *op = eng_ops_at(k);
         if (!op->form) continue;
         eng_context *c = open_ops(op, 1);
-        void *row = op->alloc(c, op->act_bytes(c, 96));
-        op->activate(c, row, x, 1, 96);
-        assert_memory_equal(row, x, sizeof x);
-        for (int b = 0; b < 3; b++) {
-            const int8_t *hi = act_planes(row, 96) + b * ACT_BLOCK_BYTES, *lo = hi + ACT_BLOCK;
-            float scale = act_scales(row, 96)[b];
+        void *rows = op->alloc(c, 16 * op->act_bytes(c, 96));
+        op->activate(c, rows, x, 3, 96);
+        assert_memory_equal(rows, x, sizeof x);
+        act_group g = act_group_of(rows, 3, 96, 0);
+        assert_int_equal(g.height, 3);
+        for (int k3 = 0; k3 < 9; k3++) {
+            int row = k3 / 3, b = k3 % 3;
+            const int8_t *hi = act_planes(&g, row, b), *lo = hi + ACT_BLOCK;
+            float scale = act_scales(&g, b)[row];
             int total = 0;
             for (int i = 0; i < 32; i++) {
                 int X = 16 * hi[i] + lo[i];
                 assert_in_range(X + ACT_LARGEST, 0, 2 * ACT_LARGEST);
-                assert_true(fabsf(x[b * 32 + i] - scale * (float)X) <= 0.501f * scale);
+                assert_true(fabsf(x[row * 96 + b * 32 + i] - scale * (float)X) <= 0.501f * scale);
                 total += X;
             }
-            assert_int_equal(act_totals(row, 96)[b], total);
-            assert_true(act_sums(row, 96)[b] == scale * (float)total);
+            assert_int_equal(act_totals(&g, b)[row], total);
+            assert_true(act_sums(&g, b)[row] == scale * (float)total);
         }
-        assert_int_equal(16 * act_planes(row, 96)[2 * ACT_BLOCK_BYTES + 6] + act_planes(row, 96)[2 * ACT_BLOCK_BYTES + 38], -ACT_LARGEST);
-        op->free(c, row);
+        assert_int_equal(16 * act_planes(&g, 0, 2)[6] + act_planes(&g, 0, 2)[38], -ACT_LARGEST);
+        op->free(c, rows);
         op->close(c);
     }
 }

@@ -139,6 +139,26 @@ static void agrees_with_scalar(void **state) {
         }
 }
 
+/* Back ends that say they compute alike do: every logit, bit for bit. */
+static void equal_numerics_are_equal_bits(void **state) {
+    (void)state;
+    int32_t tokens[COUNT];
+    make_prompt(tokens, 7);
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+        char numerics[64] = "";
+        for (int b = 0; eng_ops_at(b); b++) {
+            rig r = open_rig(&(tiny_options){.type = types[t]}, eng_ops_at(b)->name, 1, P, ENG_KV_F16);
+            bool first = !numerics[0], same = strcmp(numerics, eng_model_numerics(r.m)) == 0;
+            if (first) snprintf(numerics, sizeof numerics, "%s", eng_model_numerics(r.m));
+            run_chunked(&r, tokens, b % 2 ? 9 : COUNT, P, first ? whole : other);
+            close_rig(&r);
+            if (same && memcmp(whole, other, sizeof whole))
+                fail_msg("%s and %s say %s, but differ for type %d", eng_ops_at(0)->name, eng_ops_at(b)->name,
+                         numerics, types[t]);
+        }
+    }
+}
+
 /* What an older owner left in a page, even NaN, cannot be seen. */
 static void old_bytes_of_a_page_are_not_read(void **state) {
     (void)state;
@@ -211,6 +231,7 @@ int main(void) {
         cmocka_unit_test(chunks_threads_and_pages_change_no_bit),
         cmocka_unit_test(company_changes_no_bit),
         cmocka_unit_test(agrees_with_scalar),
+        cmocka_unit_test(equal_numerics_are_equal_bits),
         cmocka_unit_test(old_bytes_of_a_page_are_not_read),
         cmocka_unit_test(a_token_outside_the_vocabulary_is_refused),
         cmocka_unit_test(layers_are_counted_as_they_are_done),
