@@ -107,7 +107,9 @@ status eng_cache_open(const eng_cache_job *job, eng_cache *out, error *err) {
         return ST_OK;
     }
     error why = {.text = "no directory was given"};
-    if (job->dir && open_file(job, bytes, out, &why) == ST_OK) return ST_OK;
+    bool shared = job->dir && open_file(job, bytes, out, &why) == ST_OK;
+    out->bytes = bytes;
+    if (shared) return ST_OK;
     log_write(job->dir ? LOG_WARN : LOG_INFO, NULL, "weights.private", "mib=%.1f not shared with other processes: %s",
               mib(bytes), why.text);
     out->memory = job->op->alloc(job->c, bytes);

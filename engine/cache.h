@@ -9,6 +9,7 @@ typedef struct eng_cache {
     void *map;                   /* the whole file, read-only; NULL: none */
     size_t map_bytes;
     void *memory;                /* of the back end; NULL: none */
+    size_t bytes;                /* of the matrices, in either */
 } eng_cache;
 
 typedef struct eng_cache_job {

@@ -198,6 +198,8 @@ const eng_shape *eng_model_shape(const eng_model *m);
  * "cpu-1/avx512". Nodes that differ here must not share a request. */
 const char *eng_model_numerics(const eng_model *m);
 size_t eng_model_scratch_bytes(const eng_model *m);
+/* Repacked weights: mapped from the cache and shared, or *private if there is no cache. */
+size_t eng_model_panel_bytes(const eng_model *m, bool *is_private);
 /* Layers computed so far, all steps together. Any thread: a slow step counts on, one that hangs does not. */
 uint64_t eng_model_layers_done(const eng_model *m);
 

@@ -98,6 +98,12 @@ void eng_model_close(eng_model *m) {
 const eng_shape *eng_model_shape(const eng_model *m) { return &m->shape; }
 const char *eng_model_numerics(const eng_model *m) { return m->op->numerics(m->c); }
 size_t eng_model_scratch_bytes(const eng_model *m) { return m->scratch_bytes; }
+
+size_t eng_model_panel_bytes(const eng_model *m, bool *is_private) {
+    *is_private = !m->cache.map;
+    return m->cache.bytes;
+}
+
 uint64_t eng_model_layers_done(const eng_model *m) {
     return atomic_load_explicit(&m->layers_done, memory_order_relaxed);
 }

@@ -212,15 +212,19 @@ static double mib(size_t bytes) { return (double)bytes / (1 << 20); }
 static void log_memory(const node_process *p, const node_options *o) {
     struct stat file = {0};
     size_t weights = stat(o->model, &file) == 0 ? (size_t)file.st_size : 0;
+    bool is_private;
+    size_t panels = eng_model_panel_bytes(p->model, &is_private);
     size_t pool = eng_kv_page_bytes(p->kv) * (size_t)p->limits.pages;
     size_t scratch = eng_model_scratch_bytes(p->model), box = 2 * NODE_OUTBOX * sizeof(node_letter);
     log_write(LOG_INFO, NULL, "memory.weights", "mib=%.1f mapped, shared between processes", mib(weights));
+    log_write(LOG_INFO, NULL, "memory.panels", "mib=%.1f of repacked weights, %s", mib(panels),
+              is_private ? "private" : "shared between processes");
     log_write(LOG_INFO, NULL, "memory.pages", "mib=%.1f %d pages of %d tokens", mib(pool), p->limits.pages,
               p->limits.page_tokens);
     log_write(LOG_INFO, NULL, "memory.scratch", "mib=%.1f of a step of %d rows, %d of them with logits",
               mib(scratch), p->limits.step_tokens_max, p->limits.logits_max);
     log_write(LOG_INFO, NULL, "memory.outbox", "mib=%.1f", mib(box));
-    log_write(LOG_INFO, NULL, "memory.sum", "mib=%.1f", mib(weights + pool + scratch + box));
+    log_write(LOG_INFO, NULL, "memory.sum", "mib=%.1f", mib(weights + panels + pool + scratch + box));
 }
 
 static status start(node_process *p, error *err) {

@@ -46,12 +46,14 @@ static void configure(eng_type type, int height) {
     __asm__ volatile("ldtilecfg %0" ::"m"(t) : "memory");
 }
 
+typedef uint32_t uvec __attribute__((vector_size(64)));
+
 /* A panel's weights as tiles: 4 bits times 16, then as they are; 8 bits need no unpacking. */
 static void unpack_tiles(const uint8_t *lines, int blocks, uint8_t *tiles) {
     for (int b = 0; b < blocks; b++, lines += 4 * PANEL_LINE, tiles += TILE_BYTES)
         UNROLL for (int j = 0; j < 4; j++) {
             cvec both = load_line(lines + j * PANEL_LINE).v[0];
-            *(cvec *)(tiles + j * 64) = (cvec)((ivec)both << 4) & 0xf0;
+            *(cvec *)(tiles + j * 64) = (cvec)((uvec)both << 4) & 0xf0;
             *(cvec *)(tiles + (j + 4) * 64) = both & 0xf0;
             *(cvec *)(tiles + (j + 8) * 64) = both & 0x0f;
             *(cvec *)(tiles + (j + 12) * 64) = (cvec)((ivec)both >> 4) & 0x0f;
@@ -66,7 +68,7 @@ INLINE void take(eng_type type, lanes *acc, const int32_t *sums, const uint8_t *
     lanes d = halves(scales), m = type == ENG_Q4_1 ? halves(scales + 32) : spread(0);
     UNROLL for (int r = 0; r < rows; r++) {
         ivec s = *(const ivec *)(sums + r * 16);
-        if (type == ENG_Q8_0) s = (s << 4) + *(const ivec *)(sums + 256 + r * 16);
+        if (type == ENG_Q8_0) s = s * 16 + *(const ivec *)(sums + 256 + r * 16);
         if (type == ENG_Q4_0) s -= 8 * total_of[r];
         lanes f = {{__builtin_convertvector(s, vec) * d.v[0]}};
         acc[r] = add_product(acc[r], f, spread(scale[r]));

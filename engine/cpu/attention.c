@@ -56,46 +56,6 @@ static int least(int a, int b) { return a < b ? a : b; }
 
 /* ---- lanes ------------------------------------------------------------------------------------- */
 
-INLINE lanes larger(lanes a, lanes b) {
-    UNROLL for (int i = 0; i < PARTS; i++) {
-        ivec first = a.v[i] > b.v[i];
-        a.v[i] = (vec)((first & (ivec)a.v[i]) | (~first & (ivec)b.v[i]));
-    }
-    return a;
-}
-
-INLINE quad larger_quad(quad a, quad b) {
-    typedef int32_t mask __attribute__((vector_size(16)));
-    mask first = a > b;
-    return (quad)((first & (mask)a) | (~first & (mask)b));
-}
-
-INLINE float largest(lanes a) {
-    float e[LANES];
-    quad q[4];
-    store(e, a);
-    memcpy(q, e, sizeof q);
-    quad m = larger_quad(larger_quad(q[0], q[1]), larger_quad(q[2], q[3]));
-    m = larger_quad(m, __builtin_shufflevector(m, m, 2, 3, 0, 1));
-    return m[0] > m[1] ? m[0] : m[1];
-}
-
-/* 2^x for x <= 0: x = n + r, |r| <= 1/2, times 2^n a polynomial of degree 5 that is exact at 0, relative
- * error below 2^-22. What is below -126 counts as -126: nothing beside the largest weight, which is 1. */
-INLINE lanes power(lanes x) {
-    x = larger(x, spread(-126));
-    UNROLL for (int i = 0; i < PARTS; i++) {
-        vec shifted = x.v[i] + 12582912.f, r = x.v[i] - (shifted - 12582912.f);
-        vec p = 1.326472731e-3f * r + 9.671512991e-3f;
-        p = p * r + 5.550733581e-2f;
-        p = p * r + 2.402224243e-1f;
-        p = p * r + 6.931470037e-1f;
-        p = p * r + 1;
-        x.v[i] = p * (vec)(((ivec)shifted << 23) + 0x3f800000);
-    }
-    return x;
-}
-
 /* W halves as floats, W int8 as integers; compilers do not find these instructions by themselves. */
 #if defined(__AVX512F__)
 INLINE vec halves(const char *p) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
@@ -118,6 +78,22 @@ INLINE ivec bytes(const char *p) {
     return all;
 }
 #endif
+
+/* 2^x for x <= 0: x = n + r, |r| <= 1/2, times 2^n a polynomial of degree 5 that is exact at 0, relative
+ * error below 2^-22. What is below -126 counts as -126: nothing beside the largest weight, which is 1. */
+INLINE lanes power(lanes x) {
+    x = greater(spread(-126), x);            /* in this order a NaN stays one */
+    UNROLL for (int i = 0; i < PARTS; i++) {
+        vec shifted = x.v[i] + 12582912.f, r = x.v[i] - (shifted - 12582912.f);
+        vec p = 1.326472731e-3f * r + 9.671512991e-3f;
+        p = p * r + 5.550733581e-2f;
+        p = p * r + 2.402224243e-1f;
+        p = p * r + 6.931470037e-1f;
+        p = p * r + 1;
+        x.v[i] = p * (vec)(((ivec)shifted << 23) + 0x3f800000);
+    }
+    return x;
+}
 
 /* Sixteen elements of a page as floats, without their scale. Every conversion is exact. */
 INLINE lanes element(eng_kv_type type, const char *p) {
@@ -260,8 +236,8 @@ INLINE void weigh(float *exponents, float *max, float *sum, int M, int count, fl
         float *e = exponents + m * SPAN, old = max[m];
         for (int j = count; j < columns; j++) e[j] = -INFINITY;
         lanes top = load(e);
-        for (int j = LANES; j < columns; j += LANES) top = larger(top, load(e + j));
-        max[m] = largest(top);
+        for (int j = LANES; j < columns; j += LANES) top = greater(top, load(e + j));
+        max[m] = greatest(top);
         if (old > max[m]) max[m] = old;
         keep[m] = old - max[m];
     }
@@ -349,7 +325,8 @@ static void write_out(const attend *a, const state *s, int pair) {
     int h = a->kv->h, head = pair % a->kv->K;
     for (int i = 0; i < tile->count * a->G; i++) {
         const float *from = s->acc + i * a->width;
-        float *to = a->out + ((size_t)(tile->row + i / a->G) * (size_t)a->H + (size_t)(head * a->G + i % a->G)) * (size_t)h;
+        size_t row = (size_t)(tile->row + i / a->G), query = (size_t)(head * a->G + i % a->G);
+        float *to = a->out + (row * (size_t)a->H + query) * (size_t)h;
         for (int d = 0; d < h; d++) to[d] = from[d] / s->sum[i];
     }
 }

@@ -4,9 +4,6 @@
 #define BATON_ENGINE_CPU_DOT_H
 
 #include "engine/cpu/lanes.h"
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 /* W*4 bytes of a line, and the sums of its outputs. */
 typedef uint8_t cvec __attribute__((vector_size(W * 4), aligned(1), may_alias));
@@ -38,7 +35,7 @@ INLINE ints spread_int(int32_t n) {
 /* 16 hi + lo, as floats. */
 INLINE lanes whole(ints hi, ints lo) {
     lanes a;
-    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = __builtin_convertvector((hi.v[i] << 4) + lo.v[i], vec);
+    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = __builtin_convertvector(hi.v[i] * 16 + lo.v[i], vec);
     return a;
 }
 

@@ -11,6 +11,9 @@
 #define BATON_ENGINE_CPU_LANES_H
 
 #include "engine/cpu/isa.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 enum { W = 16 };                             /* floats of a register; there are 32 */
@@ -87,7 +90,13 @@ typedef int32_t mask_of_oct __attribute__((vector_size(32)));
 typedef ivec mask_of_vec;
 
 INLINE lanes greater(lanes a, lanes b) {
+#if defined(__AVX512F__)                         /* gcc does not find the instruction by itself */
+    a.v[0] = (vec)_mm512_max_ps((__m512)a.v[0], (__m512)b.v[0]);
+#elif defined(__AVX__)
+    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = (vec)_mm256_max_ps((__m256)a.v[i], (__m256)b.v[i]);
+#else
     UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = GREATER(vec, a.v[i], b.v[i]);
+#endif
     return a;
 }
 

@@ -13,6 +13,8 @@ enum { STREAMS = 4, ROWS = W / 2 };
 enum { STREAMS = 1, ROWS = 1 };              /* no instruction of its own: short code, not speed */
 #endif
 
+enum { AHEAD = 32 << 10 };                   /* bytes asked for before they are used: into the next matrix, too */
+
 /* The eight lines of block b. */
 INLINE void unpack(eng_type type, const uint8_t *lines, int b, line w[8]) {
     const uint8_t *at = lines + (size_t)b * panel_line_bytes(type);
@@ -53,7 +55,7 @@ INLINE void put(const eng_product *p, int t, int panel, lanes sum) {
 /* `rows` rows from t times `panels` panels from `panel`; one of the two counts is 1. */
 INLINE void tile(eng_type type, const eng_product *p, int t, int rows, int panel, int panels) {
     int C = p->C;
-    size_t bytes = panel_bytes(type, C), lines_at = panel_lines_at(type, C), ahead = bytes * (size_t)panels;
+    size_t bytes = panel_bytes(type, C), lines_at = panel_lines_at(type, C);
     const uint8_t *at = p->panels + (size_t)panel * bytes;
     act_group x = p->x_group;
     x.planes += (size_t)(t / ACT_ROWS) * p->group_bytes;
@@ -67,7 +69,7 @@ INLINE void tile(eng_type type, const eng_product *p, int t, int rows, int panel
             line w[8];
             unpack(type, lines, b, w);
             if (rows == 1) {
-                const uint8_t *next = lines + ahead + (size_t)b * panel_line_bytes(type);
+                const uint8_t *next = lines + AHEAD + (size_t)b * panel_line_bytes(type);
                 for (size_t i = 0; i < panel_line_bytes(type); i += 64) __builtin_prefetch(next + i);
             }
             lanes d = halves(scales);

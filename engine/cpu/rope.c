@@ -52,21 +52,10 @@ INLINE void put_int8(char *to, lanes x) {
     }
 }
 
-INLINE float largest(lanes a, lanes b) {
-    float most = 0, m[LANES];
-    UNROLL for (int i = 0; i < PARTS; i++) {
-        ivec first = a.v[i] > b.v[i];
-        a.v[i] = (vec)((first & (ivec)a.v[i]) | (~first & (ivec)b.v[i]));
-    }
-    store(m, a);
-    for (int i = 0; i < LANES; i++) most = m[i] > most ? m[i] : most;
-    return most;
-}
-
 /* Scale and 32 elements, as eng_quantize_row() rounds them. */
 INLINE void put_scaled(char *to, const float *x) {
     lanes a = load(x), b = load(x + LANES);
-    float d = largest(magnitude(a), magnitude(b)) / 127, reciprocal = d != 0 ? 1 / d : 0;
+    float d = greatest(greater(magnitude(a), magnitude(b))) / 127, reciprocal = d != 0 ? 1 / d : 0;
     uint16_t half = eng_float_to_half(d);
     memcpy(to, &half, 2);
     put_int8(to + 2, times(a, reciprocal));

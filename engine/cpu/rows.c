@@ -26,7 +26,7 @@ INLINE lanes put_planes(int8_t *planes, lanes x, float inverse) {
         vec shifted = x.v[i] * inverse + magic;
         ivec X = (ivec)shifted - (int32_t)eng_float_bits(magic), hi = (X + 8) >> 4;
         *(small *)(planes + i * W) = __builtin_convertvector(hi, small);
-        *(small *)(planes + ACT_BLOCK + i * W) = __builtin_convertvector(X - (hi << 4), small);
+        *(small *)(planes + ACT_BLOCK + i * W) = __builtin_convertvector(X - hi * 16, small);
         x.v[i] = shifted - magic;
     }
     return x;
