@@ -18,6 +18,7 @@
 enum {
     TILE_BYTES = 1024,
     LEAST_ROWS = 6,              /* with fewer the AVX-512 kernel is faster */
+    AHEAD = 16 << 10,            /* bytes of weights asked for before they are used */
 };
 
 /* palette 1 (Intel SDM volume 1, 18.3): bytes a row and rows of each tile. */
@@ -48,10 +49,13 @@ static void configure(eng_type type, int height) {
 
 typedef uint32_t uvec __attribute__((vector_size(64)));
 
-/* A panel's weights as tiles: 4 bits times 16, then as they are; 8 bits need no unpacking. */
-static void unpack_tiles(const uint8_t *lines, int blocks, uint8_t *tiles) {
+/* Blocks of a panel's weights as tiles: 4 bits times 16, then as they are; 8 bits need no unpacking. */
+INLINE void unpack_tiles(const uint8_t *lines, uint8_t *tiles, int from, int blocks) {
+    lines += (size_t)from * 4 * PANEL_LINE;
+    tiles += (size_t)from * TILE_BYTES;
     for (int b = 0; b < blocks; b++, lines += 4 * PANEL_LINE, tiles += TILE_BYTES)
         UNROLL for (int j = 0; j < 4; j++) {
+            __builtin_prefetch(lines + AHEAD + j * PANEL_LINE);
             cvec both = load_line(lines + j * PANEL_LINE).v[0];
             *(cvec *)(tiles + j * 64) = (cvec)((uvec)both << 4) & 0xf0;
             *(cvec *)(tiles + (j + 4) * 64) = both & 0xf0;
@@ -84,6 +88,7 @@ INLINE void begin(eng_type type, const act_group *x, const uint8_t *tiles, int b
         TILE_ZERO(0);
         TILE_LOAD(3, planes + ACT_BLOCK, ACT_BLOCK_BYTES);
         TILE_LOAD(4, tiles + (size_t)b * TILE_BYTES / 2, 64);
+        UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(tiles + AHEAD + (size_t)b * TILE_BYTES / 2 + i * 64);
         TILE_ZERO(1);
         TILE_SIGNED(0, 2, 4);
         TILE_SIGNED(1, 3, 4);
@@ -105,14 +110,17 @@ INLINE void begin(eng_type type, const act_group *x, const uint8_t *tiles, int b
 }
 
 /* A group of activations times one panel; `rows`, 8 or 16, are computed and `valid` of them written. The tile
- * products of a block run while the sums of the one before are taken: two places for sums, used in turn. */
+ * products of a block run while the sums of the one before are taken: two places for sums, used in turn. The
+ * first group unpacks the weights two blocks ahead (`packed`, else NULL); the others find them in tiles. */
 INLINE void tile_rows(eng_type type, const eng_product *p, act_group x, float *y, int rows, int valid,
-                      int outputs, const uint8_t *panel, const uint8_t *tiles, int32_t *sums) {
+                      int outputs, const uint8_t *panel, const uint8_t *packed, uint8_t *tiles, int32_t *sums) {
     size_t scale_bytes = panel_scale_bytes(type);
     lanes acc[16];
     UNROLL for (int r = 0; r < rows; r++) acc[r] = spread(0);
+    if (packed) unpack_tiles(packed, tiles, 0, x.blocks < 2 ? x.blocks : 2);
     begin(type, &x, tiles, 0, 0, sums);
     for (int b = 0; b < x.blocks; b += 2, panel += 2 * scale_bytes) {
+        if (packed) unpack_tiles(packed, tiles, b + 2, x.blocks - b - 2 < 2 ? x.blocks - b - 2 : 2);
         if (b + 1 < x.blocks) begin(type, &x, tiles, b + 1, 1, sums + 512);
         take(type, acc, sums, panel, &x, b, rows);
         if (b + 2 < x.blocks) begin(type, &x, tiles, b + 2, 0, sums);
@@ -127,7 +135,7 @@ INLINE void tile_rows(eng_type type, const eng_product *p, act_group x, float *y
 }
 
 INLINE void times_type(eng_type type, const eng_product *p) {
-    int C = p->C, blocks = C / ACT_BLOCK;
+    int C = p->C;
     size_t bytes = panel_bytes(type, C);
     int32_t *sums = p->scratch;
     uint8_t *tiles = (uint8_t *)p->scratch + 4 * TILE_BYTES;
@@ -135,16 +143,14 @@ INLINE void times_type(eng_type type, const eng_product *p) {
     for (int n = 0; n < p->outputs; n += PANEL_OUTPUTS) {
         const uint8_t *panel = p->panels + (size_t)(n / PANEL_OUTPUTS) * bytes, *weights = panel + panel_lines_at(type, C);
         int outputs = p->outputs - n < PANEL_OUTPUTS ? p->outputs - n : PANEL_OUTPUTS;
-        if (type != ENG_Q8_0) {
-            unpack_tiles(weights, blocks, tiles);
-            weights = tiles;
-        }
         for (int t = 0; t < p->T; t += 16) {
             act_group x = p->x_group;
             x.planes += (size_t)(t / ACT_ROWS) * p->group_bytes;
             float *y = p->y + (size_t)t * p->N + n;
-            if (p->T - t > 8) tile_rows(type, p, x, y, 16, p->T - t, outputs, panel, weights, sums);
-            else tile_rows(type, p, x, y, 8, p->T - t, outputs, panel, weights, sums);
+            const uint8_t *packed = type == ENG_Q8_0 || t ? NULL : weights;
+            uint8_t *from = type == ENG_Q8_0 ? (uint8_t *)(uintptr_t)weights : tiles;
+            if (p->T - t > 8) tile_rows(type, p, x, y, 16, p->T - t, outputs, panel, packed, from, sums);
+            else tile_rows(type, p, x, y, 8, p->T - t, outputs, panel, packed, from, sums);
         }
     }
     __asm__ volatile("tilerelease" ::: "memory");

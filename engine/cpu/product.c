@@ -92,6 +92,8 @@ INLINE void times_type(eng_type type, const eng_product *p) {
     for (; panel < count; panel++) {
         int t = 0;
         for (; t + ROWS <= p->T; t += ROWS) tile(type, p, t, ROWS, panel, 1);
+        if (ROWS > 4)
+            for (; t + 4 <= p->T; t += 4) tile(type, p, t, 4, panel, 1);
         if (ROWS > 2)
             for (; t + 2 <= p->T; t += 2) tile(type, p, t, 2, panel, 1);
         for (; t < p->T; t++) tile(type, p, t, 1, panel, 1);
