@@ -16,6 +16,8 @@
 #include "engine/cpu/dot.h"
 #include "engine/cpu/product.h"
 
+typedef uint32_t uvec __attribute__((vector_size(64)));
+
 enum {
     TILE_BYTES = 1024,
     LEAST_ROWS = 6,              /* with fewer the AVX-512 kernel is faster */
@@ -49,8 +51,6 @@ static void configure(eng_type type, int height) {
     __asm__ volatile("ldtilecfg %0" ::"m"(t) : "memory");
 }
 
-typedef uint32_t uvec __attribute__((vector_size(64)));
-
 /* Blocks of a panel's weights as tiles: 4 bits times 16, then as they are; 8 bits need no unpacking. */
 INLINE void unpack_tiles(const uint8_t *lines, uint8_t *tiles, int from, int blocks) {
     lines += (size_t)from * 4 * PANEL_LINE;
@@ -73,10 +73,10 @@ INLINE void take(eng_type type, lanes *acc, const int32_t *sums, const uint8_t *
     const int32_t *total_of = act_totals(x, b);
     lanes d = halves(scales), m = type == ENG_Q4_1 ? halves(scales + 32) : spread(0);
     UNROLL for (int r = 0; r < rows; r++) {
-        ivec s = *(const ivec *)(sums + r * 16);
-        if (type == ENG_Q8_0) s = s * 16 + *(const ivec *)(sums + 256 + r * 16);
-        if (type == ENG_Q4_0) s -= 8 * total_of[r];
-        lanes f = {{__builtin_convertvector(s, vec) * d.v[0]}};
+        uvec s = *(const uvec *)(sums + r * 16);     /* unsigned: what stands in unused rows may overflow */
+        if (type == ENG_Q8_0) s = s * 16 + *(const uvec *)(sums + 256 + r * 16);
+        if (type == ENG_Q4_0) s -= 8 * (uint32_t)total_of[r];
+        lanes f = {{__builtin_convertvector((ivec)s, vec) * d.v[0]}};
         acc[r] = add_product(acc[r], f, spread(scale[r]));
         if (type == ENG_Q4_1) acc[r] = add_product(acc[r], m, spread(sum[r]));
     }
