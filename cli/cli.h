@@ -60,7 +60,7 @@ typedef struct cli_command {
     CLI_TEXT("pin", pin, "auto", "CPUS",                                                            \
              "CPUs that the engine's threads stay on, as 0-3,8; auto: `up` gives its nodes cores of "\
              "their own if they are alone to use the machine; off: wherever the system puts them"), \
-    CLI_TEXT("isa", isa, "auto", "NAME", "instruction set: auto, amx, avx512, avx2, base or scalar"), \
+    CLI_TEXT("isa", isa, "auto", "NAME", "instruction set: auto, amx, avx512, avx2, neon, base or scalar"), \
     CLI_SWITCH("cache", cache, "true", "keep prepared weights in a file that all nodes of the machine map"), \
     CLI_TEXT("cache-dir", cache_dir, NULL, "DIR",                                                   \
              "where that file is; default $XDG_CACHE_HOME/baton, else ~/.cache/baton")

@@ -178,7 +178,7 @@ typedef struct eng_shape {
 } eng_shape;
 
 typedef struct eng_options {
-    const char *isa;             /* NULL or "auto", "amx", "avx512", "avx2", "base", "scalar" */
+    const char *isa;             /* NULL or "auto", "amx", "avx512", "avx2", "neon", "base", "scalar" */
     int threads;                 /* of the step's team; 0: what the cgroup and affinity allow */
     int tokens_max;              /* most rows a step may have; sizes the scratch. 0: 512 */
     int logits_max;              /* most rows a step may ask logits of. 0: 64 */

@@ -6,6 +6,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 extern const eng_ops eng_cpu_scalar, eng_cpu_base;
@@ -35,6 +37,11 @@ static bool has_amx(void) {
     return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX_TILE) && (d & AMX_INT8) &&
            syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
+#elif defined(__aarch64__)
+extern const eng_ops eng_cpu_neon;
+
+/* Dot products of four bytes (optional from Armv8.2 on). */
+static bool has_neon(void) { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
 #endif
 
 /* One line a back end, the fastest first. */
@@ -46,6 +53,8 @@ static const struct {
     {&eng_cpu_amx, has_amx},
     {&eng_cpu_avx512, has_avx512},
     {&eng_cpu_avx2, has_avx2},
+#elif defined(__aarch64__)
+    {&eng_cpu_neon, has_neon},
 #endif
     {&eng_cpu_base, always},
     {&eng_cpu_scalar, always},

@@ -3,7 +3,8 @@
 # the concurrent parts (label "threads"), a short run of each fuzz target.
 #   ./tests/run.sh           all of that
 #   ./tests/run.sh --quick   release only
-#   ./tests/run.sh --long    all of that, then 1,000,000 runs of each fuzz target and the long tests
+#   ./tests/run.sh --long    all of that, then 1,000,000 runs of each fuzz target, the long tests, and the
+#                           arithmetic on an emulated aarch64
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-}
@@ -71,5 +72,7 @@ if [ "$mode" = --long ]; then
     suffix=
     say "long tests"
     check -L long
+    say "aarch64"
+    ./tests/aarch64.sh
 fi
 say "all passed"

@@ -14,14 +14,16 @@
 #include "engine/cpu/lanes.h"
 #include "engine/cpu/pages.h"
 #include <math.h>
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 
 enum {
     SPAN = 64, SPLIT = 512,
-    QUERIES = PARTS == 4 ? 3 : 6,            /* at a time */
-    SUMS = W == 16 ? 24 : 12,                /* registers that hold sums */
+#if defined(__AVX512F__) || defined(__aarch64__)
+    QUERIES = 6, SUMS = 24,                  /* at a time; registers that hold sums */
+#elif defined(__AVX__)
+    QUERIES = 6, SUMS = 12,
+#else
+    QUERIES = 3, SUMS = 12,
+#endif
     SLOTS = 4,                               /* of a thread, for splits and as many for pairs */
     SLOT_QUERIES = 32                        /* pairs with more queries are not split among threads */
 };
@@ -63,6 +65,13 @@ INLINE ivec bytes(const char *p) { return (ivec)_mm512_cvtepi8_epi32(_mm_loadu_s
 #elif defined(__F16C__)
 INLINE vec halves(const char *p) { return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
 INLINE ivec bytes(const char *p) { return (ivec)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)); }
+#elif defined(__aarch64__)
+INLINE vec halves(const char *p) { return (vec)vcvt_f32_f16((float16x4_t)vld1_u8((const void *)p)); }
+INLINE ivec bytes(const char *p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return (ivec)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
+}
 #else
 INLINE vec halves(const char *p) {
     float f[W];
@@ -220,7 +229,7 @@ static void multiply(int M, float *c, int c_row, const float *a, int a_row, cons
     case 1: multiply_rows(1, c, c_row, a, a_row, b, b_row, n, columns, keep); return;
     case 2: multiply_rows(2, c, c_row, a, a_row, b, b_row, n, columns, keep); return;
     case 3: multiply_rows(3, c, c_row, a, a_row, b, b_row, n, columns, keep); return;
-#if defined(__AVX__)
+#if defined(__AVX__) || defined(__aarch64__)
     case 4: multiply_rows(4, c, c_row, a, a_row, b, b_row, n, columns, keep); return;
     case 5: multiply_rows(5, c, c_row, a, a_row, b, b_row, n, columns, keep); return;
     case 6: multiply_rows(6, c, c_row, a, a_row, b, b_row, n, columns, keep); return;

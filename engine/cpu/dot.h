@@ -82,6 +82,20 @@ INLINE ints dot_start(int32_t total) {
     (void)total;
     return spread_int(0);
 }
+#elif defined(__ARM_FEATURE_DOTPROD)
+INLINE ints dot4_signed(ints sum, line w, const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    int8x16_t columns = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    UNROLL for (int i = 0; i < PARTS; i++) sum.v[i] = (ivec)vdotq_s32((int32x4_t)sum.v[i], (int8x16_t)w.v[i], columns);
+    return sum;
+}
+INLINE line signed_line(line w) { return w; }
+INLINE ints dot4(ints sum, line w, const int8_t *x) { return dot4_signed(sum, w, x); } /* 4 bits fit either way */
+INLINE ints dot_start(int32_t total) {
+    (void)total;
+    return spread_int(0);
+}
 #else
 INLINE ints dot4_signed(ints sum, line w, const int8_t *x) {
     UNROLL for (int i = 0; i < PARTS; i++)
@@ -106,6 +120,10 @@ INLINE lanes halves(const uint8_t *p) {
 #elif defined(__F16C__)
     return (lanes){{(vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)),
                     (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 16)))}};
+#elif defined(__aarch64__)
+    lanes a;
+    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = (vec)vcvt_f32_f16((float16x4_t)vld1_u8(p + i * W * 2));
+    return a;
 #else
     return widen(ENG_F16, p);
 #endif

@@ -9,7 +9,7 @@
 
 #if defined(__AVX512F__)
 enum { TILE_T = 6, TILE_N = 4 };
-#elif defined(__AVX__)
+#elif defined(__AVX__) || defined(__aarch64__)
 enum { TILE_T = 2, TILE_N = 2 };
 #else
 enum { TILE_T = 1, TILE_N = 2 };

@@ -1,5 +1,5 @@
 /* isa.h -- names and compiler settings of the files that are compiled once for each instruction set:
- * product.c, float.c, rows.c, attention.c and table.c. CMake sets ISA (avx512, avx2, base); ISA_NAME(f)
+ * product.c, float.c, rows.c, attention.c and table.c. CMake sets ISA (avx512, avx2, neon, base); ISA_NAME(f)
  * is then f_avx512 and so on, so that all of them stand in one executable; ops.c picks at run time. */
 #ifndef BATON_ENGINE_CPU_ISA_H
 #define BATON_ENGINE_CPU_ISA_H
@@ -34,6 +34,7 @@
 ISA_FUNCTIONS(base)
 ISA_FUNCTIONS(avx2)
 ISA_FUNCTIONS(avx512)
+ISA_FUNCTIONS(neon)
 
 /* The entries of an op table that do not depend on who multiplies. */
 #define ISA_OPS(isa) ISA_OPS_OF(isa)
@@ -42,8 +43,8 @@ ISA_FUNCTIONS(avx512)
     .act_bytes = isa_act_bytes, .activate = activate_##isa, .rmsnorm = rmsnorm_##isa,                \
     .rope_append = rope_append_##isa, .attention = attend_##isa, .silu_mul = silu_mul_##isa, .add = add_##isa
 
-/* Every instruction set that multiplies and adds in one rounding computes the same bits. */
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+/* Every instruction set that multiplies and adds in one rounding computes the same bits; aarch64 always does. */
+#if defined(__FMA__) || defined(__aarch64__)
 #define ISA_NUMERICS "cpu-1"
 #else
 #define ISA_NUMERICS "cpu-1/nofma"

@@ -13,6 +13,8 @@
 #include "engine/cpu/isa.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -20,7 +22,7 @@ enum { W = 16 };                             /* floats of a register; there are 
 #elif defined(__AVX__)
 enum { W = 8 };                              /* 16 registers */
 #else
-enum { W = 4 };
+enum { W = 4 };                               /* 16 registers, on aarch64 32 */
 #endif
 enum { LANES = 16, PARTS = LANES / W, BLOCK = 32 };
 
@@ -147,7 +149,7 @@ INLINE lanes exp_lanes(lanes x) {
 }
 
 INLINE float half_at(const void *p) {
-#if defined(__F16C__) && !defined(__clang__) /* clang 14 knows the type on aarch64 only; same value */
+#if defined(__aarch64__) || (defined(__F16C__) && !defined(__clang__)) /* clang 14 knows the type on aarch64 only; same value */
     _Float16 half;
     memcpy(&half, p, 2);
     return (float)half;

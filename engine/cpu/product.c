@@ -7,7 +7,7 @@
 #include "engine/cpu/product.h"
 #include "engine/cpu/dot.h"
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 enum { STREAMS = 4, ROWS = W / 2 };
 #else
 enum { STREAMS = 1, ROWS = 1 };              /* no instruction of its own: short code, not speed */

@@ -38,5 +38,6 @@ typedef void (*eng_panels_times)(const eng_product *p);
 PRODUCT_FUNCTIONS(base)
 PRODUCT_FUNCTIONS(avx2)
 PRODUCT_FUNCTIONS(avx512)
+PRODUCT_FUNCTIONS(neon)
 
 #endif

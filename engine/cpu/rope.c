@@ -2,9 +2,6 @@
  * without contraction, with the same bytes as scalar.c (but for the payload of a NaN). */
 #include "engine/cpu/lanes.h"
 #include "engine/cpu/pages.h"
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 
 enum { ROWS = 16 };                          /* of a task */
 
@@ -19,6 +16,9 @@ INLINE void put_halves(char *to, lanes x) {
 #elif defined(__F16C__)
     UNROLL for (int i = 0; i < PARTS; i++)
         _mm_storeu_si128((void *)(to + i * 2 * W), _mm256_cvtps_ph((__m256)x.v[i], _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+    UNROLL for (int i = 0; i < PARTS; i++)
+        vst1_u8((uint8_t *)to + i * 2 * W, (uint8x8_t)vcvt_f16_f32((float32x4_t)x.v[i]));
 #else
     uint16_t half[LANES];
     for (int i = 0; i < LANES; i++) half[i] = eng_float_to_half(x.v[i / W][i % W]);
