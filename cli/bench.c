@@ -2,6 +2,7 @@
  * What is measured and how it is shown stands in bench/. */
 #include "cli/cli.h"
 #include "bench/bench.h"
+#include "engine/cpus.h"
 #include <errno.h>
 #include <string.h>
 
@@ -10,7 +11,7 @@ static cli_exit bench(const cli_options *o, const char *const *words, int count)
 static const config_row bench_rows[] = {
     CLI_MODEL,
     CLI_ENGINE,
-    CLI_TEXT("kv-dtype", kv_dtype, "f16", "TYPE", "element of a page: f16 or f32"),
+    CLI_KV_DTYPE,
     CLI_TEXT("only", only, NULL, "LIST",
              "some of limits, prefill, decode, attention, ops, or one size as prefill:512"),
     CLI_SWITCH("quick", quick, NULL, "every other size, shorter runs"),
@@ -54,17 +55,18 @@ static cli_exit bench(const cli_options *o, const char *const *words, int count)
     if (strcmp(words[0], "engine") != 0)
         return cli_usage("bench", "'%.40s' is nothing to measure: expected engine", words[0]);
     if (!o->model) return cli_usage("bench", "--model FILE is missing");
-    bool f32 = strcmp(o->kv_dtype, "f32") == 0;
-    if (!f32 && strcmp(o->kv_dtype, "f16") != 0)
-        return cli_usage("bench", "--kv-dtype '%.40s': expected f16 or f32", o->kv_dtype);
+    eng_kv_type kv_type;
+    if (!eng_kv_type_find(o->kv_dtype, &kv_type))
+        return cli_usage("bench", "--kv-dtype '%.40s': expected f32, f16, bf16 or q8_0", o->kv_dtype);
     bench_options options = {.isa = o->isa, .cache_dir = cli_cache_dir(o, cache_dir),
                              .threads = (int)o->threads, .quick = o->quick,
-                             .kv_type = f32 ? ENG_KV_F32 : ENG_KV_F16, .kv_type_name = o->kv_dtype,
+                             .kv_type = kv_type, .kv_type_name = o->kv_dtype,
                              .progress = say};
     if (bench_select_parse(o->only, o->quick, &options.selection, &err) != ST_OK)
         return cli_usage("bench", "%s", err.text);
     eng_gguf *g = NULL;
-    status st = eng_gguf_open(o->model, &g, &err);
+    status st = eng_cpus_pin(o->pin, &err);
+    if (st == ST_OK) st = eng_gguf_open(o->model, &g, &err);
     if (st == ST_OK) st = bench_all(o, g, &options, &err);
     eng_gguf_close(g);
     return st == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "bench: %s", err.text);
