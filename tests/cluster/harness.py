@@ -45,7 +45,7 @@ def wait_until(true, seconds, what):
 def alive(pid):
     try:
         return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in 'ZX'
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):      # the second: it went between open and read
         return False
 
 
