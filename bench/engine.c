@@ -238,7 +238,7 @@ static status describe(bench *b, const eng_gguf *g, error *err) {
                          m->shape.context, BENCH_STEP_TOKENS);
     *r = (bench_report){.model = eng_gguf_name(g), .digest = eng_gguf_digest(g),
                         .kv_type = b->o->kv_type_name, .quick = b->o->quick,
-                        .threads = b->o->threads ? b->o->threads : eng_team_threads_allowed()};
+                        .threads = b->o->threads ? b->o->threads : eng_cpus_allowed()};
     snprintf(r->numerics, sizeof r->numerics, "%s", eng_model_numerics(m));
     read_cpu(r->cpu);
     for (int l = 0; l < m->shape.L; l++) {

@@ -7,7 +7,6 @@
 
 typedef struct eng_team eng_team;
 
-static inline int eng_team_threads_allowed(void) { return eng_cpus_allowed(); }
 
 /* threads counts the caller: 1 starts none. 0: one on each CPU that eng_cpus_pin() named, else
  * eng_cpus_allowed(). Where CPUs were named, thread i stays on the i-th of them: the caller from its

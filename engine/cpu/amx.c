@@ -154,11 +154,7 @@ INLINE void tile_rows(eng_type type, const eng_product *p, act_group x, float *y
     }
     if (last % 2) take(type, acc, sums + 512, panel - scale_bytes, &x, last, rows);
     UNROLL for (int r = 0; r < rows; r++)
-        if (r < valid) {
-            float all[PANEL_OUTPUTS], *to = y + (size_t)r * p->N;
-            if (outputs == PANEL_OUTPUTS) store(to, acc[r]);
-            else store(all, acc[r]), memcpy(to, all, (size_t)outputs * sizeof *to);
-        }
+        if (r < valid) store_some(y + (size_t)r * p->N, acc[r], outputs);
 }
 
 INLINE void times_type(eng_type type, const eng_product *p) {
@@ -169,15 +165,13 @@ INLINE void times_type(eng_type type, const eng_product *p) {
     configure(type, p->x_group.height);
     for (int n = 0; n < p->outputs; n += PANEL_OUTPUTS) {
         const uint8_t *panel = p->panels + (size_t)(n / PANEL_OUTPUTS) * bytes, *weights = panel + panel_lines_at(type, C);
-        int outputs = p->outputs - n < PANEL_OUTPUTS ? p->outputs - n : PANEL_OUTPUTS;
         for (int t = 0; t < p->T; t += 16) {
-            act_group x = p->x_group;
-            x.planes += (size_t)(t / ACT_ROWS) * p->group_bytes;
+            act_group x = eng_product_group(p, t);
             float *y = p->y + (size_t)t * p->N + n;
             const uint8_t *packed = type == ENG_Q8_0 || t ? NULL : weights;
             uint8_t *from = type == ENG_Q8_0 ? (uint8_t *)(uintptr_t)weights : tiles;
-            if (p->T - t > 8) tile_rows(type, p, x, y, 16, p->T - t, outputs, panel, packed, from, sums);
-            else tile_rows(type, p, x, y, 8, p->T - t, outputs, panel, packed, from, sums);
+            if (p->T - t > 8) tile_rows(type, p, x, y, 16, p->T - t, p->outputs - n, panel, packed, from, sums);
+            else tile_rows(type, p, x, y, 8, p->T - t, p->outputs - n, panel, packed, from, sums);
         }
     }
     __asm__ volatile("tilerelease" ::: "memory");
@@ -194,14 +188,9 @@ static void matmul_amx(eng_context *c, float *y, const void *x, const eng_matrix
     product_run_avx512(c, y, x, w, T, panels_times_amx);
 }
 
-static status open_amx(int threads, const eng_shape *shape, eng_context **out, error *err) {
-    return eng_cpu_open(threads, isa_scratch(shape, attention_scratch_avx512(shape)), ISA_NUMERICS, out, err);
-}
-
 extern const eng_ops eng_cpu_amx;
 const eng_ops eng_cpu_amx = {
     .name = "amx",
-    .open = open_amx,
     ENG_CPU_SHARED_OPS,
     ISA_OPS(avx512),
     .matmul = matmul_amx,

@@ -58,27 +58,18 @@ static int least(int a, int b) { return a < b ? a : b; }
 
 /* ---- lanes ------------------------------------------------------------------------------------- */
 
-/* W halves as floats, W int8 as integers; compilers do not find these instructions by themselves. */
+/* W int8 as integers; compilers do not find these instructions by themselves. */
 #if defined(__AVX512F__)
-INLINE vec halves(const char *p) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 INLINE ivec bytes(const char *p) { return (ivec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)); }
 #elif defined(__F16C__)
-INLINE vec halves(const char *p) { return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
 INLINE ivec bytes(const char *p) { return (ivec)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)); }
 #elif defined(__aarch64__)
-INLINE vec halves(const char *p) { return (vec)vcvt_f32_f16((float16x4_t)vld1_u8((const void *)p)); }
 INLINE ivec bytes(const char *p) {
     int32_t four;
     memcpy(&four, p, 4);
     return (ivec)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
 }
 #else
-INLINE vec halves(const char *p) {
-    float f[W];
-    for (int i = 0; i < W; i++) f[i] = half_at(p + 2 * i);
-    return *(const vec *)f;
-}
-
 INLINE ivec bytes(const char *p) {
     int32_t q[W];
     for (int i = 0; i < W; i++) q[i] = (int8_t)p[i];
@@ -106,12 +97,11 @@ INLINE lanes power(lanes x) {
 
 /* Sixteen elements of a page as floats, without their scale. Every conversion is exact. */
 INLINE lanes element(eng_kv_type type, const char *p) {
-    typedef uint16_t half __attribute__((vector_size(W * 2), aligned(1), may_alias));
     lanes x;
     UNROLL for (int i = 0; i < PARTS; i++, p += W * (int)eng_element_bytes(type)) {
         if (type == ENG_KV_F32) x.v[i] = *(const vec *)(const void *)p;
-        if (type == ENG_KV_F16) x.v[i] = halves(p);
-        if (type == ENG_KV_BF16) x.v[i] = (vec)(__builtin_convertvector(*(const half *)p, ivec) << 16);
+        if (type == ENG_KV_F16) x.v[i] = from_halves(p);
+        if (type == ENG_KV_BF16) x.v[i] = from_bf16(p);
         if (type == ENG_KV_Q8_0) x.v[i] = __builtin_convertvector(bytes(p), vec);
     }
     return x;

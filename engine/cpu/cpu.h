@@ -87,7 +87,7 @@ static inline float eng_bf16_to_float(uint16_t b) { return eng_bits_float((uint3
 
 /* e^x without the C library: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 6 for e^r
  * (Cephes expf, Moshier), times 2^n. Relative error below 2^-22; 0 below -87.3, infinity never for
- * the x <= 0 of a softmax. No branch: a compiler may do many at once, with the same value for each. */
+ * the x <= 0 of a softmax. exp_lanes() of lanes.h does sixteen at once, by the same operations. */
 static inline float eng_exp(float x) {
     float clamped = x < -87.3f ? -87.3f : x;
     clamped = clamped > 88.3f ? 88.3f : clamped;

@@ -113,20 +113,4 @@ INLINE ints dot_start(int32_t total) {
 }
 #endif
 
-/* Sixteen F16 at p. */
-INLINE lanes halves(const uint8_t *p) {
-#if defined(__AVX512F__)
-    return (lanes){{(vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p))}};
-#elif defined(__F16C__)
-    return (lanes){{(vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)),
-                    (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 16)))}};
-#elif defined(__aarch64__)
-    lanes a;
-    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = (vec)vcvt_f32_f16((float16x4_t)vld1_u8(p + i * W * 2));
-    return a;
-#else
-    return widen(ENG_F16, p);
-#endif
-}
-
 #endif

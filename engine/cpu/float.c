@@ -21,9 +21,12 @@ enum { TILE_T = 1, TILE_N = 2 };
 INLINE void weights(eng_type type, const uint8_t *row, int b, lanes *first, lanes *second) {
     switch (type) {
     case ENG_F16:
+        *first = halves(row + b * 64);
+        *second = halves(row + b * 64 + 32);
+        return;
     case ENG_BF16:
-        *first = widen(type, row + b * 64);
-        *second = widen(type, row + b * 64 + 32);
+        *first = bf16s(row + b * 64);
+        *second = bf16s(row + b * 64 + 32);
         return;
     default:
         *first = load((const float *)row + b * BLOCK);

@@ -17,6 +17,7 @@
 
 /* What one instruction set offers to the tables in table.c and amx.c. */
 #define ISA_FUNCTIONS(isa)                                                                           \
+    status open_##isa(int threads, const eng_shape *shape, eng_context **out, error *err);           \
     void rmsnorm_##isa(eng_context *c, void *out, const float *x, const float *weight, float eps,     \
                        int T, int D);                                                                \
     void silu_mul_##isa(eng_context *c, void *out, const float *gu, int T, int F);                    \
@@ -39,7 +40,7 @@ ISA_FUNCTIONS(neon)
 /* The entries of an op table that do not depend on who multiplies. */
 #define ISA_OPS(isa) ISA_OPS_OF(isa)
 #define ISA_OPS_OF(isa)                                                                              \
-    .form = "panels-1", .own_bytes = panel_own_bytes, .prepare = panel_prepare,                      \
+    .open = open_##isa, .form = "panels-1", .own_bytes = panel_own_bytes, .prepare = panel_prepare,                      \
     .act_bytes = isa_act_bytes, .activate = activate_##isa, .rmsnorm = rmsnorm_##isa,                \
     .rope_append = rope_append_##isa, .attention = attend_##isa, .silu_mul = silu_mul_##isa, .add = add_##isa
 

@@ -35,7 +35,6 @@ enum { LANES = 16, PARTS = LANES / W, BLOCK = 32 };
 
 typedef float vec __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(W * 4)));
-typedef uint8_t bvec __attribute__((vector_size(W), aligned(1), may_alias));
 typedef struct lanes { vec v[PARTS]; } lanes;
 
 INLINE lanes load(const float *p) {
@@ -46,6 +45,17 @@ INLINE lanes load(const float *p) {
 
 INLINE void store(float *p, lanes a) {
     UNROLL for (int i = 0; i < PARTS; i++) *(vec *)(p + i * W) = a.v[i];
+}
+
+/* The first n of them. */
+INLINE void store_some(float *p, lanes a, int n) {
+    float all[LANES];
+    if (n >= LANES) {
+        store(p, a);
+        return;
+    }
+    store(all, a);
+    memcpy(p, all, (size_t)n * sizeof *p);
 }
 
 INLINE lanes spread(float f) {
@@ -121,6 +131,12 @@ INLINE float greatest(lanes a) {
     return q[0] > q[1] ? q[0] : q[1];
 }
 
+/* |x|. */
+INLINE lanes magnitude(lanes x) {
+    UNROLL for (int i = 0; i < PARTS; i++) x.v[i] = (vec)((ivec)x.v[i] & 0x7fffffff);
+    return x;
+}
+
 INLINE lanes times(lanes a, float d) {
     UNROLL for (int i = 0; i < PARTS; i++) a.v[i] *= d;
     return a;
@@ -160,13 +176,36 @@ INLINE float half_at(const void *p) {
 #endif
 }
 
-INLINE lanes widen(eng_type type, const uint8_t *p) {
-    float f[LANES];
-    uint16_t u[LANES];
-    memcpy(u, p, sizeof u);
-    for (int i = 0; i < LANES; i++)
-        f[i] = type == ENG_F16 ? eng_half_to_float(u[i]) : eng_bf16_to_float(u[i]);
-    return load(f);
+/* W halves, W bfloat16 as floats: exact. */
+INLINE vec from_halves(const void *p) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256(p));
+#elif defined(__F16C__)
+    return (vec)_mm256_cvtph_ps(_mm_loadu_si128(p));
+#elif defined(__aarch64__)
+    return (vec)vcvt_f32_f16((float16x4_t)vld1_u8(p));
+#else
+    float f[W];
+    for (int i = 0; i < W; i++) f[i] = half_at((const char *)p + 2 * i);
+    return *(const vec *)f;
+#endif
+}
+
+INLINE vec from_bf16(const void *p) {
+    typedef uint16_t half __attribute__((vector_size(W * 2), aligned(1), may_alias));
+    return (vec)(__builtin_convertvector(*(const half *)p, ivec) << 16);
+}
+
+INLINE lanes halves(const uint8_t *p) {
+    lanes a;
+    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = from_halves(p + i * W * 2);
+    return a;
+}
+
+INLINE lanes bf16s(const uint8_t *p) {
+    lanes a;
+    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = from_bf16(p + i * W * 2);
+    return a;
 }
 
 #endif

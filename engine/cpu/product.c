@@ -41,15 +41,8 @@ INLINE lanes block_dot(eng_type type, const line w[8], const int8_t *x, int32_t 
 }
 
 INLINE void put(const eng_product *p, int t, int panel, lanes sum) {
-    float *y = p->y + (size_t)t * p->N + (size_t)panel * PANEL_OUTPUTS;
-    int n = p->outputs - panel * PANEL_OUTPUTS;
-    if (n >= PANEL_OUTPUTS) {
-        store(y, sum);
-        return;
-    }
-    float all[PANEL_OUTPUTS];
-    store(all, sum);
-    memcpy(y, all, (size_t)n * sizeof *y);
+    int n = panel * PANEL_OUTPUTS;
+    store_some(p->y + (size_t)t * p->N + n, sum, p->outputs - n);
 }
 
 /* `rows` rows from t times `panels` panels from `panel`; one of the two counts is 1. */
@@ -57,8 +50,7 @@ INLINE void tile(eng_type type, const eng_product *p, int t, int rows, int panel
     int C = p->C;
     size_t bytes = panel_bytes(type, C), lines_at = panel_lines_at(type, C);
     const uint8_t *at = p->panels + (size_t)panel * bytes;
-    act_group x = p->x_group;
-    x.planes += (size_t)(t / ACT_ROWS) * p->group_bytes;
+    act_group x = eng_product_group(p, t);
     int first = t % ACT_ROWS;
     lanes sum[ROWS > STREAMS ? ROWS : STREAMS];
     UNROLL for (int i = 0; i < rows + panels - 1; i++) sum[i] = spread(0);
@@ -160,20 +152,18 @@ static int at_least(int n, int least) { return n < least ? least : n; }
 void ISA_NAME(product_run)(eng_context *c, float *y, const void *x, const eng_matrix *w, int T,
                            eng_panels_times kernel) {
     enum { TASKS_A_THREAD = 4, ROWS_A_TASK = 64, NEAR = 512 << 10 };
-    sharing s = {.c = c, .y = y, .x = x, .w = w, .T = T, .rows_a_task = T, .row_tasks = 1, .kernel = kernel};
+    sharing s = {.c = c, .y = y, .x = x, .w = w, .T = T, .rows_a_task = T, .kernel = kernel};
     if (T == 0) return;
     int threads = eng_team_threads(c->team), tasks = threads * TASKS_A_THREAD;
     for (int i = 0; i < w->parts; i++) s.groups += panel_count(w->part[i].rows);
     s.groups_a_task = threads == 1 ? s.groups : at_least(s.groups / tasks, T == 1 ? STREAMS : 1);
     if (s.groups < tasks && T >= 2 * ROWS_A_TASK) {
         s.rows_a_task = at_least(T * s.groups / tasks / ACT_ROWS * ACT_ROWS, ROWS_A_TASK);
-        s.row_tasks = (T + s.rows_a_task - 1) / s.rows_a_task;
     }
     int near = (int)(NEAR / (act_bytes(w->C) - (size_t)w->C * sizeof(float)) / ACT_ROWS * ACT_ROWS);
-    if (s.rows_a_task > at_least(near, ROWS_A_TASK)) {  /* a chunk's integers stay in the L2 cache */
+    if (s.rows_a_task > at_least(near, ROWS_A_TASK))    /* a chunk's integers stay in the L2 cache */
         s.rows_a_task = at_least(near, ROWS_A_TASK);
-        s.row_tasks = (T + s.rows_a_task - 1) / s.rows_a_task;
-    }
+    s.row_tasks = (T + s.rows_a_task - 1) / s.rows_a_task;
     eng_team_run(c->team, (s.groups + s.groups_a_task - 1) / s.groups_a_task * s.row_tasks, do_task, &s);
 }
 

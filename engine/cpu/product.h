@@ -27,6 +27,13 @@ typedef struct eng_product {
     void *scratch;               /* the thread's */
 } eng_product;
 
+/* Of row i, counted from t. */
+static inline act_group eng_product_group(const eng_product *p, int i) {
+    act_group g = p->x_group;
+    g.planes += (size_t)(i / ACT_ROWS) * p->group_bytes;
+    return g;
+}
+
 typedef void (*eng_panels_times)(const eng_product *p);
 
 /* The product of an op table, integer parts done by kernel. */

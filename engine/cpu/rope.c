@@ -35,11 +35,6 @@ INLINE void put_bf16(char *to, lanes x) {
     }
 }
 
-INLINE lanes magnitude(lanes x) {
-    UNROLL for (int i = 0; i < PARTS; i++) x.v[i] = (vec)((ivec)x.v[i] & 0x7fffffff);
-    return x;
-}
-
 /* Nearest, ties away from zero, |x| <= 127: adding 1.5 * 2^23 rounds |x| to even; a tie that went down
  * is put up. */
 INLINE void put_int8(char *to, lanes x) {

@@ -13,12 +13,6 @@ INLINE lanes negative(lanes x) {
     return x;
 }
 
-/* |x|. */
-INLINE lanes size_of(lanes x) {
-    UNROLL for (int i = 0; i < PARTS; i++) x.v[i] = (vec)((ivec)x.v[i] & 0x7fffffff);
-    return x;
-}
-
 /* Sixteen columns: X = x * inverse to the nearest integer, ties to even; its planes; X as floats. */
 INLINE lanes put_planes(int8_t *planes, lanes x, float inverse) {
     const float magic = 12582912.f;              /* 1.5 * 2^23: the unit of such a float is 1 */
@@ -40,7 +34,7 @@ static void finish_row(void *out, int T, int C, int t) {
     for (int b = 0; b < g.blocks; b++, x += ACT_BLOCK) {
         int8_t *planes = act_planes(&g, row, b);
         lanes first = load(x), second = load(x + LANES);
-        float most = greatest(greater(size_of(first), size_of(second)));
+        float most = greatest(greater(magnitude(first), magnitude(second)));
         float inverse = most > 0 ? ACT_LARGEST / most : 0, scale = most / ACT_LARGEST;
         first = put_planes(planes, first, inverse);
         second = put_planes(planes + LANES, second, inverse);

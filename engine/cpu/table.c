@@ -1,7 +1,7 @@
 /* table.c -- the op table of one instruction set. */
 #include "engine/cpu/isa.h"
 
-static status open_isa(int threads, const eng_shape *shape, eng_context **out, error *err) {
+status ISA_NAME(open)(int threads, const eng_shape *shape, eng_context **out, error *err) {
     return eng_cpu_open(threads, isa_scratch(shape, ISA_NAME(attention_scratch)(shape)), ISA_NUMERICS, out, err);
 }
 
@@ -14,7 +14,6 @@ void ISA_NAME(attend)(eng_context *c, void *out, const float *qkv, const eng_pag
 extern const eng_ops ISA_NAME(eng_cpu);
 const eng_ops ISA_NAME(eng_cpu) = {
     .name = ISA_TEXT,
-    .open = open_isa,
     ENG_CPU_SHARED_OPS,
     ISA_OPS(ISA),
     .matmul = ISA_NAME(matmul),
