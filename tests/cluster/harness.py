@@ -33,12 +33,12 @@ def arguments(**more):
     return p.parse_args()
 
 
-def wait_until(true, seconds, what):
+def wait_until(true, seconds, what, every=0.02):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if true():
             return
-        time.sleep(0.02)
+        time.sleep(every)
     raise AssertionError(f'not within {seconds} s: {what}')
 
 
@@ -87,8 +87,13 @@ class Cluster:
         if self.process.poll() is None:
             self.process.kill()
 
-    def log_text(self):
-        return pathlib.Path(self.log.name).read_text()
+    def log_text(self, since=0):
+        with open(self.log.name, 'rb') as log:
+            log.seek(since)
+            return log.read().decode()
+
+    def log_size(self):
+        return os.path.getsize(self.log.name)
 
     def nodes(self, role=None):
         found = self.control.Topology(pb.TopologyRequest(), timeout=10).nodes
@@ -96,6 +101,13 @@ class Cluster:
 
     def node(self, id):
         return next(n for n in self.nodes() if n.id == id)
+
+    def worker(self, method, request_id, since=0):
+        """The id of the node that began `method` ('Prefill', 'Decode') for the request last, from the log after
+        byte `since`; None before one has. Takes well under a millisecond: a fault that must hit a short piece
+        of work has no time to ask the coordinator."""
+        found = re.findall(rf' (\S+) req={request_id} call\.begin method={method} ', self.log_text(since))
+        return found[-1] if found else None
 
     def counter(self, id, name, labels=''):
         return sum(c.value for c in self.node(id).counters if c.name == name and labels in c.labels)
