@@ -195,7 +195,7 @@ status eng_model_open(const eng_gguf *g, const eng_options *options, eng_model *
 void eng_model_close(eng_model *m);
 const eng_shape *eng_model_shape(const eng_model *m);
 /* What decides bytes besides file and seed: back end, instruction set, arithmetic version, e.g.
- * "cpu-1/avx512". Nodes that differ here must not share a request. */
+ * "cpu-2". Nodes that differ here must not share a request. */
 const char *eng_model_numerics(const eng_model *m);
 size_t eng_model_scratch_bytes(const eng_model *m);
 /* Repacked weights: mapped from the cache and shared, or *private if there is no cache. */

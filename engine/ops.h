@@ -73,7 +73,7 @@ typedef struct eng_ops {
 
     status (*open)(int threads, const eng_shape *shape, eng_context **out, error *err);
     void (*close)(eng_context *c);
-    const char *(*numerics)(const eng_context *c);       /* "cpu-1/avx512" */
+    const char *(*numerics)(const eng_context *c);       /* "cpu-2" */
 
     void *(*alloc)(eng_context *c, size_t bytes);        /* zeroed memory, 64-aligned; NULL: none left */
     void (*free)(eng_context *c, void *memory);
@@ -82,7 +82,7 @@ typedef struct eng_ops {
      * own_bytes: what it needs, 0: none, the rows are used where they are. own is 64-aligned memory of
      * the caller; the bytes written depend on the matrix and on `form` alone, so that they can be kept
      * in a file and mapped by other processes (cache.c). */
-    const char *form;                                    /* "panels-1"; NULL: own_bytes is always 0 */
+    const char *form;                                    /* "panels-2"; NULL: own_bytes is always 0 */
     size_t (*own_bytes)(const eng_context *c, const eng_matrix *m);
     void (*prepare)(eng_context *c, const eng_matrix *m, void *own);
     size_t (*act_bytes)(const eng_context *c, int columns);

@@ -1,28 +1,41 @@
-/* amx.c -- products of many rows by AMX tiles; one row, and everything else, by the AVX-512 functions.
+/* amx.c -- products of many rows by AMX tiles; few rows, and everything else, by the AVX-512 functions.
  *
- * A tile product takes 16 rows x 64 bytes of activations and 64 bytes x 16 outputs of weights. A block of a
- * group of activations (act.h) is just that: 32 high planes, then 32 low ones a row; the weights of a block
- * stand against it twice, times 16 and as they are, so that one product gives s = sum w (16 hi + lo). Weights
- * of 8 bits do not fit times 16: they take two products, one a plane. The sums are the integers that the other
- * kernels get, and go into the same float operations in the same order: the same bits.
+ * Within a segment of 256 columns a weight is a 16-bit integer W (panel.h) and an activation a 14-bit one
+ * (act.h). Both are two planes of 8 bits, W = 256 high + low, and a tile product takes 16 rows x 64 columns of
+ * one plane and 64 columns x 16 outputs of another. Four sums stay in tiles over the whole segment:
  *
- *   tiles  0, 1  sums (16 x 16 int32) of blocks in turn; of the two planes for weights of 8 bits, whose
- *          6, 7  blocks take these in turn
- *          2, 3  activations, of blocks in turn, or the two planes of one
- *          4, 5  weights, of blocks in turn
+ *   tiles  0, 1  sums (16 x 16 int32) of hi with high, hi with low
+ *          2, 3                       of lo with high, lo with low
+ *          4, 5  activations: hi, lo
+ *          6, 7  weights: high, low
+ *
+ * They are the integers that the other kernels get by 4-bit weights and scales of blocks, and go into the same
+ * float operations in the same order: the same bits.
  *
  * Tile configuration is a thread's own: set when a task begins, released when it ends, so that the system
  * has no tiles to save between tasks. */
 #include "engine/cpu/dot.h"
 #include "engine/cpu/product.h"
+#include <assert.h>
 
-typedef uint32_t uvec __attribute__((vector_size(64)));
+typedef uint16_t words __attribute__((vector_size(64), may_alias));
 
 enum {
     TILE_BYTES = 1024,
+    SLAB_TILES = 2 * TILE_BYTES, /* a slab of weights: high, low */
+    SLABS = ACT_SEGMENT / ACT_SLAB,
+    SUM_BYTES = 4 * TILE_BYTES,
     LEAST_ROWS = 6,              /* with fewer the AVX-512 kernel is faster */
     AHEAD = 16 << 10,            /* bytes of weights asked for before they are used */
 };
+
+/* A thread's scratch: weights of this segment and the next, sums of a group, and what the rows have summed
+ * up. */
+typedef struct workplace {
+    uint8_t tiles[2 * SLABS][SLAB_TILES];
+    int32_t sums[SUM_BYTES / 4];
+    float y[PRODUCT_ROWS][PANEL_OUTPUTS];
+} workplace;
 
 /* palette 1 (Intel SDM volume 1, 18.3): bytes a row and rows of each tile. */
 typedef struct tile_config {
@@ -32,156 +45,159 @@ typedef struct tile_config {
 } __attribute__((packed, aligned(64))) tile_config;
 
 /* "memory": gcc 12's own intrinsics do not tell the compiler what the instructions read and write. */
-#define TILE_LOAD(tile, from, stride) \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"((int64_t)(stride)) : "memory")
-#define TILE_STORE(tile, to, stride) \
-    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
+#define TILE_LOAD(tile, from) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"((int64_t)64) : "memory")
+#define TILE_STORE(tile, to) \
+    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"((int64_t)64) : "memory")
 #define TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile :::"memory")
 #define TILE_SIGNED_UNSIGNED(sum, a, b) \
     __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sum :::"memory")
 #define TILE_SIGNED(sum, a, b) __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum :::"memory")
 
-static void configure(eng_type type, int height) {
-    int plane = type == ENG_Q8_0 ? 32 : 64;      /* bytes of K a product takes */
+static void configure(int height) {
     tile_config t = {.palette = 1};
-    for (int i = 0; i < 2; i++) t.row_bytes[i] = 64, t.rows[i] = (uint8_t)height;
-    for (int i = 2; i < 4; i++) t.row_bytes[i] = (uint16_t)plane, t.rows[i] = (uint8_t)height;
-    for (int i = 6; i < 8; i++) t.row_bytes[i] = 64, t.rows[i] = (uint8_t)height;
-    for (int i = 4; i < 6; i++) t.row_bytes[i] = 64, t.rows[i] = (uint8_t)(plane / 4);
+    for (int i = 0; i < 8; i++) t.row_bytes[i] = 64, t.rows[i] = (uint8_t)(i < 6 ? height : 16);
     __asm__ volatile("ldtilecfg %0" ::"m"(t) : "memory");
 }
 
-/* Blocks of a panel's weights as tiles: 4 bits times 16, then as they are; 8 bits need no unpacking. */
-INLINE void unpack_tiles(const uint8_t *lines, uint8_t *tiles, int from, int blocks) {
-    lines += (size_t)from * 4 * PANEL_LINE;
-    tiles += (size_t)from * TILE_BYTES;
-    for (int b = 0; b < blocks; b++, lines += 4 * PANEL_LINE, tiles += TILE_BYTES)
-        UNROLL for (int j = 0; j < 4; j++) {
-            __builtin_prefetch(lines + AHEAD + j * PANEL_LINE);
-            cvec both = load_line(lines + j * PANEL_LINE).v[0];
-            *(cvec *)(tiles + j * 64) = (cvec)((uvec)both << 4) & 0xf0;
-            *(cvec *)(tiles + (j + 4) * 64) = both & 0xf0;
-            *(cvec *)(tiles + (j + 8) * 64) = both & 0x0f;
-            *(cvec *)(tiles + (j + 12) * 64) = (cvec)((ivec)both >> 4) & 0x0f;
-        }
+/* ---- weights ------------------------------------------------------------------------------------- */
+
+/* W = d q + m of the even and the odd columns of a line, put into its rows of the two planes. */
+INLINE void put_line(uint8_t *tiles, int row, words even, words odd, words d, words m) {
+    even = even * d + m;
+    odd = odd * d + m;
+    *(words *)(tiles + row * 64) = (even >> 8) | (odd & 0xff00);
+    *(words *)(tiles + TILE_BYTES + row * 64) = (even & 0xff) | (odd << 8);
 }
 
-/* Takes the sums of one block into acc. */
-INLINE void take(eng_type type, lanes *acc, const int32_t *sums, const uint8_t *scales, const act_group *x, int b,
-                 int rows) {
-    const float *scale = act_scales(x, b), *sum = act_sums(x, b);
-    const int32_t *total_of = act_totals(x, b);
-    lanes d = halves(scales), m = type == ENG_Q4_1 ? halves(scales + 32) : spread(0);
-    UNROLL for (int r = 0; r < rows; r++) {
-        uvec s = *(const uvec *)(sums + r * 16);     /* unsigned: what stands in unused rows may overflow */
-        if (type == ENG_Q8_0) s = s * 16 + *(const uvec *)(sums + 256 + r * 16);
-        if (type == ENG_Q4_0) s -= 8 * (uint32_t)total_of[r];
-        lanes f = {{__builtin_convertvector((ivec)s, vec) * d.v[0]}};
-        acc[r] = add_product(acc[r], f, spread(scale[r]));
-        if (type == ENG_Q4_1) acc[r] = add_product(acc[r], m, spread(sum[r]));
+/* Block b of a panel into its half of a slab's tiles. */
+INLINE void unpack_block(eng_type type, const uint8_t *panel, int C, int b, uint8_t *tiles) {
+    const uint8_t *lines = panel + panel_lines_at(type, C) + (size_t)b * panel_line_bytes(type);
+    const uint8_t *scales = panel + panel_scales_at(C) + (size_t)b * panel_scale_bytes(type);
+    int row = b % 2 * 8;
+    uvec dm = type == ENG_Q4_1 ? (uvec)_mm512_loadu_si512(scales)
+                               : (uvec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)scales));
+    words d = (words)((dm & 0xffff) | (dm << 16));
+    words m = {};
+    if (type == ENG_Q4_1) m = (words)((dm >> 16) | (dm & 0xffff0000));
+    if (type == ENG_Q4_0) m = d * (uint16_t)-8;
+    UNROLL for (int j = 0; j < (int)panel_line_bytes(type) / PANEL_LINE; j++) {
+        __builtin_prefetch(lines + AHEAD + j * PANEL_LINE, 0, 2);
+        words q = (words)load_line(lines + j * PANEL_LINE).v[0];
+        if (type == ENG_Q8_0) {
+            typedef int16_t signed_words __attribute__((vector_size(64)));
+            put_line(tiles, row + j, (words)((signed_words)(q << 8) >> 8), (words)((signed_words)q >> 8), d, m);
+        } else {
+            put_line(tiles, row + j, q & 0x000f, (q >> 8) & 0x000f, d, m);
+            put_line(tiles, row + j + 4, (q >> 4) & 0x000f, q >> 12, d, m);
+        }
     }
 }
 
-/* Multiplies block b: its sums then stand in tile 0, or 1 if odd; of 8-bit weights in 0 and 1, or 6 and 7. */
-INLINE void multiply(eng_type type, const act_group *x, const uint8_t *tiles, int b, int odd) {
-    const int8_t *planes = act_planes(x, 0, b);
-    const uint8_t *weights = tiles + (size_t)b * (type == ENG_Q8_0 ? TILE_BYTES / 2 : TILE_BYTES);
-    if (type == ENG_Q8_0) {
-        TILE_LOAD(2, planes, ACT_BLOCK_BYTES);
-        TILE_LOAD(3, planes + ACT_BLOCK, ACT_BLOCK_BYTES);
-        TILE_LOAD(4, weights, 64);
-        UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(weights + AHEAD + i * 64);
-        if (odd) {
-            TILE_ZERO(6);
-            TILE_ZERO(7);
-            TILE_SIGNED(6, 2, 4);
-            TILE_SIGNED(7, 3, 4);
-        } else {
+/* A last slab of one block leaves the other half as it was: activations are 0 there. */
+INLINE void unpack_slab(eng_type type, const uint8_t *panel, int C, int slab, workplace *at) {
+    uint8_t *tiles = at->tiles[slab % (2 * SLABS)];
+    if (slab >= act_slabs(C)) return;
+    unpack_block(type, panel, C, 2 * slab, tiles);
+    if (2 * slab + 1 < C / ACT_BLOCK) unpack_block(type, panel, C, 2 * slab + 1, tiles);
+}
+
+/* ---- products ------------------------------------------------------------------------------------ */
+
+INLINE void multiply(const int8_t *planes, size_t lo_after, const uint8_t *tiles) {
+    TILE_LOAD(4, planes);
+    TILE_LOAD(6, tiles);
+    TILE_LOAD(7, tiles + TILE_BYTES);
+    TILE_SIGNED(0, 4, 6);
+    TILE_SIGNED_UNSIGNED(1, 4, 7);
+    TILE_LOAD(5, planes + lo_after);
+    TILE_SIGNED(2, 5, 6);
+    TILE_SIGNED_UNSIGNED(3, 5, 7);
+}
+
+/* The sums of a segment of a group on their way: y + what they amount to goes to `to`, rows N floats apart. */
+typedef struct taking {
+    int32_t *sums;
+    const uint8_t *unit;
+    const float *scale, *y;
+    float *to;
+    size_t N;
+    __mmask16 not_first;         /* of a row's segments: y counts */
+} taking;
+
+INLINE void take(const taking *k, int rows) {
+    lanes unit = bf16s(k->unit);
+    UNROLL for (int r = 0; r < rows; r++) {
+        const uvec *s = (const uvec *)k->sums + r;       /* unsigned: what stands in unused rows may overflow */
+        ints hi = {{(ivec)(s[0] * 256 + s[16])}}, lo = {{(ivec)(s[32] * 256 + s[48])}};
+        lanes y = {{(vec)_mm512_maskz_loadu_ps(k->not_first, k->y + r * PANEL_OUTPUTS)}};
+        store(k->to + (size_t)r * k->N, add_segment(y, hi, lo, unit, k->scale[r]));
+    }
+}
+
+/* All rows times one panel, segment by segment: its tiles stay in the L1 cache while the rows pass by. The
+ * sums of a group are taken while the next is multiplied; the first group finds a slab's weights unpacked
+ * while it multiplied the one before. */
+INLINE void panel_times(eng_type type, const eng_product *p, const uint8_t *panel, int height, int outputs, float *y) {
+    workplace *at = p->scratch;
+    int slabs = act_slabs(p->C);
+    bool whole_panel = outputs >= PANEL_OUTPUTS;
+    taking last = {0};
+    unpack_slab(type, panel, p->C, 0, at);
+    for (int s = 0; s < act_segments(p->C); s++)
+        for (int t = 0; t < p->T; t += ACT_ROWS) {
+            act_group x = eng_product_group(p, t);
+            size_t lo_after = act_lo_after(&x);
+            taking now = {at->sums, panel + s * PANEL_UNITS, act_scales(&x, s), at->y[t], at->y[t],
+                          PANEL_OUTPUTS, s ? 0xffff : 0};
+            if (s + 1 == act_segments(p->C) && whole_panel && p->T - t >= height) {
+                now.to = y + (size_t)t * p->N;
+                now.N = p->N;                            /* rows far apart: no hardware sees them coming */
+                for (int r = 0; r < height; r++) __builtin_prefetch(now.to + (size_t)r * p->N, 1);
+            }
             TILE_ZERO(0);
             TILE_ZERO(1);
-            TILE_SIGNED(0, 2, 4);
-            TILE_SIGNED(1, 3, 4);
+            TILE_ZERO(2);
+            TILE_ZERO(3);
+            for (int k = s * SLABS; k < (s + 1) * SLABS && k < slabs; k++) {
+                if (t == 0) unpack_slab(type, panel, p->C, k + 1, at);
+                multiply(act_hi(&x, 0, 2 * k), lo_after, at->tiles[k % (2 * SLABS)]);
+            }
+            if (last.sums) take(&last, height);
+            TILE_STORE(0, now.sums);
+            TILE_STORE(1, now.sums + 256);
+            TILE_STORE(2, now.sums + 512);
+            TILE_STORE(3, now.sums + 768);
+            last = now;
         }
-    } else if (odd) {
-        TILE_LOAD(3, planes, ACT_BLOCK_BYTES);
-        TILE_LOAD(5, weights, 64);
-        TILE_ZERO(1);
-        TILE_SIGNED_UNSIGNED(1, 3, 5);
-    } else {
-        TILE_LOAD(2, planes, ACT_BLOCK_BYTES);
-        TILE_LOAD(4, weights, 64);
-        TILE_ZERO(0);
-        TILE_SIGNED_UNSIGNED(0, 2, 4);
-    }
-}
-
-INLINE void put_sums(eng_type type, int odd, int32_t *sums) {
-    if (type == ENG_Q8_0 && odd) {
-        TILE_STORE(6, sums, 64);
-        TILE_STORE(7, sums + 256, 64);
-    } else if (type == ENG_Q8_0) {
-        TILE_STORE(0, sums, 64);
-        TILE_STORE(1, sums + 256, 64);
-    } else if (odd) {
-        TILE_STORE(1, sums, 64);
-    } else {
-        TILE_STORE(0, sums, 64);
-    }
-}
-
-/* A group of activations times one panel; `rows`, 8 or 16, are computed and `valid` of them written.
- *
- * Tile instructions run in their order, and a product is ready 52 cycles after it began: storing a block's
- * sums right after it would leave the tiles idle that long. So the next block is multiplied before a block's
- * sums are stored, and the one before is taken up meanwhile: a tenth faster; three blocks ahead is not better.
- * The first group unpacks the weights two blocks ahead (`packed`, else NULL); the others find them in tiles. */
-INLINE void tile_rows(eng_type type, const eng_product *p, act_group x, float *y, int rows, int valid,
-                      int outputs, const uint8_t *panel, const uint8_t *packed, uint8_t *tiles, int32_t *sums) {
-    size_t scale_bytes = panel_scale_bytes(type);
-    int last = x.blocks - 1;
-    lanes acc[16];
-    UNROLL for (int r = 0; r < rows; r++) acc[r] = spread(0);
-    if (packed) unpack_tiles(packed, tiles, 0, last < 1 ? 1 : 2);
-    multiply(type, &x, tiles, 0, 0);
-    for (int b = 0; b <= last; b += 2, panel += 2 * scale_bytes) {
-        if (packed) unpack_tiles(packed, tiles, b + 2, last - b - 1 < 2 ? last - b - 1 : 2);
-        if (b + 1 <= last) multiply(type, &x, tiles, b + 1, 1);
-        put_sums(type, 0, sums);
-        if (b > 0) take(type, acc, sums + 512, panel - scale_bytes, &x, b - 1, rows);
-        if (b + 2 <= last) multiply(type, &x, tiles, b + 2, 0);
-        if (b + 1 <= last) put_sums(type, 1, sums + 512);
-        take(type, acc, sums, panel, &x, b, rows);
-    }
-    if (last % 2) take(type, acc, sums + 512, panel - scale_bytes, &x, last, rows);
-    UNROLL for (int r = 0; r < rows; r++)
-        if (r < valid) store_some(y + (size_t)r * p->N, acc[r], outputs);
+    take(&last, height);
+    for (int t = whole_panel ? p->T / height * height : 0; t < p->T; t++)
+        store_some(y + (size_t)t * p->N, load(at->y[t]), outputs);
 }
 
 INLINE void times_type(eng_type type, const eng_product *p) {
-    int C = p->C;
-    size_t bytes = panel_bytes(type, C);
-    int32_t *sums = p->scratch;
-    uint8_t *tiles = (uint8_t *)p->scratch + 4 * TILE_BYTES;
-    configure(type, p->x_group.height);
+    size_t bytes = panel_bytes(type, p->C);
+    int height = p->x_group.height;
+    configure(height);
     for (int n = 0; n < p->outputs; n += PANEL_OUTPUTS) {
-        const uint8_t *panel = p->panels + (size_t)(n / PANEL_OUTPUTS) * bytes, *weights = panel + panel_lines_at(type, C);
-        for (int t = 0; t < p->T; t += 16) {
-            act_group x = eng_product_group(p, t);
-            float *y = p->y + (size_t)t * p->N + n;
-            const uint8_t *packed = type == ENG_Q8_0 || t ? NULL : weights;
-            uint8_t *from = type == ENG_Q8_0 ? (uint8_t *)(uintptr_t)weights : tiles;
-            if (p->T - t > 8) tile_rows(type, p, x, y, 16, p->T - t, p->outputs - n, panel, packed, from, sums);
-            else tile_rows(type, p, x, y, 8, p->T - t, p->outputs - n, panel, packed, from, sums);
-        }
+        const uint8_t *panel = p->panels + (size_t)(n / PANEL_OUTPUTS) * bytes;
+        if (height > 8) panel_times(type, p, panel, 16, p->outputs - n, p->y + n);
+        else panel_times(type, p, panel, 8, p->outputs - n, p->y + n);
     }
     __asm__ volatile("tilerelease" ::: "memory");
 }
 
 static void panels_times_amx(const eng_product *p) {
-    if (p->T < LEAST_ROWS) panels_times_avx512(p);
-    else if (p->type == ENG_Q8_0) times_type(ENG_Q8_0, p);
-    else if (p->type == ENG_Q4_0) times_type(ENG_Q4_0, p);
-    else times_type(ENG_Q4_1, p);
+    if (p->T < LEAST_ROWS) {
+        panels_times_avx512(p);
+        return;
+    }
+    switch (p->type) {
+    case ENG_Q8_0: times_type(ENG_Q8_0, p); return;
+    case ENG_Q4_0: times_type(ENG_Q4_0, p); return;
+    case ENG_Q4_1: times_type(ENG_Q4_1, p); return;
+    default: assert(!"a type that panel_has()");
+    }
 }
 
 static void matmul_amx(eng_context *c, float *y, const void *x, const eng_matrix *w, int T) {

@@ -1,5 +1,6 @@
-/* dot.h -- sixteen 8-bit dot products of four columns each: the one thing of the integer products that an
- * instruction set has its own instruction for. All of them are exact: the same integers everywhere. */
+/* dot.h -- sixteen 8-bit dot products of a block of 32 columns each, and the sum of such over a segment: the
+ * things of the integer products that an instruction set has its own instructions for. All of them are
+ * exact: the same integers everywhere. */
 #ifndef BATON_ENGINE_CPU_DOT_H
 #define BATON_ENGINE_CPU_DOT_H
 
@@ -9,6 +10,13 @@
 typedef uint8_t cvec __attribute__((vector_size(W * 4), aligned(1), may_alias));
 typedef struct line { cvec v[PARTS]; } line;
 typedef struct ints { ivec v[PARTS]; } ints;
+typedef uint32_t uvec __attribute__((vector_size(W * 4)));
+
+#if defined(__AVX2__)                        /* its instructions take unsigned bytes times signed */
+enum { WIDE_OFFSET = 128 };
+#else
+enum { WIDE_OFFSET = 0 };
+#endif
 
 INLINE line load_line(const uint8_t *p) {
     line a;
@@ -26,90 +34,143 @@ INLINE line high_half(line a) {
     return a;
 }
 
+/* Signed bytes as dot_block() wants them. */
+INLINE line wide_line(line a) {
+    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] ^= WIDE_OFFSET;
+    return a;
+}
+
 INLINE ints spread_int(int32_t n) {
     ints a;
     UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = n - (ivec){};
     return a;
 }
 
-/* 16 hi + lo, as floats. */
+/* 128 hi + lo, as floats: rounded once, when lo is added. */
 INLINE lanes whole(ints hi, ints lo) {
     lanes a;
-    UNROLL for (int i = 0; i < PARTS; i++) a.v[i] = __builtin_convertvector(hi.v[i] * 16 + lo.v[i], vec);
+    UNROLL for (int i = 0; i < PARTS; i++)
+        a.v[i] = __builtin_convertvector(hi.v[i], vec) * 128.f + __builtin_convertvector(lo.v[i], vec);
     return a;
 }
 
-/* sum[n] += w[n][0..3] . x[0..3]. Weights of 4 bits are unsigned; those of 8 bits are signed, and what
- * dot4_signed() leaves out is in dot_start(): where an instruction takes unsigned bytes only, it sees
- * w + 128, and 128 times the sum of x is subtracted at the start. */
+/* y + ((128 hi + lo) * unit) * scale: what product.h says of a segment. */
+INLINE lanes add_segment(lanes y, ints hi, ints lo, lanes unit, float scale) {
+    lanes sum = whole(hi, lo);
+    UNROLL for (int i = 0; i < PARTS; i++) sum.v[i] *= unit.v[i];
+    return add_product(y, sum, spread(scale));
+}
+
+INLINE int32_t total_int(ints a) {
+    int32_t sum = 0;
+#if defined(__AVX512F__)
+    sum = _mm512_reduce_add_epi32((__m512i)a.v[0]);
+#else
+    for (int i = 0; i < PARTS; i++)
+        for (int k = 0; k < W; k++) sum += a.v[i][k];
+#endif
+    return sum;
+}
+
+/* dot_block: sum[n] = start + w[n][0..31] . x[0..31], w the eight lines of a block, x a plane of a row, so
+ * |x| <= 64. Weights of 4 bits are unsigned, those of 8 bits WIDE_OFFSET more than they are.
+ *
+ * add_scaled: acc[n] + d[n] sum[n], with int16 d[16] as a panel has them; add_scaled_offset: for (d, m)[16],
+ * + m[n] total, of a total 65536 times too large (act.h). With weights of 4 bits sum fits 16 bits. */
 #if defined(__AVX512VNNI__)
-INLINE int32_t four(const int8_t *x) {
-    int32_t v;
-    memcpy(&v, x, 4);
-    return v;
-}
-INLINE ints dot4(ints sum, line w, const int8_t *x) {
-    sum.v[0] = (ivec)_mm512_dpbusd_epi32((__m512i)sum.v[0], (__m512i)w.v[0], _mm512_set1_epi32(four(x)));
+INLINE ints dot_block(bool wide, const line w[8], const int8_t *x, int32_t start) {
+    ints sum = spread_int(start);
+    (void)wide;
+    UNROLL for (int j = 0; j < 8; j++) {
+        int32_t four;
+        memcpy(&four, x + 4 * j, 4);
+        sum.v[0] = (ivec)_mm512_dpbusd_epi32((__m512i)sum.v[0], (__m512i)w[j].v[0], _mm512_set1_epi32(four));
+    }
     return sum;
 }
-INLINE line signed_line(line w) {
-    w.v[0] ^= 0x80;
-    return w;
+
+INLINE ints add_scaled(bool wide, ints acc, ints sum, const uint8_t *d) {
+    if (wide) acc.v[0] += (ivec)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)d)) * sum.v[0];
+    else acc.v[0] = (ivec)_mm512_dpwssd_epi32((__m512i)acc.v[0], (__m512i)sum.v[0],
+                                              _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)d)));
+    return acc;
 }
-INLINE ints dot4_signed(ints sum, line w, const int8_t *x) { return dot4(sum, w, x); }
-INLINE ints dot_start(int32_t total) { return spread_int(-128 * total); }
+
+INLINE ints add_scaled_offset(ints acc, ints sum, const uint8_t *dm, int32_t total) {
+    __m512i both = _mm512_ternarylogic_epi32(_mm512_set1_epi32(0xffff), (__m512i)sum.v[0], _mm512_set1_epi32(total),
+                                             0xca);      /* the low half of sum, the high half of total */
+    acc.v[0] = (ivec)_mm512_dpwssd_epi32((__m512i)acc.v[0], both, _mm512_loadu_si512(dm));
+    return acc;
+}
 #elif defined(__AVX2__)
-INLINE __m256i four(const int8_t *x) {
-    int32_t v;
-    memcpy(&v, x, 4);
-    return _mm256_set1_epi32(v);
-}
-INLINE ivec add_pairs(ivec sum, __m256i pairs) {
-    return sum + (ivec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
-INLINE ints dot4(ints sum, line w, const int8_t *x) { /* 15 * 127 * 2 fits 16 bits */
-    UNROLL for (int i = 0; i < PARTS; i++) sum.v[i] = add_pairs(sum.v[i], _mm256_maddubs_epi16((__m256i)w.v[i], four(x)));
+INLINE ints dot_block(bool wide, const line w[8], const int8_t *x, int32_t start) {
+    ints sum = spread_int(start);
+    __m256i ones = _mm256_set1_epi16(1);
+    UNROLL for (int i = 0; i < PARTS; i++) {
+        __m256i pairs = _mm256_setzero_si256();
+        UNROLL for (int j = 0; j < 8; j++) {
+            int32_t four;
+            memcpy(&four, x + 4 * j, 4);
+            __m256i two = _mm256_maddubs_epi16((__m256i)w[j].v[i], _mm256_set1_epi32(four)); /* 255 * 64 * 2 fits */
+            if (wide) sum.v[i] += (ivec)_mm256_madd_epi16(two, ones);
+            else pairs = _mm256_add_epi16(pairs, two);                                       /* 8 * 15 * 64 * 2, too */
+        }
+        if (!wide) sum.v[i] += (ivec)_mm256_madd_epi16(pairs, ones);
+    }
     return sum;
 }
-INLINE line signed_line(line w) { return w; }
-INLINE ints dot4_signed(ints sum, line w, const int8_t *x) { /* 128 * 127 * 2 fits 16 bits */
-    UNROLL for (int i = 0; i < PARTS; i++)
-        sum.v[i] = add_pairs(sum.v[i], _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w.v[i]),
-                                                            _mm256_sign_epi8(four(x), (__m256i)w.v[i])));
-    return sum;
+
+INLINE ints add_scaled(bool wide, ints acc, ints sum, const uint8_t *d) {
+    UNROLL for (int i = 0; i < PARTS; i++) {
+        __m128i part = _mm_loadu_si128((const void *)(d + 16 * i));
+        if (wide) acc.v[i] += (ivec)_mm256_cvtepi16_epi32(part) * sum.v[i];
+        else acc.v[i] += (ivec)_mm256_madd_epi16((__m256i)sum.v[i], _mm256_cvtepu16_epi32(part));
+    }
+    return acc;
 }
-INLINE ints dot_start(int32_t total) {
-    (void)total;
-    return spread_int(0);
-}
-#elif defined(__ARM_FEATURE_DOTPROD)
-INLINE ints dot4_signed(ints sum, line w, const int8_t *x) {
-    int32_t four;
-    memcpy(&four, x, 4);
-    int8x16_t columns = vreinterpretq_s8_s32(vdupq_n_s32(four));
-    UNROLL for (int i = 0; i < PARTS; i++) sum.v[i] = (ivec)vdotq_s32((int32x4_t)sum.v[i], (int8x16_t)w.v[i], columns);
-    return sum;
-}
-INLINE line signed_line(line w) { return w; }
-INLINE ints dot4(ints sum, line w, const int8_t *x) { return dot4_signed(sum, w, x); } /* 4 bits fit either way */
-INLINE ints dot_start(int32_t total) {
-    (void)total;
-    return spread_int(0);
+
+INLINE ints add_scaled_offset(ints acc, ints sum, const uint8_t *dm, int32_t total) {
+    UNROLL for (int i = 0; i < PARTS; i++) {
+        __m256i both = _mm256_blend_epi16((__m256i)sum.v[i], _mm256_set1_epi32(total), 0xaa);
+        acc.v[i] += (ivec)_mm256_madd_epi16(both, _mm256_loadu_si256((const void *)(dm + 32 * i)));
+    }
+    return acc;
 }
 #else
-INLINE ints dot4_signed(ints sum, line w, const int8_t *x) {
-    UNROLL for (int i = 0; i < PARTS; i++)
-        UNROLL for (int k = 0; k < 4; k++) {
-            ivec column = (ivec)((uint32_t __attribute__((vector_size(W * 4))))w.v[i] << (24 - 8 * k));
-            sum.v[i] += (column >> 24) * x[k];
+INLINE ints dot_block(bool wide, const line w[8], const int8_t *x, int32_t start) {
+    ints sum = spread_int(start);
+    (void)wide;                              /* 4 bits are as good signed */
+    UNROLL for (int j = 0; j < 8; j++)
+        UNROLL for (int i = 0; i < PARTS; i++) {
+#if defined(__ARM_FEATURE_DOTPROD)
+            int32_t four;
+            memcpy(&four, x + 4 * j, 4);
+            sum.v[i] = (ivec)vdotq_s32((int32x4_t)sum.v[i], (int8x16_t)w[j].v[i], vreinterpretq_s8_s32(vdupq_n_s32(four)));
+#else
+            for (int k = 0; k < 4; k++) {
+                ivec column = (ivec)((uvec)w[j].v[i] << (24 - 8 * k));
+                sum.v[i] += (column >> 24) * x[4 * j + k];
+            }
+#endif
         }
     return sum;
 }
-INLINE line signed_line(line w) { return w; }
-INLINE ints dot4(ints sum, line w, const int8_t *x) { return dot4_signed(sum, w, x); }
-INLINE ints dot_start(int32_t total) {
-    (void)total;
-    return spread_int(0);
+
+INLINE ints add_scaled(bool wide, ints acc, ints sum, const uint8_t *d) {
+    typedef int16_t part __attribute__((vector_size(W * 2), aligned(1), may_alias));
+    (void)wide;
+    UNROLL for (int i = 0; i < PARTS; i++)
+        acc.v[i] += __builtin_convertvector(*(const part *)(d + 2 * W * i), ivec) * sum.v[i];
+    return acc;
+}
+
+INLINE ints add_scaled_offset(ints acc, ints sum, const uint8_t *dm, int32_t total) {
+    typedef int32_t part __attribute__((vector_size(W * 4), aligned(1), may_alias));
+    UNROLL for (int i = 0; i < PARTS; i++) {
+        ivec both = (ivec)*(const part *)(dm + 4 * W * i);
+        acc.v[i] += ((ivec)((uvec)both << 16) >> 16) * sum.v[i] + (both >> 16) * (total >> 16);
+    }
+    return acc;
 }
 #endif
 

@@ -40,15 +40,15 @@ ISA_FUNCTIONS(neon)
 /* The entries of an op table that do not depend on who multiplies. */
 #define ISA_OPS(isa) ISA_OPS_OF(isa)
 #define ISA_OPS_OF(isa)                                                                              \
-    .open = open_##isa, .form = "panels-1", .own_bytes = panel_own_bytes, .prepare = panel_prepare,                      \
+    .open = open_##isa, .form = "panels-2", .own_bytes = panel_own_bytes, .prepare = panel_prepare,                      \
     .act_bytes = isa_act_bytes, .activate = activate_##isa, .rmsnorm = rmsnorm_##isa,                \
     .rope_append = rope_append_##isa, .attention = attend_##isa, .silu_mul = silu_mul_##isa, .add = add_##isa
 
 /* Every instruction set that multiplies and adds in one rounding computes the same bits; aarch64 always does. */
 #if defined(__FMA__) || defined(__aarch64__)
-#define ISA_NUMERICS "cpu-1"
+#define ISA_NUMERICS "cpu-2"
 #else
-#define ISA_NUMERICS "cpu-1/nofma"
+#define ISA_NUMERICS "cpu-2/nofma"
 #endif
 
 static inline size_t isa_act_bytes(const eng_context *c, int columns) {
@@ -59,7 +59,7 @@ static inline size_t isa_act_bytes(const eng_context *c, int columns) {
 /* Floats a thread needs: sixteen rows of float weights, or a panel unpacked into tiles and their sums
  * (amx.c), or what attention lays out. */
 static inline size_t isa_scratch(const eng_shape *shape, size_t attention) {
-    size_t product = 16 * (size_t)eng_cpu_widest(shape) + 4096;
+    size_t product = 16 * (size_t)eng_cpu_widest(shape) + 16384;
     return product > attention ? product : attention;
 }
 

@@ -1,6 +1,7 @@
 /* panel.c -- weights put into panels. */
 #include "engine/cpu/panel.h"
 #include "engine/cpu/cpu.h"
+#include <math.h>
 
 size_t panel_own_bytes(const eng_context *c, const eng_matrix *m) {
     size_t bytes = 0;
@@ -11,6 +12,8 @@ size_t panel_own_bytes(const eng_context *c, const eng_matrix *m) {
     return bytes;
 }
 
+enum { TRIED = 32 };
+
 typedef struct packing {
     eng_type type;
     int C, rows;
@@ -19,28 +22,93 @@ typedef struct packing {
     uint8_t *to;
 } packing;
 
-/* One block of one output: ggml's block is its scales, then 16 or 32 bytes of weights in column order. */
-static void pack_block(const packing *p, const uint8_t *block, int output, uint8_t *scales, uint8_t *lines) {
-    size_t halves = p->type == ENG_Q4_1 ? 2 : 1, weights = p->type == ENG_Q8_0 ? 32 : 16;
-    for (size_t i = 0; i < halves; i++)
-        memcpy(scales + 32 * i + 2 * (size_t)output, block + 2 * i, 2);
-    for (size_t j = 0; j < weights / 4; j++)
-        memcpy(lines + j * PANEL_LINE + 4 * (size_t)output, block + 2 * halves + 4 * j, 4);
+/* What the file says of a block: w = d q + m, before rounding. */
+static void scales_of(eng_type type, const uint8_t *block, float *d, float *m) {
+    uint16_t half[2];
+    memcpy(half, block, sizeof half);
+    *d = eng_half_to_float(half[0]);
+    *m = type == ENG_Q4_1 ? eng_half_to_float(half[1]) : type == ENG_Q4_0 ? -8 * *d : 0;
+}
+
+/* The largest |w| that a block's scales allow. */
+static float largest(eng_type type, float d, float m) {
+    if (type == ENG_Q8_0) return 128 * fabsf(d);
+    float low = fabsf(m), high = fabsf(m + 15 * d);
+    return low > high ? low : high;                  /* NaN if either is */
+}
+
+/* The segment's unit as bfloat16: rounded up, so that W stays within 16 bits after d and m are rounded. */
+static uint16_t unit_of(eng_type type, float most) {
+    const float units = 32767 - (type == ENG_Q8_0 ? 64 : 8);
+    if (!isfinite(most)) return 0x7fc0;
+    float unit = fmaxf(most / units, 0x1p-126f);
+    return (uint16_t)((eng_float_bits(unit) + 0xffff) >> 16);
+}
+
+/* Sum of the squares of what rounding d of blocks [from, to) to multiples of unit takes from them. */
+static float lost(const uint8_t *blocks, size_t block_bytes, int from, int to, float unit) {
+    float all = 0, d, m;
+    for (int b = from; b < to; b++) {
+        scales_of(ENG_Q8_0, blocks + (size_t)b * block_bytes, &d, &m);
+        float less = d - rintf(d / unit) * unit;
+        all += less * less;
+    }
+    return all;
+}
+
+/* d of Q8_0 has 8 bits only, so its unit is chosen: the best of the next TRIED bfloat16. */
+static uint16_t better_unit(const uint8_t *blocks, size_t block_bytes, int from, int to, uint16_t unit) {
+    uint16_t best = unit;
+    float least = INFINITY;
+    for (uint16_t u = unit; u < unit + TRIED; u++) {
+        float here = lost(blocks, block_bytes, from, to, eng_bf16_to_float(u));
+        if (here < least) least = here, best = u;
+    }
+    return best;
+}
+
+/* Blocks [from, to) of one output, a segment. ggml's block is its scales, then 16 or 32 bytes of weights in
+ * column order. */
+static void pack_segment(const packing *p, const uint8_t *blocks, size_t block_bytes, int from, int to, int output,
+                         uint8_t *panel) {
+    size_t heads = p->type == ENG_Q4_1 ? 4 : 2, weights = p->type == ENG_Q8_0 ? 32 : 16;
+    float most = 0, d, m;
+    for (int b = from; b < to && isfinite(most); b++) {
+        scales_of(p->type, blocks + (size_t)b * block_bytes, &d, &m);
+        float here = largest(p->type, d, m);
+        if (!(here <= most)) most = here;            /* a NaN, too */
+    }
+    uint16_t unit = unit_of(p->type, most);
+    if (p->type == ENG_Q8_0 && isfinite(most)) unit = better_unit(blocks, block_bytes, from, to, unit);
+    memcpy(panel + (size_t)(from * ACT_BLOCK / ACT_SEGMENT) * PANEL_UNITS + 2 * (size_t)output, &unit, 2);
+    for (int b = from; b < to; b++) {
+        const uint8_t *block = blocks + (size_t)b * block_bytes;
+        uint8_t *scales = panel + panel_scales_at(p->C) + (size_t)b * panel_scale_bytes(p->type);
+        uint8_t *lines = panel + panel_lines_at(p->type, p->C) + (size_t)b * panel_line_bytes(p->type);
+        scales_of(p->type, block, &d, &m);
+        int16_t whole[2] = {0, 0};
+        if (isfinite(most)) {
+            whole[0] = (int16_t)rintf(d / eng_bf16_to_float(unit));
+            whole[1] = (int16_t)rintf(m / eng_bf16_to_float(unit));
+        }
+        memcpy(scales + heads * (size_t)output, whole, heads);
+        for (size_t j = 0; j < weights / 4; j++)
+            memcpy(lines + j * PANEL_LINE + 4 * (size_t)output, block + heads + 4 * j, 4);
+    }
 }
 
 static void pack_panel(void *ctx, int task, int thread) {
     const packing *p = ctx;
     (void)thread;
-    int blocks = p->C / 32, first = task * PANEL_OUTPUTS;
+    int blocks = p->C / ACT_BLOCK, step = ACT_SEGMENT / ACT_BLOCK, first = task * PANEL_OUTPUTS;
     int outputs = p->rows - first < PANEL_OUTPUTS ? p->rows - first : PANEL_OUTPUTS;
     size_t bytes = panel_bytes(p->type, p->C), block_bytes = p->row_bytes / (size_t)blocks;
     uint8_t *panel = p->to + (size_t)task * bytes;
     memset(panel, 0, bytes);
     for (int o = 0; o < outputs; o++)
-        for (int b = 0; b < blocks; b++)
-            pack_block(p, p->from + (size_t)(first + o) * p->row_bytes + (size_t)b * block_bytes, o,
-                       panel + (size_t)b * panel_scale_bytes(p->type),
-                       panel + panel_lines_at(p->type, p->C) + (size_t)b * panel_line_bytes(p->type));
+        for (int b = 0; b < blocks; b += step)
+            pack_segment(p, p->from + (size_t)(first + o) * p->row_bytes, block_bytes, b,
+                         b + step < blocks ? b + step : blocks, o, panel);
 }
 
 void panel_prepare(eng_context *c, const eng_matrix *m, void *own) {

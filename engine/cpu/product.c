@@ -6,6 +6,7 @@
  */
 #include "engine/cpu/product.h"
 #include "engine/cpu/dot.h"
+#include <assert.h>
 
 #if defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 enum { STREAMS = 4, ROWS = W / 2 };
@@ -20,8 +21,8 @@ INLINE void unpack(eng_type type, const uint8_t *lines, int b, line w[8]) {
     const uint8_t *at = lines + (size_t)b * panel_line_bytes(type);
     UNROLL for (int j = 0; j < 4; j++) {
         if (type == ENG_Q8_0) {
-            w[j] = signed_line(load_line(at + j * PANEL_LINE));
-            w[j + 4] = signed_line(load_line(at + (j + 4) * PANEL_LINE));
+            w[j] = wide_line(load_line(at + j * PANEL_LINE));
+            w[j + 4] = wide_line(load_line(at + (j + 4) * PANEL_LINE));
         } else {
             line both = load_line(at + j * PANEL_LINE);
             w[j] = low_half(both);
@@ -30,14 +31,11 @@ INLINE void unpack(eng_type type, const uint8_t *lines, int b, line w[8]) {
     }
 }
 
-/* One block of one row against sixteen outputs: s = sum w X, exact. Q4_0 weighs w - 8: taken off here. */
-INLINE lanes block_dot(eng_type type, const line w[8], const int8_t *x, int32_t total) {
-    ints hi = spread_int(0), lo = type == ENG_Q8_0 ? dot_start(total) : spread_int(type == ENG_Q4_0 ? -8 * total : 0);
-    UNROLL for (int g = 0; g < 8; g++) {
-        hi = type == ENG_Q8_0 ? dot4_signed(hi, w[g], x + 4 * g) : dot4(hi, w[g], x + 4 * g);
-        lo = type == ENG_Q8_0 ? dot4_signed(lo, w[g], x + 32 + 4 * g) : dot4(lo, w[g], x + 32 + 4 * g);
-    }
-    return whole(hi, lo);
+/* acc + W . x over one block; x is one plane of a row. */
+INLINE ints add_block(eng_type type, ints acc, const line w[8], const uint8_t *scales, const int8_t *x, int32_t total) {
+    const int offset = type == ENG_Q8_0 ? WIDE_OFFSET : type == ENG_Q4_0 ? 8 : 0;
+    ints sum = dot_block(type == ENG_Q8_0, w, x, -offset * (total >> 16));
+    return type == ENG_Q4_1 ? add_scaled_offset(acc, sum, scales, total) : add_scaled(type == ENG_Q8_0, acc, sum, scales);
 }
 
 INLINE void put(const eng_product *p, int t, int panel, lanes sum) {
@@ -47,34 +45,43 @@ INLINE void put(const eng_product *p, int t, int panel, lanes sum) {
 
 /* `rows` rows from t times `panels` panels from `panel`; one of the two counts is 1. */
 INLINE void tile(eng_type type, const eng_product *p, int t, int rows, int panel, int panels) {
-    int C = p->C;
-    size_t bytes = panel_bytes(type, C), lines_at = panel_lines_at(type, C);
+    enum { MOST = ROWS > STREAMS ? ROWS : STREAMS };
+    int blocks = p->C / ACT_BLOCK;
+    size_t bytes = panel_bytes(type, p->C), scales_at = panel_scales_at(p->C), lines_at = panel_lines_at(type, p->C);
     const uint8_t *at = p->panels + (size_t)panel * bytes;
     act_group x = eng_product_group(p, t);
     int first = t % ACT_ROWS;
-    lanes sum[ROWS > STREAMS ? ROWS : STREAMS];
-    UNROLL for (int i = 0; i < rows + panels - 1; i++) sum[i] = spread(0);
-    for (int b = 0; b < C / ACT_BLOCK; b++)
+    size_t lo_after = act_lo_after(&x);
+    lanes y[MOST];
+    UNROLL for (int i = 0; i < rows + panels - 1; i++) y[i] = spread(0);
+    for (int s = 0, b = 0; b < blocks; s++) {
+        ints hi[MOST], lo[MOST];
+        UNROLL for (int i = 0; i < rows + panels - 1; i++) hi[i] = lo[i] = spread_int(0);
+        for (int end = b + ACT_SEGMENT / ACT_BLOCK; b < end && b < blocks; b++)
+            UNROLL for (int q = 0; q < panels; q++) {
+                const uint8_t *scales = at + (size_t)q * bytes + scales_at + (size_t)b * panel_scale_bytes(type);
+                const uint8_t *lines = at + (size_t)q * bytes + lines_at;
+                line w[8];
+                unpack(type, lines, b, w);
+                if (t == 0) {
+                    const uint8_t *next = lines + AHEAD + (size_t)b * panel_line_bytes(type);
+                    for (size_t i = 0; i < panel_line_bytes(type); i += 64) __builtin_prefetch(next + i);
+                }
+                UNROLL for (int r = 0; r < rows; r++) {
+                    const int8_t *plane = act_hi(&x, first + r, b);
+                    const int32_t *totals = act_totals(&x, b) + first + r;
+                    hi[r + q] = add_block(type, hi[r + q], w, scales, plane, totals[0]);
+                    lo[r + q] = add_block(type, lo[r + q], w, scales, plane + lo_after, totals[x.height]);
+                }
+            }
         UNROLL for (int q = 0; q < panels; q++) {
-            const uint8_t *scales = at + (size_t)q * bytes + (size_t)b * panel_scale_bytes(type);
-            const uint8_t *lines = at + (size_t)q * bytes + lines_at;
-            line w[8];
-            unpack(type, lines, b, w);
-            if (rows == 1) {
-                const uint8_t *next = lines + AHEAD + (size_t)b * panel_line_bytes(type);
-                for (size_t i = 0; i < panel_line_bytes(type); i += 64) __builtin_prefetch(next + i);
-            }
-            lanes d = halves(scales);
-            UNROLL for (int r = 0; r < rows; r++) {
-                lanes s = block_dot(type, w, act_planes(&x, first + r, b), act_totals(&x, b)[first + r]);
-                UNROLL for (int i = 0; i < PARTS; i++) s.v[i] *= d.v[i];
-                sum[r + q] = add_product(sum[r + q], s, spread(act_scales(&x, b)[first + r]));
-                if (type == ENG_Q4_1)
-                    sum[r + q] = add_product(sum[r + q], halves(scales + 32), spread(act_sums(&x, b)[first + r]));
-            }
+            lanes unit = bf16s(at + (size_t)q * bytes + (size_t)s * PANEL_UNITS);
+            UNROLL for (int r = 0; r < rows; r++)
+                y[r + q] = add_segment(y[r + q], hi[r + q], lo[r + q], unit, act_scales(&x, s)[first + r]);
         }
+    }
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int q = 0; q < panels; q++) put(p, t + r, panel + q, sum[r + q]);
+        UNROLL for (int q = 0; q < panels; q++) put(p, t + r, panel + q, y[r + q]);
 }
 
 INLINE void times_type(eng_type type, const eng_product *p) {
@@ -96,7 +103,8 @@ void ISA_NAME(panels_times)(const eng_product *p) {
     switch (p->type) {
     case ENG_Q8_0: times_type(ENG_Q8_0, p); return;
     case ENG_Q4_0: times_type(ENG_Q4_0, p); return;
-    default: times_type(ENG_Q4_1, p);
+    case ENG_Q4_1: times_type(ENG_Q4_1, p); return;
+    default: assert(!"a type that panel_has()");
     }
 }
 
@@ -160,9 +168,9 @@ void ISA_NAME(product_run)(eng_context *c, float *y, const void *x, const eng_ma
     if (s.groups < tasks && T >= 2 * ROWS_A_TASK) {
         s.rows_a_task = at_least(T * s.groups / tasks / ACT_ROWS * ACT_ROWS, ROWS_A_TASK);
     }
-    int near = (int)(NEAR / (act_bytes(w->C) - (size_t)w->C * sizeof(float)) / ACT_ROWS * ACT_ROWS);
-    if (s.rows_a_task > at_least(near, ROWS_A_TASK))    /* a chunk's integers stay in the L2 cache */
-        s.rows_a_task = at_least(near, ROWS_A_TASK);
+    int near = at_least((int)(NEAR / act_integer_bytes(w->C) / ACT_ROWS * ACT_ROWS), ROWS_A_TASK);
+    if (near > PRODUCT_ROWS) near = PRODUCT_ROWS;
+    if (s.rows_a_task > near) s.rows_a_task = near;      /* a chunk's integers stay in the L2 cache */
     s.row_tasks = (T + s.rows_a_task - 1) / s.rows_a_task;
     eng_team_run(c->team, (s.groups + s.groups_a_task - 1) / s.groups_a_task * s.row_tasks, do_task, &s);
 }

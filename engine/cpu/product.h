@@ -1,8 +1,8 @@
 /* product.h -- y (T,N) = x (T,C) * w (N,C)^T: how a product is cut into tasks, for product.c and amx.c.
  *
- * Every output is one sum over the blocks of 32 columns in rising order, in sixteen lanes of outputs:
+ * Every output is one sum over segments of 256 columns in rising order, in sixteen lanes of outputs:
  *
- *     integer weights   acc += (d * s) * scale, Q4_1 then acc += m * sum     s the block's exact dot product
+ *     integer weights   acc += ((128 hi + lo) * unit) * scale     hi, lo the segment's exact dot products
  *     float weights     lanes over columns, see lanes.h
  *
  * so it does not depend on how many rows come with it, on the kernel that takes them, or on threads. */
@@ -12,6 +12,8 @@
 #include "engine/cpu/act.h"
 #include "engine/cpu/isa.h"
 #include "engine/cpu/panel.h"
+
+enum { PRODUCT_ROWS = 512 };     /* that a kernel is given at most */
 
 /* Rows [t, t + T) of activations, t a multiple of 16, times panels of one part: what a kernel is given. */
 typedef struct eng_product {

@@ -1,7 +1,7 @@
 /* rows.c -- what is done row by row: RMSNorm, SiLU times up, the residual sum; and how an activation row
  * gets its integers (act.h). */
 #include "engine/cpu/act.h"
-#include "engine/cpu/lanes.h"
+#include "engine/cpu/dot.h"
 #include <math.h>
 
 /* ---- integers of an activation row --------------------------------------------------------------- */
@@ -13,17 +13,18 @@ INLINE lanes negative(lanes x) {
     return x;
 }
 
-/* Sixteen columns: X = x * inverse to the nearest integer, ties to even; its planes; X as floats. */
-INLINE lanes put_planes(int8_t *planes, lanes x, float inverse) {
+/* Sixteen columns: X = x * inverse to the nearest integer, ties to even; its planes; 65536 hi + lo of each
+ * is added to sum. */
+INLINE ints put_planes(int8_t *hi_plane, size_t lo_after, lanes x, float inverse, ints sum) {
     const float magic = 12582912.f;              /* 1.5 * 2^23: the unit of such a float is 1 */
     UNROLL for (int i = 0; i < PARTS; i++) {
-        vec shifted = x.v[i] * inverse + magic;
-        ivec X = (ivec)shifted - (int32_t)eng_float_bits(magic), hi = (X + 8) >> 4;
-        *(small *)(planes + i * W) = __builtin_convertvector(hi, small);
-        *(small *)(planes + ACT_BLOCK + i * W) = __builtin_convertvector(X - hi * 16, small);
-        x.v[i] = shifted - magic;
+        ivec X = (ivec)(x.v[i] * inverse + magic) - (int32_t)eng_float_bits(magic);
+        ivec hi = (X + 64) >> 7, lo = X - hi * 128;
+        *(small *)(hi_plane + i * W) = __builtin_convertvector(hi, small);
+        *(small *)(hi_plane + lo_after + i * W) = __builtin_convertvector(lo, small);
+        sum.v[i] += hi * 65536 + lo;
     }
-    return x;
+    return sum;
 }
 
 /* The integers of row t of T, whose floats stand there. */
@@ -31,17 +32,26 @@ static void finish_row(void *out, int T, int C, int t) {
     const float *x = (const float *)out + (size_t)t * (size_t)C;
     act_group g = act_group_of(out, T, C, t);
     int row = t % ACT_ROWS;
-    for (int b = 0; b < g.blocks; b++, x += ACT_BLOCK) {
-        int8_t *planes = act_planes(&g, row, b);
-        lanes first = load(x), second = load(x + LANES);
-        float most = greatest(greater(magnitude(first), magnitude(second)));
-        float inverse = most > 0 ? ACT_LARGEST / most : 0, scale = most / ACT_LARGEST;
-        first = put_planes(planes, first, inverse);
-        second = put_planes(planes + LANES, second, inverse);
-        float sum = total(add_lanes(first, second));     /* of integers below 2^17: exact */
-        act_scales(&g, b)[row] = scale;
-        act_sums(&g, b)[row] = scale * sum;
-        act_totals(&g, b)[row] = (int32_t)sum;
+    size_t lo_after = act_lo_after(&g);
+    for (int s = 0; s < act_segments(C); s++) {
+        int end = (s + 1) * ACT_SEGMENT < C ? (s + 1) * ACT_SEGMENT : C;
+        lanes largest = spread(0);
+        for (int i = s * ACT_SEGMENT; i < end; i += LANES) largest = greater(largest, magnitude(load(x + i)));
+        float most = greatest(largest), inverse = most > 0 ? ACT_LARGEST / most : 0;
+        act_scales(&g, s)[row] = most / ACT_LARGEST;
+        for (int i = s * ACT_SEGMENT; i < end; i += ACT_BLOCK) {
+            int8_t *hi = act_hi(&g, row, i / ACT_BLOCK);
+            ints sum = put_planes(hi, lo_after, load(x + i), inverse, spread_int(0));
+            sum = put_planes(hi + LANES, lo_after, load(x + i + LANES), inverse, sum);
+            int32_t both = total_int(sum), *totals = act_totals(&g, i / ACT_BLOCK) + row;
+            totals[0] = both - (int16_t)both;
+            totals[g.height] = (int32_t)((uint32_t)both << 16);
+        }
+    }
+    if (C % ACT_SLAB) {
+        int8_t *hi = act_hi(&g, row, C / ACT_BLOCK);
+        memset(hi, 0, ACT_BLOCK);
+        memset(hi + lo_after, 0, ACT_BLOCK);
     }
 }
 
