@@ -20,7 +20,9 @@ const cli_command cli_quantize = {
     "Writes a GGUF file again with its weights in another type, rounded as llama-quantize does.",
     CLI_ROWS(rows), 2, 2, quantize};
 
-static const eng_type types[] = {ENG_F32, ENG_F16, ENG_BF16, ENG_Q8_0, ENG_Q4_0, ENG_Q4_1};
+#define X(name, number, block, bytes, file) ENG_##name,
+static const eng_type types[] = {ENG_TYPES(X)};
+#undef X
 enum { TYPES = sizeof types / sizeof *types };
 
 static bool parse_type(const char *text, eng_type *out) {

@@ -7,14 +7,14 @@
  *   RESERVING  -> DECODING     [reserved]             nothing to send: the decode node computes alone
  *   PREFILLING -> MOVING       [prefill_event]        the prompt is read, its last pages are moving
  *   any placed -> DECODING     [decode_event]         the decode node has what it will get
- *   any placed -> QUEUED       [retry]                a node failed, is full or was lost (core.c, lose_node);
+ *   any placed -> QUEUED       [retry]                a node failed, is full or was lost (coordinator/core.c, lose_node);
  *                                                     emitted tokens are kept
  *   QUEUED stays QUEUED        while no decode node serves: until one does, or the deadline passes
  *   any        -> finished     [finish]               answered, canceled, too late, or given up
  *
  * Rules:
  *  1. A placement is an attempt with its own number. What a stream of an older attempt says, or one
- *     that was canceled, is dropped: see coord_request_event().
+ *     that was canceled, is dropped: see decode_event() and prefill_event().
  *  2. A token is emitted once, at the index after the last one, whichever node says it first. Who
  *     says a known index again must say the same token; the same bytes are a promise, so a
  *     difference ends the request rather than the client reading either.

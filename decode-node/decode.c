@@ -26,7 +26,7 @@
  *      the answer, are this node's own. The prefill node's first token is a hint to the client, equal by
  *      construction.
  *   3. Pages of a promise are given back only in RUNNING or on the way out of ENDING: after
- *      node_core_landed() no frame can write to them.
+ *      node_core_landed() no frame can write to them. (Or at once, if the promise could not be made.)
  *   4. End tokens and stop tokens are part of the token stream (reason stop): the coordinator withholds
  *      their text. */
 #include "decode-node/decode.h"

@@ -24,15 +24,19 @@ extern "C" {
 
 /* ---- gguf: a model file, mapped ---------------------------------------------------------------- */
 
-/* Weight types of GGUF v3 that are read; numbers are the file's own (ggml's ggml_type). */
-typedef enum eng_type {
-    ENG_F32 = 0,
-    ENG_F16 = 1,
-    ENG_Q4_0 = 2,
-    ENG_Q4_1 = 3,
-    ENG_Q8_0 = 8,
-    ENG_BF16 = 30,
-} eng_type;
+/* Weight types of GGUF v3 that are read and written: name, number in a file (ggml's ggml_type), weights and
+ * bytes of a block, number of a file of such weights (llama.cpp's llama_ftype). To add one: README, "A weight
+ * type". */
+#define ENG_TYPES(X)      \
+    X(F32, 0, 1, 4, 0)    \
+    X(F16, 1, 1, 2, 1)    \
+    X(BF16, 30, 1, 2, 32) \
+    X(Q8_0, 8, 32, 34, 7) \
+    X(Q4_0, 2, 32, 18, 2) \
+    X(Q4_1, 3, 32, 20, 3)
+#define X(name, number, block, bytes, file) ENG_##name = number,
+typedef enum eng_type { ENG_TYPES(X) } eng_type;
+#undef X
 
 typedef struct eng_tensor {
     const char *name;

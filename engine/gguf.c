@@ -40,21 +40,20 @@ static const struct {
     {"bool", 1}, {"text", 0}, {"array", 0}, {"u64", 8}, {"i64", 8}, {"f64", 8},
 };
 
-/* ggml's numbering; those with a block size are read. */
+/* ggml's numbering: those that are read, and the names of those that are not. */
 static const struct {
     const char *name;
     uint32_t block, block_bytes;
 } tensor_types[] = {
-    [ENG_F32] = {"F32", 1, 4},     [ENG_F16] = {"F16", 1, 2},     [ENG_Q4_0] = {"Q4_0", 32, 18},
-    [ENG_Q4_1] = {"Q4_1", 32, 20}, [6] = {"Q5_0", 0, 0},          [7] = {"Q5_1", 0, 0},
-    [ENG_Q8_0] = {"Q8_0", 32, 34}, [9] = {"Q8_1", 0, 0},          [10] = {"Q2_K", 0, 0},
-    [11] = {"Q3_K", 0, 0},         [12] = {"Q4_K", 0, 0},         [13] = {"Q5_K", 0, 0},
-    [14] = {"Q6_K", 0, 0},         [15] = {"Q8_K", 0, 0},         [16] = {"IQ2_XXS", 0, 0},
-    [17] = {"IQ2_XS", 0, 0},       [18] = {"IQ3_XXS", 0, 0},      [19] = {"IQ1_S", 0, 0},
-    [20] = {"IQ4_NL", 0, 0},       [21] = {"IQ3_S", 0, 0},        [22] = {"IQ2_S", 0, 0},
-    [23] = {"IQ4_XS", 0, 0},       [24] = {"I8", 0, 0},           [25] = {"I16", 0, 0},
-    [26] = {"I32", 0, 0},          [27] = {"I64", 0, 0},          [28] = {"F64", 0, 0},
-    [29] = {"IQ1_M", 0, 0},        [ENG_BF16] = {"BF16", 1, 2},
+#define X(name, number, block, bytes, file) [number] = {#name, block, bytes},
+    ENG_TYPES(X)
+#undef X
+    [6] = {"Q5_0", 0, 0},     [7] = {"Q5_1", 0, 0},    [9] = {"Q8_1", 0, 0},   [10] = {"Q2_K", 0, 0},
+    [11] = {"Q3_K", 0, 0},    [12] = {"Q4_K", 0, 0},   [13] = {"Q5_K", 0, 0},  [14] = {"Q6_K", 0, 0},
+    [15] = {"Q8_K", 0, 0},    [16] = {"IQ2_XXS", 0, 0}, [17] = {"IQ2_XS", 0, 0}, [18] = {"IQ3_XXS", 0, 0},
+    [19] = {"IQ1_S", 0, 0},   [20] = {"IQ4_NL", 0, 0}, [21] = {"IQ3_S", 0, 0}, [22] = {"IQ2_S", 0, 0},
+    [23] = {"IQ4_XS", 0, 0},  [24] = {"I8", 0, 0},     [25] = {"I16", 0, 0},   [26] = {"I32", 0, 0},
+    [27] = {"I64", 0, 0},     [28] = {"F64", 0, 0},    [29] = {"IQ1_M", 0, 0},
 };
 enum { TENSOR_TYPES = sizeof tensor_types / sizeof tensor_types[0] };
 

@@ -9,19 +9,19 @@
  *
  *   FREE     -> PROMISED, RUNNING    [eng_pool_take]
  *   CACHED   -> PROMISED, RUNNING    [eng_pool_take]         evicted: it leaves the index first
- *   CACHED   -> RUNNING              [eng_pool_match]        found and pinned, content kept
+ *   CACHED   -> RUNNING              [eng_pool_match]        found and pinned, content kept (prefix.c)
  *   PROMISED -> LANDING, RUNNING     [eng_pool_mark]         first frame; or computed here after all
  *   LANDING  -> RUNNING              [eng_pool_mark]         the transfer is over, however it went; what is
  *                                                          missing is computed here
  *   RUNNING <-> SENDING              [eng_pool_mark]         a receiver reads it; it has it
  *   pinned   -> CACHED or FREE       [eng_pool_give]         the last pin
- *   CACHED   -> FREE                 [eng_pool_clear_cache]
+ *   CACHED   -> FREE                 [eng_pool_clear_cache]  (prefix.c)
  *
  * Rules:
  *   1. A page is in one state. Free and cached pages have no pin, all others have at least one.
  *   2. Page memory is touched only under a pin; whoever took, matched or shared gives once each.
  *   3. A PROMISED or LANDING page is given back only after its link can no longer write to it: after
- *      ended() of its promise (kvtransfer/receive.c), whatever ended it. The caller answers for that; the pool can
+ *      ended() of its promise (kvtransfer/receive.c), whatever ended it, or if it was never made. The caller answers for that; the pool can
  *      not see links.
  *   4. Only RUNNING and SENDING pages are published: all of their tokens are computed. From then on
  *      their content does not change, whoever holds pins.

@@ -116,12 +116,9 @@ static int64_t weights(const eng_tensor *t) {
 /* general.file_type: llama.cpp's numbers (enum llama_ftype). */
 static uint32_t file_type(eng_type type) {
     switch (type) {
-    case ENG_F32: return 0;
-    case ENG_F16: return 1;
-    case ENG_Q4_0: return 2;
-    case ENG_Q4_1: return 3;
-    case ENG_Q8_0: return 7;
-    case ENG_BF16: return 32;
+#define X(name, number, block, bytes, file) case ENG_##name: return file;
+        ENG_TYPES(X)
+#undef X
     }
     return UINT32_MAX;
 }

@@ -5,31 +5,34 @@
  *
  *   at  bytes  field
  *    0    4    magic "BKV1"
- *    4    1    version (KVT_VERSION)
- *    5    1    kind (kvt_frame_kind)
+ *    4    1    version         1
+ *    5    1    kind            1 HELLO, 2 DATA, 3 END, 4 ABORT, 5 ACK
  *    6    2    zero
  *    8    8    ticket
- *   16    4    epoch
+ *   16    4    epoch           of the ticket: the coordinator's attempt at the request
  *   20    4    layer_first
  *   24    4    layers
  *   28    4    head_first
  *   32    4    heads
  *   36    4    token_first
  *   40    4    tokens
- *   44    4    type            DATA: of an element, as promised; nodes say eng_kv_type
+ *   44    4    type            DATA: of an element, as promised; nodes say eng_kv_type: 0 f32, 1 f16, 2 bf16,
+ *                              3 q8_0
  *   48    4    code            ABORT, ACK: a status, by its index in STATUS_LIST (base.h)
- *   52    4    payload_bytes   DATA: 1..KVT_PAYLOAD_MAX, HELLO: 0..KVT_PAIRING_MAX, others: 0
+ *   52    4    payload_bytes   DATA: 1..1 MiB, HELLO: 0..255, others: 0
  *   56    4    payload_crc     CRC32C of the payload that follows
  *   60    4    header_crc      CRC32C of bytes 0..59
  *
- * A DATA payload is [layer][K then V][head][token][row]. A HELLO payload is the pairing text.
+ * A field that a kind has no use for is sent as 0 and not looked at. A DATA payload is
+ * [layer][K then V][head][token][row], a HELLO payload the pairing text.
  *
  * The way of a ticket on the wire (-> by the sender, <- by the receiver):
  *   -> HELLO, <- HELLO                once per link; nothing else is sent before both agree
  *   -> DATA ... DATA END  <- ACK      code ST_OK, or ST_CORRUPT when rows were missing
  *   -> DATA ABORT         <- ACK      code ST_CANCELED
  *   -> DATA or END        <- ACK      code ST_PEER_STALE or ST_BAD_INPUT when refused; once for a run of
- *                                     DATA. A duplicate and the ABORT of what is unknown get no answer
+ *                                     DATA. A duplicate and the ABORT of what is unknown get no answer;
+ *                                     a damaged payload closes the link
  *
  * Here only syntax is decided; whether a box may land is promise.c's. */
 #include "kvtransfer/kvtransfer.h"

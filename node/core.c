@@ -18,6 +18,7 @@
  *   4. node_core_step() allocates nothing: all of a sequence's memory comes with its submit. */
 #include "node/core.h"
 #include <assert.h>
+#include <stdarg.h>
 
 METRIC(metric_steps, "baton_node_steps_total", NULL, METRIC_COUNTER, "forward passes");
 METRIC(metric_prefill, "baton_node_tokens_total", "kind=\"prefill\"", METRIC_COUNTER, "rows computed");
@@ -65,6 +66,14 @@ const node_limits *node_core_limits(const node_core *c) { return &c->limits; }
 const node_io *node_core_io(const node_core *c) { return &c->io; }
 void node_core_emit(node_core *c, const node_event *e) { c->io.emit(c->io.ctx, e); }
 
+const char *node_core_text(node_core *c, const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(c->text, sizeof c->text, fmt, args);
+    va_end(args);
+    return c->text;
+}
+
 bool node_core_waits(const node_core *c) {
     for (const node_seq *s = c->first; s; s = s->next)
         if (s->waiting && !s->paused) return true;
@@ -73,7 +82,7 @@ bool node_core_waits(const node_core *c) {
 
 /* ---- messages ------------------------------------------------------------------------------------- */
 
-void node_seq_count_end(status st) {
+void node_core_count_end(status st) {
 #define X(st_, text_, code_)                                                                             \
     {.name = "baton_node_requests_total", .labels = "status=\"" #st_ "\"", .kind = METRIC_COUNTER,       \
      .help = "requests ended, by status"},
@@ -84,7 +93,7 @@ void node_seq_count_end(status st) {
 
 static void refuse(node_core *c, node_request *r, status st, const char *text) {
     node_event e = {.kind = NODE_END, .handle = r->handle, .end = {st, text}};
-    node_seq_count_end(st);
+    node_core_count_end(st);
     node_core_emit(c, &e);
     arena_destroy(r->memory);
 }

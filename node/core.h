@@ -24,6 +24,6 @@ struct node_core {
 };
 
 node_seq *node_seq_create(node_core *c, const node_role *role, node_request *r, int64_t now_us);
-void node_seq_count_end(status st);      /* the metric of ended requests */
+void node_core_count_end(status st);      /* the metric of ended requests */
 
 #endif

@@ -2,7 +2,7 @@
  * link.c (kvtransfer).
  *
  * Three threads meet here:
- *   engine   core, pool, kv, model                          process.c
+ *   engine   core (and in it the batch), pool, kv, model    process.c
  *   loop     rpc server, sessions, watchers                 session.c, watch.c
  *   kvt      callbacks of transfers                         link.c
  * To the engine: node_messages in its mailbox. To the loop: events in the outbox, posts. The loop and the

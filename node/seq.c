@@ -2,8 +2,8 @@
  *
  * Rules
  *   1. s->blocks[0, blocks_count) are pages of the pool with one pin each, taken by node_seq_take() and
- *      node_seq_grow(), given by node_seq_give() and nowhere else (a
- *      node_seq_take() that fails gives back what it took itself).
+ *      node_seq_grow(), given by node_seq_give() and nowhere else (node_seq_take()
+ *      itself gives back what it pinned and did not keep).
  *   2. Pages found in the prefix index are shared: they hold only tokens below `ready` and are never
  *      written. A page that agrees in part is copied, and the copy is written: copy on write.
  *   3. What another thread may still write (a transfer landing) or read (a transfer leaving) is not given
@@ -14,7 +14,6 @@
 #include "node/core.h"
 #include <assert.h>
 #include <math.h>
-#include <stdarg.h>
 #include <string.h>
 
 METRIC(metric_preemptions, "baton_node_preemptions_total", NULL, METRIC_COUNTER,
@@ -155,15 +154,7 @@ void node_seq_end(node_core *c, node_seq *s, status st, const char *text) {
     *(s->prev ? &s->prev->next : &c->first) = s->next;
     *(s->next ? &s->next->prev : &c->last) = s->prev;
     c->count--;
-    node_seq_count_end(st);
+    node_core_count_end(st);
     node_core_emit(c, &e);
     arena_destroy(s->request->memory);                     /* s and its request with it */
-}
-
-const char *node_core_text(node_core *c, const char *fmt, ...) {
-    va_list args;
-    va_start(args, fmt);
-    vsnprintf(c->text, sizeof c->text, fmt, args);
-    va_end(args);
-    return c->text;
 }

@@ -75,16 +75,15 @@ INLINE void unpack_block(eng_type type, const uint8_t *panel, int C, int b, uint
     const uint8_t *lines = panel + panel_lines_at(type, C) + (size_t)b * panel_line_bytes(type);
     const uint8_t *scales = panel + panel_scales_at(C) + (size_t)b * panel_scale_bytes(type);
     int row = b % 2 * 8;
-    uvec dm = type == ENG_Q4_1 ? (uvec)_mm512_loadu_si512(scales)
-                               : (uvec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)scales));
+    uvec dm = panel_has_offset(type) ? (uvec)_mm512_loadu_si512(scales)
+                                     : (uvec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)scales));
     words d = (words)((dm & 0xffff) | (dm << 16));
-    words m = {};
-    if (type == ENG_Q4_1) m = (words)((dm >> 16) | (dm & 0xffff0000));
-    if (type == ENG_Q4_0) m = d * (uint16_t)-8;
+    words m = d * (uint16_t)-panel_zero(type);
+    if (panel_has_offset(type)) m = (words)((dm >> 16) | (dm & 0xffff0000));
     UNROLL for (int j = 0; j < (int)panel_line_bytes(type) / PANEL_LINE; j++) {
         __builtin_prefetch(lines + AHEAD + j * PANEL_LINE, 0, 2);
         words q = (words)load_line(lines + j * PANEL_LINE).v[0];
-        if (type == ENG_Q8_0) {
+        if (panel_is_wide(type)) {
             typedef int16_t signed_words __attribute__((vector_size(64)));
             put_line(tiles, row + j, (words)((signed_words)(q << 8) >> 8), (words)((signed_words)q >> 8), d, m);
         } else {
@@ -196,7 +195,7 @@ static void panels_times_amx(const eng_product *p) {
     case ENG_Q8_0: times_type(ENG_Q8_0, p); return;
     case ENG_Q4_0: times_type(ENG_Q4_0, p); return;
     case ENG_Q4_1: times_type(ENG_Q4_1, p); return;
-    default: assert(!"a type that panel_has()");
+    case ENG_F32: case ENG_F16: case ENG_BF16: assert(!"a type that panel_has()");
     }
 }
 

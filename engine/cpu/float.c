@@ -6,6 +6,7 @@
  */
 #include "engine/cpu/lanes.h"
 #include "engine/cpu/product.h"
+#include <assert.h>
 
 #if defined(__AVX512F__)
 enum { TILE_T = 6, TILE_N = 4 };
@@ -28,9 +29,11 @@ INLINE void weights(eng_type type, const uint8_t *row, int b, lanes *first, lane
         *first = bf16s(row + b * 64);
         *second = bf16s(row + b * 64 + 32);
         return;
-    default:
+    case ENG_F32:
         *first = load((const float *)row + b * BLOCK);
         *second = load((const float *)row + b * BLOCK + LANES);
+        return;
+    case ENG_Q8_0: case ENG_Q4_0: case ENG_Q4_1: assert(!"a type of WEIGHT_TYPES");
     }
 }
 
@@ -132,6 +135,7 @@ static const struct {
 };
 
 void ISA_NAME(float_times)(const eng_product *p, const uint8_t *rows, size_t row_bytes) {
+    assert(products[p->type].dots);
     if (p->T == 1) {
         products[p->type].dots(p->y, p->x, rows, row_bytes, p->C, p->outputs);
         return;

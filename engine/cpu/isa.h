@@ -1,5 +1,5 @@
 /* isa.h -- names and compiler settings of the files that are compiled once for each instruction set:
- * product.c, float.c, rows.c, attention.c and table.c. CMake sets ISA (avx512, avx2, neon, base); ISA_NAME(f)
+ * product.c, float.c, rope.c, rows.c, attention.c and table.c (engine/isa.cmake). CMake sets ISA (avx512, avx2, neon, base); ISA_NAME(f)
  * is then f_avx512 and so on, so that all of them stand in one executable; ops.c picks at run time. */
 #ifndef BATON_ENGINE_CPU_ISA_H
 #define BATON_ENGINE_CPU_ISA_H

@@ -27,41 +27,41 @@ static void scales_of(eng_type type, const uint8_t *block, float *d, float *m) {
     uint16_t half[2];
     memcpy(half, block, sizeof half);
     *d = eng_half_to_float(half[0]);
-    *m = type == ENG_Q4_1 ? eng_half_to_float(half[1]) : type == ENG_Q4_0 ? -8 * *d : 0;
+    *m = panel_has_offset(type) ? eng_half_to_float(half[1]) : (float)-panel_zero(type) * *d;
 }
 
 /* The largest |w| that a block's scales allow. */
 static float largest(eng_type type, float d, float m) {
-    if (type == ENG_Q8_0) return 128 * fabsf(d);
+    if (panel_is_wide(type)) return 128 * fabsf(d);
     float low = fabsf(m), high = fabsf(m + 15 * d);
     return low > high ? low : high;                  /* NaN if either is */
 }
 
 /* The segment's unit as bfloat16: rounded up, so that W stays within 16 bits after d and m are rounded. */
 static uint16_t unit_of(eng_type type, float most) {
-    const float units = 32767 - (type == ENG_Q8_0 ? 64 : 8);
+    const float units = 32767 - (panel_is_wide(type) ? 64 : 8);
     if (!isfinite(most)) return 0x7fc0;
     float unit = fmaxf(most / units, 0x1p-126f);
     return (uint16_t)((eng_float_bits(unit) + 0xffff) >> 16);
 }
 
 /* Sum of the squares of what rounding d of blocks [from, to) to multiples of unit takes from them. */
-static float lost(const uint8_t *blocks, size_t block_bytes, int from, int to, float unit) {
+static float lost(eng_type type, const uint8_t *blocks, size_t block_bytes, int from, int to, float unit) {
     float all = 0, d, m;
     for (int b = from; b < to; b++) {
-        scales_of(ENG_Q8_0, blocks + (size_t)b * block_bytes, &d, &m);
+        scales_of(type, blocks + (size_t)b * block_bytes, &d, &m);
         float less = d - rintf(d / unit) * unit;
         all += less * less;
     }
     return all;
 }
 
-/* d of Q8_0 has 8 bits only, so its unit is chosen: the best of the next TRIED bfloat16. */
-static uint16_t better_unit(const uint8_t *blocks, size_t block_bytes, int from, int to, uint16_t unit) {
+/* d of wide weights has 8 bits only, so their unit is chosen: the best of the next TRIED bfloat16. */
+static uint16_t better_unit(eng_type type, const uint8_t *blocks, size_t block_bytes, int from, int to, uint16_t unit) {
     uint16_t best = unit;
     float least = INFINITY;
     for (uint16_t u = unit; u < unit + TRIED; u++) {
-        float here = lost(blocks, block_bytes, from, to, eng_bf16_to_float(u));
+        float here = lost(type, blocks, block_bytes, from, to, eng_bf16_to_float(u));
         if (here < least) least = here, best = u;
     }
     return best;
@@ -71,7 +71,7 @@ static uint16_t better_unit(const uint8_t *blocks, size_t block_bytes, int from,
  * column order. */
 static void pack_segment(const packing *p, const uint8_t *blocks, size_t block_bytes, int from, int to, int output,
                          uint8_t *panel) {
-    size_t heads = p->type == ENG_Q4_1 ? 4 : 2, weights = p->type == ENG_Q8_0 ? 32 : 16;
+    size_t heads = panel_has_offset(p->type) ? 4 : 2, weights = panel_is_wide(p->type) ? 32 : 16;
     float most = 0, d, m;
     for (int b = from; b < to && isfinite(most); b++) {
         scales_of(p->type, blocks + (size_t)b * block_bytes, &d, &m);
@@ -79,7 +79,7 @@ static void pack_segment(const packing *p, const uint8_t *blocks, size_t block_b
         if (!(here <= most)) most = here;            /* a NaN, too */
     }
     uint16_t unit = unit_of(p->type, most);
-    if (p->type == ENG_Q8_0 && isfinite(most)) unit = better_unit(blocks, block_bytes, from, to, unit);
+    if (panel_is_wide(p->type) && isfinite(most)) unit = better_unit(p->type, blocks, block_bytes, from, to, unit);
     memcpy(panel + (size_t)(from * ACT_BLOCK / ACT_SEGMENT) * PANEL_UNITS + 2 * (size_t)output, &unit, 2);
     for (int b = from; b < to; b++) {
         const uint8_t *block = blocks + (size_t)b * block_bytes;

@@ -31,11 +31,23 @@
 
 enum { PANEL_OUTPUTS = 16, PANEL_LINE = 64, PANEL_UNITS = 32 };
 
-static inline bool panel_has(eng_type type) { return type == ENG_Q4_0 || type == ENG_Q4_1 || type == ENG_Q8_0; }
+/* Float weights have no panels. */
+static inline bool panel_has(eng_type type) {
+    switch (type) {
+    case ENG_Q8_0: case ENG_Q4_0: case ENG_Q4_1: return true;
+    case ENG_F32: case ENG_F16: case ENG_BF16: return false;
+    }
+    return false;
+}
+
+static inline bool panel_is_wide(eng_type type) { return type == ENG_Q8_0; }   /* a byte a weight, signed */
+static inline bool panel_has_offset(eng_type type) { return type == ENG_Q4_1; } /* m stands in the panel */
+/* q - panel_zero() is what d multiplies. */
+static inline int panel_zero(eng_type type) { return type == ENG_Q4_0 ? 8 : 0; }
 
 /* Of one block. */
-static inline size_t panel_scale_bytes(eng_type type) { return type == ENG_Q4_1 ? 64 : 32; }
-static inline size_t panel_line_bytes(eng_type type) { return type == ENG_Q8_0 ? 8 * PANEL_LINE : 4 * PANEL_LINE; }
+static inline size_t panel_scale_bytes(eng_type type) { return panel_has_offset(type) ? 64 : 32; }
+static inline size_t panel_line_bytes(eng_type type) { return (size_t)(panel_is_wide(type) ? 8 : 4) * PANEL_LINE; }
 
 static inline size_t panel_scales_at(int C) { return (size_t)act_segments(C) * PANEL_UNITS; }
 

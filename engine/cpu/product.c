@@ -20,7 +20,7 @@ enum { AHEAD = 32 << 10 };                   /* bytes asked for before they are 
 INLINE void unpack(eng_type type, const uint8_t *lines, int b, line w[8]) {
     const uint8_t *at = lines + (size_t)b * panel_line_bytes(type);
     UNROLL for (int j = 0; j < 4; j++) {
-        if (type == ENG_Q8_0) {
+        if (panel_is_wide(type)) {
             w[j] = wide_line(load_line(at + j * PANEL_LINE));
             w[j + 4] = wide_line(load_line(at + (j + 4) * PANEL_LINE));
         } else {
@@ -33,9 +33,9 @@ INLINE void unpack(eng_type type, const uint8_t *lines, int b, line w[8]) {
 
 /* acc + W . x over one block; x is one plane of a row. */
 INLINE ints add_block(eng_type type, ints acc, const line w[8], const uint8_t *scales, const int8_t *x, int32_t total) {
-    const int offset = type == ENG_Q8_0 ? WIDE_OFFSET : type == ENG_Q4_0 ? 8 : 0;
-    ints sum = dot_block(type == ENG_Q8_0, w, x, -offset * (total >> 16));
-    return type == ENG_Q4_1 ? add_scaled_offset(acc, sum, scales, total) : add_scaled(type == ENG_Q8_0, acc, sum, scales);
+    const bool wide = panel_is_wide(type);
+    ints sum = dot_block(wide, w, x, -(wide ? WIDE_OFFSET : panel_zero(type)) * (total >> 16));
+    return panel_has_offset(type) ? add_scaled_offset(acc, sum, scales, total) : add_scaled(wide, acc, sum, scales);
 }
 
 INLINE void put(const eng_product *p, int t, int panel, lanes sum) {
@@ -104,7 +104,7 @@ void ISA_NAME(panels_times)(const eng_product *p) {
     case ENG_Q8_0: times_type(ENG_Q8_0, p); return;
     case ENG_Q4_0: times_type(ENG_Q4_0, p); return;
     case ENG_Q4_1: times_type(ENG_Q4_1, p); return;
-    default: assert(!"a type that panel_has()");
+    case ENG_F32: case ENG_F16: case ENG_BF16: assert(!"a type that panel_has()");
     }
 }
 

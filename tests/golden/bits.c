@@ -40,8 +40,9 @@ static void *new_rows(bits *b, int columns, size_t *bytes) {
 }
 
 static void products(bits *b) {
-    static const struct { eng_type type; size_t block_bytes; } types[] = {
-        {ENG_F32, 128}, {ENG_F16, 64}, {ENG_BF16, 64}, {ENG_Q8_0, 34}, {ENG_Q4_0, 18}, {ENG_Q4_1, 20}};
+#define X(name, number, block, bytes, file) ENG_##name,
+    static const eng_type types[] = {ENG_TYPES(X)};
+#undef X
     static float x[T * C], w[N * C], y[T * N];
     static uint8_t rows[N * C * 4];
     size_t bytes;
@@ -50,10 +51,10 @@ static void products(bits *b) {
     fill(w, N * C, 2);
     for (size_t k = 0; k < sizeof types / sizeof *types; k++) {
         eng_matrix m = {.N = N, .C = C, .parts = 1};
-        eng_quantize_row(types[k].type, w, N * C, rows);
-        m.part[0].type = types[k].type;
+        eng_quantize_row(types[k], w, N * C, rows);
+        m.part[0].type = types[k];
         m.part[0].rows = N;
-        m.part[0].row_bytes = types[k].block_bytes * C / 32;
+        m.part[0].row_bytes = eng_gguf_type_bytes(types[k], C);
         m.part[0].data = rows;
         size_t own_bytes = b->op->own_bytes(b->c, &m);
         void *own = own_bytes ? b->op->alloc(b->c, own_bytes) : NULL;
@@ -61,7 +62,7 @@ static void products(bits *b) {
         m.own = own;
         b->op->activate(b->c, act, x, T, C);
         b->op->matmul(b->c, y, act, &m, T);
-        add_line(b, "matmul", (int)types[k].type, y, sizeof y);
+        add_line(b, "matmul", (int)types[k], y, sizeof y);
         if (own) b->op->free(b->c, own);
     }
     b->op->free(b->c, act);

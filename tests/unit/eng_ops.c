@@ -1,6 +1,6 @@
 /* Tests engine/ops.h's back ends op by op: number formats, products and norms against the scalar
  * specification. tests/unit/eng_step.c tests them together. */
-#include "engine/cpu/act.h"
+#include "engine/cpu/panel.h"
 #include "engine/cpu/cpu.h"
 #include "tests/golden/dequantize.h"
 #include <setjmp.h>
@@ -73,29 +73,19 @@ typedef struct weights {
     void *own;
 } weights;
 
-static const eng_type types[] = {ENG_F32, ENG_F16, ENG_BF16, ENG_Q8_0, ENG_Q4_0, ENG_Q4_1};
+#define X(name, number, block, bytes, file) ENG_##name,
+static const eng_type types[] = {ENG_TYPES(X)};
+#undef X
 enum { TYPES = sizeof types / sizeof *types };
 
-/* Rows of random weights; the scales are near 1/16, the offsets of Q4_1 near -1/2. */
+/* Rows of random weights around 1/16; returns the bytes of one. */
 static size_t fill_rows(eng_type type, uint8_t *rows, int count) {
-    static const size_t block_bytes[] = {[ENG_F32] = 128, [ENG_F16] = 64, [ENG_BF16] = 64,
-                                         [ENG_Q8_0] = 34, [ENG_Q4_0] = 18, [ENG_Q4_1] = 20};
-    size_t block = block_bytes[type], blocks = (size_t)count * C / 32;
-    for (size_t b = 0; b < blocks; b++, rows += block) {
-        float f[34];
-        fill(f, 34, (unsigned)b + 7);
-        for (size_t i = 0; i < 32; i++) {
-            uint16_t half = eng_float_to_half(f[i]), bf16 = (uint16_t)(eng_float_bits(f[i]) >> 16);
-            if (type == ENG_F32) memcpy(rows + 4 * i, &f[i], 4);
-            else if (type == ENG_F16) memcpy(rows + 2 * i, &half, 2);
-            else if (type == ENG_BF16) memcpy(rows + 2 * i, &bf16, 2);
-            else if (type == ENG_Q8_0 || i < 16) rows[block - 1 - i] = (uint8_t)(int)(128 + 127.9f * f[i]);
-        }
-        uint16_t d = eng_float_to_half(0.0625f + f[32] / 64), m = eng_float_to_half(-0.5f + f[33] / 16);
-        if (type != ENG_F32 && type != ENG_F16 && type != ENG_BF16) memcpy(rows, &d, 2);
-        if (type == ENG_Q4_1) memcpy(rows + 2, &m, 2);
-    }
-    return block * C / 32;
+    static float w[N * C];
+    size_t row_bytes = eng_gguf_type_bytes(type, C);
+    fill(w, (size_t)(count * C), 7);
+    for (int i = 0; i < count * C; i++) w[i] = 0.0625f + w[i] / 2;
+    for (int n = 0; n < count; n++) eng_quantize_row(type, w + n * C, C, rows + (size_t)n * row_bytes);
+    return row_bytes;
 }
 
 /* Two parts stacked, the first of 20 outputs: a panel is partly empty in the middle. */
@@ -217,7 +207,7 @@ static void scales_that_are_not_finite(void **state) {
     for (int b = 0; eng_ops_at(b); b++)
         for (int k = 0; k < TYPES; k++) {
             const eng_ops *op = eng_ops_at(b);
-            if (!op->form || types[k] == ENG_F32 || types[k] == ENG_F16 || types[k] == ENG_BF16) continue;
+            if (!op->form || !panel_has(types[k])) continue;
             eng_context *c = open_ops(op, 1);
             weights w = make_weights(op, c, types[k], rows);
             size_t row_bytes = w.m.part[0].row_bytes, block_bytes = row_bytes / (C / 32);

@@ -56,7 +56,9 @@ static void run_chunked(rig *r, const int32_t *tokens, int chunk, int page, floa
     }
 }
 
-static const eng_type types[] = {ENG_F32, ENG_F16, ENG_BF16, ENG_Q8_0, ENG_Q4_0, ENG_Q4_1};
+#define X(name, number, block, bytes, file) ENG_##name,
+static const eng_type types[] = {ENG_TYPES(X)};
+#undef X
 static float whole[COUNT * V], other[COUNT * V];
 
 static void chunks_threads_and_pages_change_no_bit(void **state) {
@@ -133,7 +135,7 @@ static void agrees_with_scalar(void **state) {
                 largest = fmaxf(largest, fabsf(whole[i]));
             }
             assert_true(largest > 0.1f);
-            bool floats = types[t] == ENG_F32 || types[t] == ENG_F16 || types[t] == ENG_BF16;
+            bool floats = tiny_row_bytes(types[t], 1) > 0;
             float bound = floats ? 2e-4f : types[t] == ENG_Q8_0 ? 8e-3f : 2e-3f;
             if (!(worst <= bound * largest))
                 fail_msg("%s type %d: %g of %g", eng_ops_at(b)->name, types[t], (double)worst, (double)largest);

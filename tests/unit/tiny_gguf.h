@@ -170,13 +170,11 @@ static inline void tiny_table(tiny_gguf *t, const tiny_options *o) {
 
 static inline size_t tiny_row_bytes(eng_type type, int64_t n) {
     switch (type) {
-    case ENG_F32: return (size_t)n * 4;
-    case ENG_F16: case ENG_BF16: return (size_t)n * 2;
-    case ENG_Q4_0: return (size_t)n / 32 * 18;
-    case ENG_Q4_1: return (size_t)n / 32 * 20;
-    case ENG_Q8_0: return (size_t)n / 32 * 34;
+#define X(name, number, block, bytes, file) case ENG_##name: return (size_t)n / block * bytes;
+        ENG_TYPES(X)
+#undef X
     }
-    abort(); /* no default: the compiler names a type without a case */
+    abort();
 }
 
 /* A float as F16; only for normal numbers, which is all this file makes. */
