@@ -69,7 +69,7 @@ mkdir -p "$here"
 build native ""
 # Where it is compiled in, llama.cpp's AMX path is taken whether it is faster or not: the same build
 # without it is a second peer.
-if cc -march=native -dM -E - </dev/null | grep -q __AMX_INT8__; then
+if [[ $(cc -march=native -dM -E - </dev/null) == *__AMX_INT8__* ]]; then
     build no-amx "-U__AMX_INT8__"
     pass+=(--no-amx "$here/no-amx")
 fi
