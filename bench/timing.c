@@ -7,7 +7,7 @@
 
 const char *const bench_op_names[BENCH_OP_COUNT] = {
     "qkv", "attn_out", "gate_up", "down", "output", "attention",
-    "rmsnorm", "rope_append", "silu_mul", "add", "embed", "gather",
+    "rmsnorm", "rope_append", "silu_mul", "embed", "gather",
 };
 
 static struct {
@@ -47,8 +47,8 @@ TIMED(embed, BENCH_OP_EMBED, (eng_context *c, float *x, const eng_matrix *w, con
 TIMED(gather, BENCH_OP_GATHER, (eng_context *c, float *out, const float *x, const eng_batch *b, int D),
       (c, out, x, b, D))
 TIMED(rmsnorm, BENCH_OP_RMSNORM,
-      (eng_context *c, void *out, const float *x, const float *weight, float eps, int T, int D),
-      (c, out, x, weight, eps, T, D))
+      (eng_context *c, void *out, float *x, const float *y, const float *weight, float eps, int T, int D),
+      (c, out, x, y, weight, eps, T, D))
 TIMED(matmul, product_of(w), (eng_context *c, float *y, const void *x, const eng_matrix *w, int T),
       (c, y, x, w, T))
 TIMED(rope_append, BENCH_OP_ROPE,
@@ -60,7 +60,6 @@ TIMED(attention, BENCH_OP_ATTENTION,
       (c, out, qkv, kv, l, b, H, scale))
 TIMED(silu_mul, BENCH_OP_SILU, (eng_context *c, void *out, const float *gu, int T, int F),
       (c, out, gu, T, F))
-TIMED(add, BENCH_OP_ADD, (eng_context *c, float *x, const float *y, int T, int D), (c, x, y, T, D))
 
 void bench_timing_start(eng_model *m) {
     assert(!timed.m);
@@ -74,7 +73,6 @@ void bench_timing_start(eng_model *m) {
     timed.table.rope_append = timed_rope_append;
     timed.table.attention = timed_attention;
     timed.table.silu_mul = timed_silu_mul;
-    timed.table.add = timed_add;
     m->op = &timed.table;
     bench_timing_clear();
 }

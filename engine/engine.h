@@ -25,8 +25,8 @@ extern "C" {
 /* ---- gguf: a model file, mapped ---------------------------------------------------------------- */
 
 /* Weight types of GGUF v3 that are read and written: name, number in a file (ggml's ggml_type), weights and
- * bytes of a block, number of a file of such weights (llama.cpp's llama_ftype). To add one: README, "A weight
- * type". */
+ * bytes of a block, number of a file of such weights (llama.cpp's llama_ftype). See README, "To
+ * add a weight type". */
 #define ENG_TYPES(X)      \
     X(F32, 0, 1, 4, 0)    \
     X(F16, 1, 1, 2, 1)    \

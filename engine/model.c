@@ -71,7 +71,7 @@ status eng_model_open(const eng_gguf *g, const eng_options *options, eng_model *
 
 static void free_scratch(eng_model *m) {
     eng_scratch *s = &m->s;
-    void *memory[] = {s->x, s->xn, s->qkv, s->att, s->y, s->gu, s->ff, s->last, s->lastn, s->logits};
+    void *memory[] = {s->x, s->xn, s->qkv, s->att, s->y, s->gu, s->ff, s->last, s->last_y, s->lastn, s->logits};
     void *host[] = {s->token, s->position, s->rows_index, s->wanted, s->tiles, s->angles};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) m->op->free(m->c, memory[i]);
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) mem_free(host[i]);
@@ -405,7 +405,8 @@ static status alloc_scratch(eng_model *m, error *err) {
                 (s->qkv = memory(m, T, (size_t)(a->H + 2 * a->K) * (size_t)a->h * f)) &&
                 (s->att = memory(m, T, act_att)) && (s->y = memory(m, T, D * f)) &&
                 (s->gu = memory(m, T, 2 * F * f)) && (s->ff = memory(m, T, act_F)) &&
-                (s->last = memory(m, wanted, D * f)) && (s->lastn = memory(m, wanted, act_D)) &&
+                (s->last = memory(m, wanted, D * f)) && (s->last_y = memory(m, wanted, D * f)) &&
+                (s->lastn = memory(m, wanted, act_D)) &&
                 (s->logits = memory(m, wanted, V * f)) &&
                 (s->token = host(m, T, sizeof *s->token)) &&
                 (s->position = host(m, T, sizeof *s->position)) &&

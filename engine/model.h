@@ -25,7 +25,7 @@ typedef struct eng_scratch {
     float *y;                    /* (T,D)       output of a block         */
     float *gu;                   /* (T,2F)      gate and up               */
     void *ff;                    /* act (T,F)                             */
-    float *last;                 /* (wanted,D)  rows whose logits are asked */
+    float *last, *last_y;        /* (wanted,D)  rows whose logits are asked */
     void *lastn;                 /* act (wanted,D)                        */
     float *logits;               /* (wanted,V)                            */
 

@@ -11,7 +11,7 @@
  *  - Every pointer marked "memory" comes from alloc() and may be device memory; only the back end
  *    follows it. Ops are queued in order (a stream); finish() waits and shows the logits to the host.
  *  - Tensor parallelism: a context is one rank. prepare() may keep the rank's share of a matrix;
- *    `add` is "x += the sum of y over all ranks", which for one rank is y itself.
+ *    rmsnorm adds y's sum over all ranks, which for one rank is y itself.
  *  - The layout of a page is the back end's: kv_pack/kv_unpack speak the canonical order.
  *
  * Rule for every op: what is computed for a row is the same sequence of operations whatever T is,
@@ -97,9 +97,10 @@ typedef struct eng_ops {
     void (*gather)(eng_context *c, float *out, const float *x, const eng_batch *b, int D);
     /*                                        out act(T,C) = x (T,C)                                 */
     void (*activate)(eng_context *c, void *out, const float *x, int T, int C);
-    /*                                        out act(T,D) = x / sqrt(mean(x^2) + eps) * weight      */
-    void (*rmsnorm)(eng_context *c, void *out, const float *x, const float *weight, float eps, int T,
-                    int D);
+    /*        x (T,D) += sum over ranks of y (T,D), not if y is NULL;
+     *                                        out act(T,D) = x / sqrt(mean(x^2) + eps) * weight      */
+    void (*rmsnorm)(eng_context *c, void *out, float *x, const float *y, const float *weight, float eps,
+                    int T, int D);
     /*                                        y (T,N) = x act(T,C) * w(N,C)^T                        */
     void (*matmul)(eng_context *c, float *y, const void *x, const eng_matrix *w, int T);
     /* qkv (T,(H+2K)h): turns q in place and k on its way into the pages of layer l; v as it is.     */
@@ -110,8 +111,6 @@ typedef struct eng_ops {
                       const eng_batch *b, int H, float scale);
     /*                                        out act(T,F) = silu(gate) * up, gu (T,2F) = gate, up   */
     void (*silu_mul)(eng_context *c, void *out, const float *gu, int T, int F);
-    /*                                        x (T,D) += sum over ranks of y (T,D)                   */
-    void (*add)(eng_context *c, float *x, const float *y, int T, int D);
 
     void (*kv_copy)(eng_context *c, const eng_pages *kv, int32_t dst, int32_t src, int32_t tokens);
     void (*kv_pack)(eng_context *c, const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box,

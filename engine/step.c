@@ -1,7 +1,8 @@
 /* step.c -- one forward pass over any mix of rows: prefill chunks, decode tokens, drafts to verify.
  *
- * A llama block is x += attention(norm(x)); x += ffn(norm(x)). Every call below is one op of the back
- * end's table (ops.h), the shape of what it writes on the right. Nothing is allocated. */
+ * A llama block is x += attention(norm(x)); x += ffn(norm(x)); the norm that follows does the adding. Every
+ * call below is one op of the back end's table (ops.h), the shape of what it writes on the right. Nothing is
+ * allocated. */
 #include "engine/model.h"
 #include <assert.h>
 #include <math.h>
@@ -22,25 +23,26 @@ status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const
     int T = b.T;
 
     op->begin(c, &b);
+    const float *y = NULL;                                         /* what x lacks    */
     op->embed(c, s->x, &m->embed, &b);                             /* (T,D)           */
     for (int l = 0; l < m->shape.L; l++) {
         const eng_layer *w = &m->layer[l];
-        op->rmsnorm(c, s->xn, s->x, w->norm_attn, eps, T, D);      /* act (T,D)       */
+        op->rmsnorm(c, s->xn, s->x, y, w->norm_attn, eps, T, D);   /* act (T,D)       */
         op->matmul(c, s->qkv, s->xn, &w->qkv, T);                  /* (T,(H+2K)h)     */
         op->rope_append(c, s->qkv, pages, l, &b, H);               /* q; pages of k,v */
         op->attention(c, s->att, s->qkv, pages, l, &b, H, scale);  /* act (T,H*h)     */
         op->matmul(c, s->y, s->att, &w->attn_out, T);              /* (T,D)           */
-        op->add(c, s->x, s->y, T, D);                              /* (T,D)           */
+        y = s->y;
 
-        op->rmsnorm(c, s->xn, s->x, w->norm_ffn, eps, T, D);       /* act (T,D)       */
+        op->rmsnorm(c, s->xn, s->x, y, w->norm_ffn, eps, T, D);    /* act (T,D)       */
         op->matmul(c, s->gu, s->xn, &w->gate_up, T);               /* (T,2F)          */
         op->silu_mul(c, s->ff, s->gu, T, F);                       /* act (T,F)       */
         op->matmul(c, s->y, s->ff, &w->down, T);                   /* (T,D)           */
-        op->add(c, s->x, s->y, T, D);                              /* (T,D)           */
         atomic_fetch_add_explicit(&m->layers_done, 1, memory_order_relaxed);
     }
     op->gather(c, s->last, s->x, &b, D);                           /* (wanted,D)      */
-    op->rmsnorm(c, s->lastn, s->last, m->norm_out, eps, b.wanted_count, D);
+    op->gather(c, s->last_y, y, &b, D);                            /* (wanted,D)      */
+    op->rmsnorm(c, s->lastn, s->last, s->last_y, m->norm_out, eps, b.wanted_count, D);
     op->matmul(c, s->logits, s->lastn, &m->output, b.wanted_count); /* (wanted,V)     */
     *logits = op->finish(c, s->logits, (size_t)b.wanted_count * (size_t)m->shape.V);
     return ST_OK;

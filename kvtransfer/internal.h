@@ -37,7 +37,12 @@ typedef struct kvt_address {
     socklen_t bytes;
 } kvt_address;
 
-/* ---- transport.c: one row a transport; each gives a stream that epoll can wait for ----------- */
+/* ---- transport.c: one row a transport ---------------------------------------------------------
+ *
+ * Each gives a stream: a descriptor that does not block, that epoll reports for as long as read() has bytes
+ * (read() is not called to the end at every turn), and that close() ends. errno is as of sockets. A peer that
+ * vanished is the transport's to notice, within KVT_STALL_MS: nothing else ends a link that is only listened to.
+ * resolve() is called on the engine's thread: addresses, no lookups. */
 
 typedef struct kvt_transport {
     const char *name;

@@ -22,7 +22,7 @@ extern "C" {
 enum { KVT_VERSION = 1, KVT_FRAME_BYTES = 64, KVT_PAYLOAD_MAX = 1 << 20, KVT_PAIRING_MAX = 255 };
 
 typedef enum kvt_frame_kind {
-    KVT_HELLO = 1,               /* first frame of a link, both ways: version, pairing digest */
+    KVT_HELLO = 1,               /* first frame of a link, both ways: version, pairing text */
     KVT_DATA = 2,                /* a box of KV */
     KVT_END = 3,                 /* sender: everything of this ticket was sent */
     KVT_ABORT = 4,               /* sender: nothing more of this ticket will come */

@@ -5,7 +5,7 @@
  *   2. Then prefill chunks in order of age (first come, first served), each at most chunk_tokens, until
  *      step_tokens_max is full.
  *   3. While any prompt wants rows, decode rows leave it room for one chunk (at most half of the step): a
- *      crowd of decoders slows a prompt down and never starves it.
+ *      crowd of decoders slows a prompt down and never starves it (but where a step has one row only).
  *   4. A row that samples costs one of logits_max. A chunk that would reach its prompt's end when none is
  *      left stops one row short of it: its last row then stands in line as a decode row.
  *

@@ -18,10 +18,9 @@
 /* What one instruction set offers to the tables in table.c and amx.c. */
 #define ISA_FUNCTIONS(isa)                                                                           \
     status open_##isa(int threads, const eng_shape *shape, eng_context **out, error *err);           \
-    void rmsnorm_##isa(eng_context *c, void *out, const float *x, const float *weight, float eps,     \
-                       int T, int D);                                                                \
+    void rmsnorm_##isa(eng_context *c, void *out, float *x, const float *y, const float *weight,      \
+                       float eps, int T, int D);                                                     \
     void silu_mul_##isa(eng_context *c, void *out, const float *gu, int T, int F);                    \
-    void add_##isa(eng_context *c, float *x, const float *y, int T, int D);                           \
     void matmul_##isa(eng_context *c, float *y, const void *x, const eng_matrix *w, int T);           \
     void rope_append_##isa(eng_context *c, float *qkv, const eng_pages *kv, int l, const eng_batch *b, \
                            int H);                                                                   \
@@ -42,7 +41,7 @@ ISA_FUNCTIONS(neon)
 #define ISA_OPS_OF(isa)                                                                              \
     .open = open_##isa, .form = "panels-2", .own_bytes = panel_own_bytes, .prepare = panel_prepare,                      \
     .act_bytes = isa_act_bytes, .activate = activate_##isa, .rmsnorm = rmsnorm_##isa,                \
-    .rope_append = rope_append_##isa, .attention = attend_##isa, .silu_mul = silu_mul_##isa, .add = add_##isa
+    .rope_append = rope_append_##isa, .attention = attend_##isa, .silu_mul = silu_mul_##isa
 
 /* Every instruction set that multiplies and adds in one rounding computes the same bits; aarch64 always does. */
 #if defined(__FMA__) || defined(__aarch64__)
@@ -54,6 +53,13 @@ ISA_FUNCTIONS(neon)
 static inline size_t isa_act_bytes(const eng_context *c, int columns) {
     (void)c;
     return act_bytes(columns);
+}
+
+/* Rows that a task of an op by rows takes: all threads get some, and each gets the rows of which it has
+ * neighbouring tasks in the other ops, attention's too, so that what it wrote is in its own cache. */
+static inline int isa_rows_a_task(const eng_context *c, int T) {
+    int rows = (T + eng_team_threads(c->team) - 1) / eng_team_threads(c->team);
+    return rows < 1 ? 1 : rows < 8 ? rows : 8;
 }
 
 /* Floats a thread needs: sixteen rows of float weights, or a panel unpacked into tiles and their sums

@@ -116,7 +116,7 @@ typedef struct sharing {
     float *y;
     const void *x;
     const eng_matrix *w;
-    int T, groups, groups_a_task, rows_a_task, row_tasks;
+    int T, groups, groups_a_task, group_tasks, rows_a_task;
     eng_panels_times kernel;
 } sharing;
 
@@ -141,8 +141,8 @@ static void do_part(const sharing *s, int i, int n, const uint8_t *own, int from
 
 static void do_task(void *ctx, int task, int thread) {
     const sharing *s = ctx;
-    int from = task / s->row_tasks * s->groups_a_task, to = from + s->groups_a_task, group = 0, n = 0;
-    int t = task % s->row_tasks * s->rows_a_task, T = s->T - t < s->rows_a_task ? s->T - t : s->rows_a_task;
+    int from = task % s->group_tasks * s->groups_a_task, to = from + s->groups_a_task, group = 0, n = 0;
+    int t = task / s->group_tasks * s->rows_a_task, T = s->T - t < s->rows_a_task ? s->T - t : s->rows_a_task;
     void *scratch = s->c->panel + (size_t)thread * s->c->panel_floats;
     const uint8_t *own = s->w->own;
     for (int i = 0; i < s->w->parts; i++) {
@@ -156,23 +156,27 @@ static void do_task(void *ctx, int task, int thread) {
 }
 
 static int at_least(int n, int least) { return n < least ? least : n; }
+static int shares(int n, int of) { return (n + of - 1) / of; }
 
+/* Rows go to threads in contiguous shares if those are large enough to be worth unpacking a panel for, so
+ * that a thread finds in its own cache what it wrote; else each thread takes some of the outputs. */
 void ISA_NAME(product_run)(eng_context *c, float *y, const void *x, const eng_matrix *w, int T,
                            eng_panels_times kernel) {
-    enum { TASKS_A_THREAD = 4, ROWS_A_TASK = 64, NEAR = 512 << 10 };
-    sharing s = {.c = c, .y = y, .x = x, .w = w, .T = T, .rows_a_task = T, .kernel = kernel};
+    enum { TASKS_A_THREAD = 4, ROWS_A_TASK = 64, SHARE = 128, NEAR = 512 << 10 };
+    sharing s = {.c = c, .y = y, .x = x, .w = w, .T = T, .kernel = kernel};
     if (T == 0) return;
-    int threads = eng_team_threads(c->team), tasks = threads * TASKS_A_THREAD;
+    int threads = eng_team_threads(c->team), tasks = threads * TASKS_A_THREAD, rows = T;
     for (int i = 0; i < w->parts; i++) s.groups += panel_count(w->part[i].rows);
-    s.groups_a_task = threads == 1 ? s.groups : at_least(s.groups / tasks, T == 1 ? STREAMS : 1);
-    if (s.groups < tasks && T >= 2 * ROWS_A_TASK) {
-        s.rows_a_task = at_least(T * s.groups / tasks / ACT_ROWS * ACT_ROWS, ROWS_A_TASK);
-    }
-    int near = at_least((int)(NEAR / act_integer_bytes(w->C) / ACT_ROWS * ACT_ROWS), ROWS_A_TASK);
+    bool by_rows = shares(T, threads) >= SHARE;
+    s.groups_a_task = threads == 1 ? s.groups : at_least(s.groups / (by_rows ? TASKS_A_THREAD : tasks), T == 1 ? STREAMS : 1);
+    if (by_rows) rows = shares(T, threads);
+    else if (s.groups < tasks && T >= 2 * ROWS_A_TASK) rows = at_least(T * s.groups / tasks, ROWS_A_TASK);
+    int near = at_least((int)(NEAR / act_integer_bytes(w->C)), ROWS_A_TASK);
     if (near > PRODUCT_ROWS) near = PRODUCT_ROWS;
-    if (s.rows_a_task > near) s.rows_a_task = near;      /* a chunk's integers stay in the L2 cache */
-    s.row_tasks = (T + s.rows_a_task - 1) / s.rows_a_task;
-    eng_team_run(c->team, (s.groups + s.groups_a_task - 1) / s.groups_a_task * s.row_tasks, do_task, &s);
+    rows = shares(rows, shares(rows, near));             /* a chunk's integers stay in the L2 cache */
+    s.rows_a_task = shares(rows, ACT_ROWS) * ACT_ROWS;
+    s.group_tasks = shares(s.groups, s.groups_a_task);
+    eng_team_run(c->team, s.group_tasks * shares(T, s.rows_a_task), do_task, &s);
 }
 
 void ISA_NAME(matmul)(eng_context *c, float *y, const void *x, const eng_matrix *w, int T) {

@@ -1,9 +1,8 @@
 /* rope.c -- RoPE, and the row's K and V on their way into the pages: compiled for each instruction set,
  * without contraction, with the same bytes as scalar.c (but for the payload of a NaN). */
+#include "engine/cpu/isa.h"
 #include "engine/cpu/lanes.h"
 #include "engine/cpu/pages.h"
-
-enum { ROWS = 16 };                          /* of a task */
 
 typedef uint16_t wide __attribute__((vector_size(W * 2), aligned(2), may_alias));
 typedef int8_t narrow __attribute__((vector_size(W), aligned(1), may_alias));
@@ -99,7 +98,7 @@ typedef struct append {
     float *qkv;
     const eng_pages *kv;
     const eng_batch *b;
-    int l, H;
+    int l, H, rows_a_task;
 } append;
 
 static void append_row(const append *a, int t) {
@@ -117,10 +116,10 @@ static void append_row(const append *a, int t) {
 static void append_task(void *ctx, int task, int thread) {
     const append *a = ctx;
     (void)thread;
-    for (int t = task * ROWS; t < a->b->T && t < (task + 1) * ROWS; t++) append_row(a, t);
+    for (int t = task * a->rows_a_task; t < a->b->T && t < (task + 1) * a->rows_a_task; t++) append_row(a, t);
 }
 
 void ISA_NAME(rope_append)(eng_context *c, float *qkv, const eng_pages *kv, int l, const eng_batch *b, int H) {
-    append a = {qkv, kv, b, l, H};
-    eng_team_run(c->team, (b->T + ROWS - 1) / ROWS, append_task, &a);
+    append a = {qkv, kv, b, l, H, isa_rows_a_task(c, b->T)};
+    eng_team_run(c->team, (b->T + a.rows_a_task - 1) / a.rows_a_task, append_task, &a);
 }

@@ -1,5 +1,5 @@
-/* rows.c -- what is done row by row: RMSNorm, SiLU times up, the residual sum; and how an activation row
- * gets its integers (act.h). */
+/* rows.c -- what is done row by row: residual sum and RMSNorm, SiLU times up; and how an activation row gets
+ * its integers (act.h). */
 #include "engine/cpu/act.h"
 #include "engine/cpu/dot.h"
 #include <math.h>
@@ -57,48 +57,54 @@ static void finish_row(void *out, int T, int C, int t) {
 
 /* ---- the ops ------------------------------------------------------------------------------------ */
 
-enum { ROWS_A_TASK = 8 };
-
 typedef struct row_work {
     float *out;
     const float *in, *weight;
+    float *x;
     float eps;
-    int T, width;
+    int T, width, rows_a_task;
 } row_work;
 
 static void run_rows(eng_context *c, row_work *w, void (*task)(void *, int, int)) {
-    eng_team_run(c->team, (w->T + ROWS_A_TASK - 1) / ROWS_A_TASK, task, w);
+    w->rows_a_task = isa_rows_a_task(c, w->T);
+    eng_team_run(c->team, (w->T + w->rows_a_task - 1) / w->rows_a_task, task, w);
 }
 
+static int first_row(const row_work *w, int task) { return task * w->rows_a_task; }
+
 static int last_row(const row_work *w, int task) {
-    int end = (task + 1) * ROWS_A_TASK;
+    int end = first_row(w, task + 1);
     return end < w->T ? end : w->T;
 }
 
 static void rmsnorm_task(void *ctx, int task, int thread) {
     const row_work *w = ctx;
     (void)thread;
-    for (int t = task * ROWS_A_TASK; t < last_row(w, task); t++) {
-        const float *x = w->in + (size_t)t * (size_t)w->width;
-        float *out = w->out + (size_t)t * (size_t)w->width;
+    for (int t = first_row(w, task); t < last_row(w, task); t++) {
+        size_t at = (size_t)t * (size_t)w->width;
+        float *x = w->x + at, *out = w->out + at;
         lanes sum = spread(0);
-        for (int i = 0; i < w->width; i += LANES) sum = add_product(sum, load(x + i), load(x + i));
+        for (int i = 0; i < w->width; i += LANES) {
+            lanes v = load(x + i);
+            if (w->in) store(x + i, v = add_lanes(v, load(w->in + at + i)));
+            sum = add_product(sum, v, v);
+        }
         float scale = 1 / sqrtf(total(sum) / (float)w->width + w->eps);
         for (int i = 0; i < w->width; i++) out[i] = x[i] * scale * w->weight[i];
         finish_row(w->out, w->T, w->width, t);
     }
 }
 
-void ISA_NAME(rmsnorm)(eng_context *c, void *out, const float *x, const float *weight, float eps, int T,
-                       int D) {
-    row_work w = {.out = out, .in = x, .weight = weight, .eps = eps, .T = T, .width = D};
+void ISA_NAME(rmsnorm)(eng_context *c, void *out, float *x, const float *y, const float *weight, float eps,
+                       int T, int D) {
+    row_work w = {.out = out, .in = y, .x = x, .weight = weight, .eps = eps, .T = T, .width = D};
     run_rows(c, &w, rmsnorm_task);
 }
 
 static void silu_task(void *ctx, int task, int thread) {
     const row_work *w = ctx;
     (void)thread;
-    for (int t = task * ROWS_A_TASK; t < last_row(w, task); t++) {
+    for (int t = first_row(w, task); t < last_row(w, task); t++) {
         const float *gate = w->in + (size_t)t * 2 * (size_t)w->width, *up = gate + w->width;
         float *out = w->out + (size_t)t * (size_t)w->width;
         for (int i = 0; i < w->width; i += LANES) {
@@ -118,7 +124,7 @@ void ISA_NAME(silu_mul)(eng_context *c, void *out, const float *gu, int T, int F
 static void act_task(void *ctx, int task, int thread) {
     const row_work *w = ctx;
     (void)thread;
-    for (int t = task * ROWS_A_TASK; t < last_row(w, task); t++) {
+    for (int t = first_row(w, task); t < last_row(w, task); t++) {
         size_t at = (size_t)t * (size_t)w->width;
         if (w->in) memcpy(w->out + at, w->in + at, (size_t)w->width * sizeof *w->in);
         finish_row(w->out, w->T, w->width, t);
@@ -128,17 +134,4 @@ static void act_task(void *ctx, int task, int thread) {
 void ISA_NAME(activate)(eng_context *c, void *out, const float *x, int T, int C) {
     row_work w = {.out = out, .in = x, .T = T, .width = C};
     run_rows(c, &w, act_task);
-}
-
-static void add_task(void *ctx, int task, int thread) {
-    const row_work *w = ctx;
-    size_t first = (size_t)(task * ROWS_A_TASK) * (size_t)w->width;
-    size_t end = (size_t)last_row(w, task) * (size_t)w->width;
-    (void)thread;
-    for (size_t i = first; i < end; i++) w->out[i] += w->in[i];
-}
-
-void ISA_NAME(add)(eng_context *c, float *x, const float *y, int T, int D) {
-    row_work w = {.out = x, .in = y, .T = T, .width = D};
-    run_rows(c, &w, add_task);
 }

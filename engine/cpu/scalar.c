@@ -25,15 +25,16 @@ static void scalar_activate(eng_context *c, void *out, const float *x, int T, in
     memcpy(out, x, (size_t)T * (size_t)C * sizeof *x);
 }
 
-/* out[t][i] = x[t][i] / sqrt(mean_i(x[t][i]^2) + eps) * weight[i]          (Zhang and Sennrich 2019)
- * x, out: (T,D); weight: (D). */
-static void scalar_rmsnorm(eng_context *c, void *out, const float *x, const float *weight, float eps,
+/* x[t][i] += y[t][i], then
+ * out[t][i] = x[t][i] / sqrt(mean_i(x[t][i]^2) + eps) * weight[i]          (Zhang and Sennrich 2019)
+ * x, y, out: (T,D); weight: (D). */
+static void scalar_rmsnorm(eng_context *c, void *out, float *x, const float *y, const float *weight, float eps,
                            int T, int D) {
     (void)c;
     for (int t = 0; t < T; t++) {
-        const float *row = x + (size_t)t * (size_t)D;
-        float *to = (float *)out + (size_t)t * (size_t)D;
+        float *row = x + (size_t)t * (size_t)D, *to = (float *)out + (size_t)t * (size_t)D;
         float sum = 0;
+        for (int i = 0; y && i < D; i++) row[i] += y[(size_t)t * (size_t)D + (size_t)i];
         for (int i = 0; i < D; i++) sum += row[i] * row[i];
         float scale = 1 / sqrtf(sum / (float)D + eps);
         for (int i = 0; i < D; i++) to[i] = row[i] * scale * weight[i];
@@ -136,12 +137,6 @@ static void scalar_silu_mul(eng_context *c, void *out, const float *gu, int T, i
     }
 }
 
-/* x[t][i] += y[t][i]; both (T,D). */
-static void scalar_add(eng_context *c, float *x, const float *y, int T, int D) {
-    (void)c;
-    for (size_t i = 0; i < (size_t)T * (size_t)D; i++) x[i] += y[i];
-}
-
 extern const eng_ops eng_cpu_scalar;
 const eng_ops eng_cpu_scalar = {
     .name = "scalar",
@@ -155,5 +150,4 @@ const eng_ops eng_cpu_scalar = {
     .rope_append = scalar_rope_append,
     .attention = scalar_attention,
     .silu_mul = scalar_silu_mul,
-    .add = scalar_add,
 };

@@ -72,16 +72,17 @@ static void by_rows(bits *b) {
     static float x[2 * T * C], weight[C];
     fill(x, 2 * T * C, 3);
     fill(weight, C, 4);
-    for (int op = 0; op < 3; op++) {
+    for (int op = 0; op < 4; op++) {
+        static const char *const names[] = {"activate", "rmsnorm", "silu_mul", "add_rmsnorm"};
         size_t bytes;
         void *out = new_rows(b, C, &bytes);
         if (op == 0) b->op->activate(b->c, out, x, T, C);
-        if (op == 1) b->op->rmsnorm(b->c, out, x, weight, 1e-5f, T, C);
+        if (op == 1) b->op->rmsnorm(b->c, out, x, NULL, weight, 1e-5f, T, C);
         if (op == 2) b->op->silu_mul(b->c, out, x, T, C);
-        add_line(b, op == 0 ? "activate" : op == 1 ? "rmsnorm" : "silu_mul", 0, out, bytes);
+        if (op == 3) b->op->rmsnorm(b->c, out, x, x + T * C, weight, 1e-5f, T, C);
+        add_line(b, names[op], 0, out, bytes);
         b->op->free(b->c, out);
     }
-    b->op->add(b->c, x, x + T * C, T, C);
     add_line(b, "add", 0, x, sizeof x);
 }
 

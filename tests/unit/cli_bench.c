@@ -80,7 +80,7 @@ static void quick_run(void **state) {
     assert_points(all, "prefill", "tokens", 2, true);
     assert_points(all, "decode", "batch", 3, true);
     assert_points(all, "attention", "context", 4, true);
-    assert_int_equal(json_array_size(json_object_get(all, "ops")), 13);
+    assert_int_equal(json_array_size(json_object_get(all, "ops")), 12);
     json_decref(all);
     assert_true(read(fd, text, sizeof text - 1) > 0 && strncmp(text, "<svg ", 5) == 0);
     close(fd);
