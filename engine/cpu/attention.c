@@ -138,7 +138,7 @@ INLINE void load_vectors(eng_kv_type type, const attend *a, const work *w, int j
             scale = element(ENG_KV_F16, eng_page_scale(&kv, at.k, 0, at.slot, d / ENG_SCALE_DIMS));
         lanes x = element(type, at.k + (d * kv.P + at.slot) * size);
         store(to + d * SPAN, type == ENG_KV_Q8_0 ? scaled(x, scale) : x);
-        __builtin_prefetch(next.k + (d * kv.P + next.slot) * size, 0, 2);
+        if (d * kv.P * size % 64 == 0) __builtin_prefetch(next.k + (d * kv.P + next.slot) * size, 0, 2);
     }
     to = w->v + j * width;
     for (int i = 0; i < LANES; i++)
@@ -147,7 +147,7 @@ INLINE void load_vectors(eng_kv_type type, const attend *a, const work *w, int j
                 scale = spread(half_at(eng_page_scale(&kv, at.v, 1, at.slot + i, d / ENG_SCALE_DIMS)));
             lanes x = element(type, at.v + ((at.slot + i) * h + d) * size);
             store(to + i * width + d, type == ENG_KV_Q8_0 ? scaled(x, scale) : x);
-            __builtin_prefetch(next.v + ((next.slot + i) * h + d) * size, 0, 2);
+            if (d * size % 64 == 0) __builtin_prefetch(next.v + ((next.slot + i) * h + d) * size, 0, 2);
         }
 }
 

@@ -3,7 +3,7 @@
  * A page of P tokens is laid out so that attention reads it along its vectors: sixteen tokens of K at
  * one dim, or all dims of V at one token.
  *
- *     [layer][K then V][kv head]   K: [dim][token]   V: [token][dim]
+ *     [layer][kv head][K then V]   K: [dim][token]   V: [token][dim]
  *
  * An element is a float, half, bfloat16 or, in a page of Q8_0, an int8; there the P*h elements of a
  * block are followed by its scales, one half for each token and 32 dims:
@@ -32,7 +32,7 @@ static inline size_t eng_element_bytes(eng_kv_type type) {
 
 /* K or V of one layer and head of a page. */
 static inline char *eng_page_block(const eng_pages *kv, int32_t page, int l, int is_v, int head) {
-    size_t block = ((size_t)l * 2 + (size_t)is_v) * (size_t)kv->K + (size_t)head;
+    size_t block = ((size_t)l * (size_t)kv->K + (size_t)head) * 2 + (size_t)is_v;
     return (char *)kv->data + (size_t)page * kv->page_bytes +
            block * (kv->page_bytes / (2 * (size_t)kv->L * (size_t)kv->K));
 }
