@@ -22,7 +22,7 @@ INLINE ints put_planes(int8_t *hi_plane, size_t lo_after, lanes x, float inverse
         ivec hi = (X + 64) >> 7, lo = X - hi * 128;
         *(small *)(hi_plane + i * W) = __builtin_convertvector(hi, small);
         *(small *)(hi_plane + lo_after + i * W) = __builtin_convertvector(lo, small);
-        sum.v[i] += hi * 65536 + lo;
+        sum.v[i] = (ivec)((uvec)sum.v[i] + (uvec)hi * 65536 + (uvec)lo);      /* of a NaN they may be anything */
     }
     return sum;
 }

@@ -212,14 +212,16 @@ static inline void ask_and_wait(fixture *f, int method, const char *text, answer
     assert_true(run_until(f, is_true, &a->ended, 20000));
 }
 
-static inline void fixture_open(fixture *f) {
+static inline void fixture_open_at(fixture *f, const char *listen) {
     error err;
     *f = (fixture){0};
     assert_int_equal(rpc_loop_create(&f->loop, &err), ST_OK);
-    assert_int_equal(rpc_server_open(f->loop, "127.0.0.1:0", methods, 3, f, &f->server, &err), ST_OK);
+    assert_int_equal(rpc_server_open(f->loop, listen, methods, 3, f, &f->server, &err), ST_OK);
     rpc_server_start(f->server);
     assert_int_equal(rpc_channel_open(f->loop, rpc_server_address(f->server), &f->channel, &err), ST_OK);
 }
+
+static inline void fixture_open(fixture *f) { fixture_open_at(f, "127.0.0.1:0"); }
 
 static inline void fixture_close(fixture *f) {
     bool done = false;
