@@ -99,6 +99,12 @@ int64_t mem_live(void);          /* allocations not freed yet */
 int64_t clock_now_ms(void);      /* monotonic; the only clock that decides anything */
 int64_t clock_now_us(void);      /* monotonic */
 
+/* ---- addresses -------------------------------------------------------------------------------- */
+
+/* "host:port" or "[host]:port" into host and the port's text, which is 0 to 65535; false: it is neither, or host
+ * does not fit. */
+bool address_split(const char *text, char *host, size_t host_bytes, const char **port);
+
 /* ---- log -------------------------------------------------------------------------------------- */
 
 typedef enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG } log_level;

@@ -18,35 +18,10 @@
 
 enum { BACKLOG = 128 };
 
-/* "host:port" or "[host]:port" -> host and port; false: neither. */
-static bool split(const char *text, char host[KVT_ADDRESS_MAX], const char **port) {
-    const char *colon = strrchr(text, ':');
-    if (!colon || !colon[1] || strlen(text) >= KVT_ADDRESS_MAX) return false;
-    size_t bytes = (size_t)(colon - text);
-    if (text[0] == '[') {
-        if (bytes < 3 || text[bytes - 1] != ']') return false;
-        text++;
-        bytes -= 2;
-    } else if (memchr(text, ':', bytes)) {
-        return false; /* a bare IPv6 address: where its port begins cannot be told */
-    }
-    memcpy(host, text, bytes);
-    host[bytes] = 0;
-    *port = colon + 1;
-    return bytes > 0;
-}
-
-static bool port_ok(const char *port) {
-    unsigned value = 0;
-    for (; *port >= '0' && *port <= '9' && value < 65536; port++)
-        value = value * 10 + (unsigned)(*port - '0');
-    return !*port && value < 65536;
-}
-
 static status tcp_resolve(const char *text, kvt_address *out, error *err) {
     char host[KVT_ADDRESS_MAX];
     const char *port;
-    if (!split(text, host, &port) || !port_ok(port))
+    if (!address_split(text, host, sizeof host, &port))
         return error_set(err, ST_BAD_INPUT, "KV address \"%.80s\": expected host:port", text);
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *found;
     int rc = getaddrinfo(host, port, &hints, &found);

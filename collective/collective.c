@@ -1,0 +1,168 @@
+/* collective.c -- the calls, over a transport's exchange.
+ *
+ *   sum of few     everyone gets all and adds all itself: one exchange               (a decoded row)
+ *   sum of many    rank r gets the r-th share of all, adds it, gives it to all: two exchanges, and each number
+ *                  is added once                                                     (a prompt's chunk)
+ *
+ * Both add in rank order, so which of them it is does not show. */
+#include "collective/internal.h"
+#include <assert.h>
+#include <string.h>
+
+enum { FEW = 4096 };                     /* floats */
+
+static const coll_transport *const transports[] = {&coll_shm, &coll_tcp};
+
+int64_t coll_left_ms(int64_t until_ms) {
+    int64_t left = until_ms - clock_now_ms();
+    return left > 0 ? left : 0;
+}
+
+/* ---- open and close ------------------------------------------------------------------------------ */
+
+static status check(const coll_options *o, const coll_transport **out, error *err) {
+    const char *name = o->transport ? o->transport : "single";
+    *out = NULL;
+    for (size_t i = 0; i < sizeof transports / sizeof *transports; i++)
+        if (strcmp(name, transports[i]->name) == 0) *out = transports[i];
+    if (!*out && strcmp(name, "single") != 0)
+        return error_set(err, ST_UNSUPPORTED, "transport '%.40s' of ranks, expected single, shm or tcp", name);
+    if (o->ranks < 1 || o->ranks > COLL_RANKS_MAX || (!*out && o->ranks != 1))
+        return error_set(err, ST_BAD_INPUT, "%d ranks, expected 1%s", o->ranks, *out ? " to 16" : " without a transport");
+    if (o->rank < 0 || o->rank >= o->ranks)
+        return error_set(err, ST_BAD_INPUT, "rank %d of %d, expected 0 to %d", o->rank, o->ranks, o->ranks - 1);
+    if (o->open_ms < 1 || o->timeout_ms < 1)
+        return error_set(err, ST_BAD_INPUT, "time-outs of ranks: %d and %d ms, expected at least 1", o->open_ms,
+                         o->timeout_ms);
+    return ST_OK;
+}
+
+status coll_open(const coll_options *o, coll **out, error *err) {
+    const coll_transport *transport;
+    TRY(check(o, &transport, err));
+    coll *c = mem_zalloc(1, sizeof *c);
+    if (!c) return error_set(err, ST_NO_MEMORY, "no memory for a group of ranks");
+    *c = (coll){.rank = o->rank, .ranks = o->ranks, .timeout_ms = o->timeout_ms, .reduce_max = o->reduce_max};
+    status s = ST_OK;
+    if (o->ranks > 1) {
+        c->parts = mem_zalloc((size_t)o->ranks * o->reduce_max + 1, sizeof *c->parts);
+        s = c->parts ? transport->open(c, o, err)
+                     : error_set(err, ST_NO_MEMORY, "no memory for sums of %zu floats of %d ranks", o->reduce_max, o->ranks);
+        if (s == ST_OK) c->transport = transport;
+    }
+    if (s != ST_OK) {
+        coll_close(c);
+        return s;
+    }
+    *out = c;
+    return ST_OK;
+}
+
+void coll_close(coll *c) {
+    if (!c) return;
+    if (c->transport) c->transport->close(c);
+    mem_free(c->parts);
+    mem_free(c);
+}
+
+void coll_abort(coll *c) {
+    atomic_store(&c->aborted, true);
+    if (c->transport) c->transport->abort(c);
+}
+
+int coll_rank(const coll *c) { return c->rank; }
+int coll_ranks(const coll *c) { return c->ranks; }
+
+/* ---- calls --------------------------------------------------------------------------------------- */
+
+static status exchange(coll *c, enum coll_kind kind, uint64_t bytes, const span *out, const span *in, error *err) {
+    if (c->failed.code == ST_OK) {
+        coll_call call = {.number = ++c->calls, .kind = kind, .bytes = bytes};
+        error why = {.text = ""};
+        why.code = c->transport->exchange(c, &call, out, in, &why);
+        if (why.code != ST_OK && atomic_load(&c->aborted)) error_set(&why, ST_CANCELED, "the group was given up");
+        c->failed = why;
+    }
+    return c->failed.code == ST_OK ? ST_OK : error_set(err, c->failed.code, "%s", c->failed.text);
+}
+
+/* Without other ranks there is nothing to do, but to stop when told. */
+static bool is_alone(coll *c, status *s, error *err) {
+    if (c->transport) return false;
+    *s = atomic_load(&c->aborted) ? error_set(err, ST_CANCELED, "the group was given up") : ST_OK;
+    return true;
+}
+
+/* to (count) = sum over ranks; part[r] is what rank r has. to may be this rank's own part. */
+static void add_up(const coll *c, float *to, const float *const *part, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        float sum = part[0][i];
+        for (int r = 1; r < c->ranks; r++) sum += part[r][i];
+        to[i] = sum;
+    }
+}
+
+static status reduce_few(coll *c, float *x, size_t count, error *err) {
+    span out[COLL_RANKS_MAX] = {{0}}, in[COLL_RANKS_MAX] = {{0}};
+    const float *part[COLL_RANKS_MAX];
+    for (int r = 0; r < c->ranks; r++) {
+        float *theirs = c->parts + (size_t)r * c->reduce_max;
+        out[r] = (span){x, count * sizeof *x};
+        in[r] = (span){theirs, count * sizeof *x};
+        part[r] = r == c->rank ? x : theirs;
+    }
+    TRY(exchange(c, COLL_REDUCE, count * sizeof *x, out, in, err));
+    add_up(c, x, part, count);
+    return ST_OK;
+}
+
+static status reduce_many(coll *c, float *x, size_t count, error *err) {
+    span out[COLL_RANKS_MAX] = {{0}}, in[COLL_RANKS_MAX] = {{0}};
+    const float *part[COLL_RANKS_MAX];
+    size_t first[COLL_RANKS_MAX + 1] = {0};
+    for (int r = 0; r <= c->ranks; r++) first[r] = count * (size_t)r / (size_t)c->ranks;
+    size_t mine = first[c->rank + 1] - first[c->rank];
+    for (int r = 0; r < c->ranks; r++) {
+        float *theirs = c->parts + (size_t)r * c->reduce_max;
+        out[r] = (span){x + first[r], (first[r + 1] - first[r]) * sizeof *x};
+        in[r] = (span){theirs, mine * sizeof *x};
+        part[r] = r == c->rank ? x + first[r] : theirs;
+    }
+    TRY(exchange(c, COLL_REDUCE, count * sizeof *x, out, in, err));
+    add_up(c, x + first[c->rank], part, mine);
+    for (int r = 0; r < c->ranks; r++) {
+        in[r] = out[r];
+        out[r] = (span){x + first[c->rank], mine * sizeof *x};
+    }
+    return exchange(c, COLL_REDUCE, count * sizeof *x, out, in, err);
+}
+
+status coll_all_reduce(coll *c, float *x, size_t count, error *err) {
+    status s = ST_OK;
+    assert(count <= c->reduce_max);
+    if (is_alone(c, &s, err) || count == 0) return s;
+    return count <= FEW ? reduce_few(c, x, count, err) : reduce_many(c, x, count, err);
+}
+
+status coll_all_gather(coll *c, const void *mine, void *all, const size_t *bytes, error *err) {
+    span out[COLL_RANKS_MAX] = {{0}}, in[COLL_RANKS_MAX] = {{0}};
+    size_t at = 0;
+    status s = ST_OK;
+    for (int r = 0; r < c->ranks; r++) {
+        in[r] = (span){(char *)all + at, bytes[r]};
+        out[r] = (span){(void *)(uintptr_t)mine, bytes[c->rank]};
+        at += bytes[r];
+    }
+    if (!is_alone(c, &s, err)) s = exchange(c, COLL_GATHER, at, out, in, err);
+    if (s == ST_OK) memmove(in[c->rank].data, mine, bytes[c->rank]);
+    return s;
+}
+
+status coll_broadcast(coll *c, void *data, size_t bytes, error *err) {
+    span out[COLL_RANKS_MAX] = {{0}}, in[COLL_RANKS_MAX] = {{0}};
+    status s = ST_OK;
+    if (is_alone(c, &s, err)) return s;
+    for (int r = 1; r < c->ranks && c->rank == 0; r++) out[r] = (span){data, bytes};
+    if (c->rank) in[0] = (span){data, bytes};
+    return exchange(c, COLL_BROADCAST, bytes, out, in, err);
+}

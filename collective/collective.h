@@ -1,0 +1,60 @@
+/* collective.h -- what the ranks of one tensor-parallel group do together: sum, gather, broadcast.
+ *
+ * A rank is a process (or a thread: nothing here is shared between two groups but what they open). All
+ * ranks call the same functions in the same order with the same sizes; each call carries its number and its
+ * size, and a rank that calls something else is an error on all, not a hang or a wrong sum.
+ *
+ * A sum is taken in rising rank order, ((x0 + x1) + x2) + ..., each addition rounded to float, whichever way
+ * the numbers travel and whoever adds. So its bytes depend neither on timing nor on the transport, and are the
+ * same on all ranks.
+ *
+ * A rank that is gone, stopped or cut off ends the call on the others: ST_PEER_LOST when that was seen,
+ * ST_DEADLINE after timeout_ms without it. A group that failed once is over: every later call returns the same
+ * status, and the caller closes it. */
+#ifndef BATON_COLLECTIVE_H
+#define BATON_COLLECTIVE_H
+
+#include "base/base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { COLL_RANKS_MAX = 16 };
+
+typedef struct coll coll;
+
+typedef struct coll_options {
+    const char *transport;       /* "single" (one rank), "shm" (one machine), "tcp"; NULL: single */
+    int rank, ranks;             /* 0 <= rank < ranks <= COLL_RANKS_MAX */
+    uint64_t id;                 /* of this group, drawn anew for each: others are refused */
+    const char *address;         /* tcp: HOST:PORT where rank 0 listens */
+    size_t reduce_max;           /* floats of the largest sum; memory is taken once, at open */
+    int open_ms;                 /* within which all ranks are there */
+    int timeout_ms;              /* of a call */
+} coll_options;
+
+/* Returns when all ranks are there. ST_BAD_INPUT names the option that is wrong; ST_DEADLINE the ranks that
+ * did not come; ST_REFUSED a peer of another group, version or number of ranks. */
+status coll_open(const coll_options *options, coll **out, error *err);
+void coll_close(coll *c);        /* NULL is fine; the caller's thread */
+
+int coll_rank(const coll *c);
+int coll_ranks(const coll *c);
+
+/* x (count) = sum over ranks of x; count <= reduce_max. */
+status coll_all_reduce(coll *c, float *x, size_t count, error *err);
+/* all = the ranks' bytes one after the other, bytes[r] of rank r; mine is this rank's. */
+status coll_all_gather(coll *c, const void *mine, void *all, const size_t *bytes, error *err);
+/* data (bytes) = rank 0's. */
+status coll_broadcast(coll *c, void *data, size_t bytes, error *err);
+
+/* Any thread: the call that is under way, and every later one, ends with ST_CANCELED here and with an error on
+ * the other ranks. */
+void coll_abort(coll *c);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,1 @@
+baton_test(unit/collective collective base)
