@@ -61,15 +61,27 @@ INLINE lanes add_segment(lanes y, ints hi, ints lo, lanes unit, float scale) {
     return add_product(y, sum, spread(scale));
 }
 
+/* Sums wrap: what a NaN left in the planes of a row may be anything. */
+INLINE ivec plus(ivec a, ivec b) { return (ivec)((uvec)a + (uvec)b); }
+INLINE ivec product_of(ivec a, ivec b) { return (ivec)((uvec)a * (uvec)b); }
+
 INLINE int32_t total_int(ints a) {
-    int32_t sum = 0;
 #if defined(__AVX512F__)
-    sum = _mm512_reduce_add_epi32((__m512i)a.v[0]);
-#else
-    for (int i = 0; i < PARTS; i++)
-        for (int k = 0; k < W; k++) sum += a.v[i][k];
+    __m512i x = (__m512i)a.v[0];
+    __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+#elif defined(__AVX2__)
+    __m256i half = (__m256i)plus(a.v[0], a.v[1]);
 #endif
-    return sum;
+#if defined(__AVX2__)
+    __m128i q = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
+#else
+    uint32_t sum = 0;
+    for (int i = 0; i < PARTS; i++)
+        for (int k = 0; k < W; k++) sum += (uint32_t)a.v[i][k];
+    return (int32_t)sum;
+#endif
 }
 
 /* dot_block: sum[n] = start + w[n][0..31] . x[0..31], w the eight lines of a block, x a plane of a row, so
@@ -90,7 +102,7 @@ INLINE ints dot_block(bool wide, const line w[8], const int8_t *x, int32_t start
 }
 
 INLINE ints add_scaled(bool wide, ints acc, ints sum, const uint8_t *d) {
-    if (wide) acc.v[0] += (ivec)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)d)) * sum.v[0];
+    if (wide) acc.v[0] = plus(acc.v[0], product_of((ivec)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)d)), sum.v[0]));
     else acc.v[0] = (ivec)_mm512_dpwssd_epi32((__m512i)acc.v[0], (__m512i)sum.v[0],
                                               _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)d)));
     return acc;
@@ -112,10 +124,10 @@ INLINE ints dot_block(bool wide, const line w[8], const int8_t *x, int32_t start
             int32_t four;
             memcpy(&four, x + 4 * j, 4);
             __m256i two = _mm256_maddubs_epi16((__m256i)w[j].v[i], _mm256_set1_epi32(four)); /* 255 * 64 * 2 fits */
-            if (wide) sum.v[i] += (ivec)_mm256_madd_epi16(two, ones);
+            if (wide) sum.v[i] = plus(sum.v[i], (ivec)_mm256_madd_epi16(two, ones));
             else pairs = _mm256_add_epi16(pairs, two);                                       /* 8 * 15 * 64 * 2, too */
         }
-        if (!wide) sum.v[i] += (ivec)_mm256_madd_epi16(pairs, ones);
+        if (!wide) sum.v[i] = plus(sum.v[i], (ivec)_mm256_madd_epi16(pairs, ones));
     }
     return sum;
 }
@@ -123,8 +135,8 @@ INLINE ints dot_block(bool wide, const line w[8], const int8_t *x, int32_t start
 INLINE ints add_scaled(bool wide, ints acc, ints sum, const uint8_t *d) {
     UNROLL for (int i = 0; i < PARTS; i++) {
         __m128i part = _mm_loadu_si128((const void *)(d + 16 * i));
-        if (wide) acc.v[i] += (ivec)_mm256_cvtepi16_epi32(part) * sum.v[i];
-        else acc.v[i] += (ivec)_mm256_madd_epi16((__m256i)sum.v[i], _mm256_cvtepu16_epi32(part));
+        if (wide) acc.v[i] = plus(acc.v[i], product_of((ivec)_mm256_cvtepi16_epi32(part), sum.v[i]));
+        else acc.v[i] = plus(acc.v[i], (ivec)_mm256_madd_epi16((__m256i)sum.v[i], _mm256_cvtepu16_epi32(part)));
     }
     return acc;
 }
@@ -132,7 +144,7 @@ INLINE ints add_scaled(bool wide, ints acc, ints sum, const uint8_t *d) {
 INLINE ints add_scaled_offset(ints acc, ints sum, const uint8_t *dm, int32_t total) {
     UNROLL for (int i = 0; i < PARTS; i++) {
         __m256i both = _mm256_blend_epi16((__m256i)sum.v[i], _mm256_set1_epi32(total), 0xaa);
-        acc.v[i] += (ivec)_mm256_madd_epi16(both, _mm256_loadu_si256((const void *)(dm + 32 * i)));
+        acc.v[i] = plus(acc.v[i], (ivec)_mm256_madd_epi16(both, _mm256_loadu_si256((const void *)(dm + 32 * i))));
     }
     return acc;
 }
@@ -160,7 +172,7 @@ INLINE ints add_scaled(bool wide, ints acc, ints sum, const uint8_t *d) {
     typedef int16_t part __attribute__((vector_size(W * 2), aligned(1), may_alias));
     (void)wide;
     UNROLL for (int i = 0; i < PARTS; i++)
-        acc.v[i] += __builtin_convertvector(*(const part *)(d + 2 * W * i), ivec) * sum.v[i];
+        acc.v[i] = plus(acc.v[i], product_of(__builtin_convertvector(*(const part *)(d + 2 * W * i), ivec), sum.v[i]));
     return acc;
 }
 
@@ -168,7 +180,8 @@ INLINE ints add_scaled_offset(ints acc, ints sum, const uint8_t *dm, int32_t tot
     typedef int32_t part __attribute__((vector_size(W * 4), aligned(1), may_alias));
     UNROLL for (int i = 0; i < PARTS; i++) {
         ivec both = (ivec)*(const part *)(dm + 4 * W * i);
-        acc.v[i] += ((ivec)((uvec)both << 16) >> 16) * sum.v[i] + (both >> 16) * (total >> 16);
+        ivec scaled = product_of((ivec)((uvec)both << 16) >> 16, sum.v[i]);
+        acc.v[i] = plus(acc.v[i], plus(scaled, product_of(both >> 16, (total >> 16) - (ivec){})));
     }
     return acc;
 }

@@ -22,7 +22,7 @@ INLINE ints put_planes(int8_t *hi_plane, size_t lo_after, lanes x, float inverse
         ivec hi = (X + 64) >> 7, lo = X - hi * 128;
         *(small *)(hi_plane + i * W) = __builtin_convertvector(hi, small);
         *(small *)(hi_plane + lo_after + i * W) = __builtin_convertvector(lo, small);
-        sum.v[i] = (ivec)((uvec)sum.v[i] + (uvec)hi * 65536 + (uvec)lo);      /* of a NaN they may be anything */
+        sum.v[i] = plus(sum.v[i], plus((ivec)((uvec)hi << 16), lo));
     }
     return sum;
 }
@@ -43,9 +43,10 @@ static void finish_row(void *out, int T, int C, int t) {
             int8_t *hi = act_hi(&g, row, i / ACT_BLOCK);
             ints sum = put_planes(hi, lo_after, load(x + i), inverse, spread_int(0));
             sum = put_planes(hi + LANES, lo_after, load(x + i + LANES), inverse, sum);
-            int32_t both = total_int(sum), *totals = act_totals(&g, i / ACT_BLOCK) + row;
-            totals[0] = both - (int16_t)both;
-            totals[g.height] = (int32_t)((uint32_t)both << 16);
+            uint32_t both = (uint32_t)total_int(sum);
+            int32_t *totals = act_totals(&g, i / ACT_BLOCK) + row;
+            totals[0] = (int32_t)((both + 0x8000) & 0xffff0000);
+            totals[g.height] = (int32_t)(both << 16);
         }
     }
     if (C % ACT_SLAB) {
