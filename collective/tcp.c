@@ -99,7 +99,8 @@ static status resolve(const char *address, struct sockaddr_in6 *out, error *err)
     const char *port;
     if (!address || !address_split(address, host, sizeof host, &port))
         return error_set(err, ST_BAD_INPUT, "address of ranks \"%.80s\": expected HOST:PORT", address ? address : "");
-    struct addrinfo hints = {.ai_family = AF_INET6, .ai_socktype = SOCK_STREAM, .ai_flags = AI_V4MAPPED | AI_NUMERICSERV}, *found;
+    struct addrinfo hints = {.ai_family = AF_INET6, .ai_socktype = SOCK_STREAM}, *found;
+    hints.ai_flags = AI_V4MAPPED | AI_NUMERICSERV;
     int rc = getaddrinfo(host, port, &hints, &found);
     if (rc) return error_set(err, ST_BAD_INPUT, "address of ranks \"%.80s\": %s", address, gai_strerror(rc));
     memcpy(out, found->ai_addr, sizeof *out);

@@ -21,8 +21,8 @@
  *   1. A page is in one state. Free and cached pages have no pin, all others have at least one.
  *   2. Page memory is touched only under a pin; whoever took, matched or shared gives once each.
  *   3. A PROMISED or LANDING page is given back only after its link can no longer write to it: after
- *      ended() of its promise (kvtransfer/receive.c), whatever ended it, or if it was never made. The caller answers for that; the pool can
- *      not see links.
+ *      ended() of its promise (kvtransfer/receive.c), whatever ended it, or if it was never made. The caller
+ *      answers for that; the pool can not see links.
  *   4. Only RUNNING and SENDING pages are published: all of their tokens are computed. From then on
  *      their content does not change, whoever holds pins.
  *   5. A page in the index has its parent in the index. So only leaves are evicted, and a cached page

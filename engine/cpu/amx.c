@@ -36,6 +36,7 @@ typedef struct workplace {
     int32_t sums[SUM_BYTES / 4];
     float y[PRODUCT_ROWS][PANEL_OUTPUTS];
 } workplace;
+static_assert(sizeof(workplace) <= ISA_WORKPLACE * sizeof(float), "a thread's scratch holds it");
 
 /* palette 1 (Intel SDM volume 1, 18.3): bytes a row and rows of each tile. */
 typedef struct tile_config {

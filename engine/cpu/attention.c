@@ -438,8 +438,8 @@ static bool shares_splits(const attend *a, int pairs) {
 
 void ISA_NAME(attention)(eng_context *c, void *out, const float *qkv, const eng_pages *kv, int l,
                          const eng_batch *b, int H, float scale) {
-    attend a = {.c = c, .out = out, .qkv = qkv, .kv = kv, .b = b, .l = l, .H = H, .G = H / kv->K, .width = (int)rounded((size_t)kv->h),
-                .scale = scale * 1.44269504f};
+    attend a = {.c = c, .out = out, .qkv = qkv, .kv = kv, .b = b, .l = l, .H = H, .G = H / kv->K,
+                .width = (int)rounded((size_t)kv->h), .scale = scale * 1.44269504f};
     int pairs = b->tiles_count * kv->K;
     if (shares_splits(&a, pairs)) run_splits(&a, pairs);
     else eng_team_run(c->team, pairs, pair_task, &a);

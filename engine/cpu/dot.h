@@ -102,9 +102,9 @@ INLINE ints dot_block(bool wide, const line w[8], const int8_t *x, int32_t start
 }
 
 INLINE ints add_scaled(bool wide, ints acc, ints sum, const uint8_t *d) {
-    if (wide) acc.v[0] = plus(acc.v[0], product_of((ivec)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)d)), sum.v[0]));
-    else acc.v[0] = (ivec)_mm512_dpwssd_epi32((__m512i)acc.v[0], (__m512i)sum.v[0],
-                                              _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)d)));
+    __m256i scale = _mm256_loadu_si256((const void *)d);
+    if (wide) acc.v[0] = plus(acc.v[0], product_of((ivec)_mm512_cvtepi16_epi32(scale), sum.v[0]));
+    else acc.v[0] = (ivec)_mm512_dpwssd_epi32((__m512i)acc.v[0], (__m512i)sum.v[0], _mm512_cvtepu16_epi32(scale));
     return acc;
 }
 

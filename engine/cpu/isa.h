@@ -1,6 +1,7 @@
 /* isa.h -- names and compiler settings of the files that are compiled once for each instruction set:
- * product.c, float.c, rope.c, rows.c, attention.c and table.c (engine/isa.cmake). CMake sets ISA (avx512, avx2, neon, base); ISA_NAME(f)
- * is then f_avx512 and so on, so that all of them stand in one executable; ops.c picks at run time. */
+ * product.c, float.c, rope.c, rows.c, attention.c and table.c (engine/isa.cmake). CMake sets ISA (avx512,
+ * avx2, neon, base); ISA_NAME(f) is then f_avx512 and so on, so that all of them stand in one executable;
+ * ops.c picks at run time. */
 #ifndef BATON_ENGINE_CPU_ISA_H
 #define BATON_ENGINE_CPU_ISA_H
 
@@ -62,10 +63,11 @@ static inline int isa_rows_a_task(const eng_context *c, int T) {
     return rows < 1 ? 1 : rows < 8 ? rows : 8;
 }
 
-/* Floats a thread needs: sixteen rows of float weights, or a panel unpacked into tiles and their sums
- * (amx.c), or what attention lays out. */
+/* Floats a thread needs: sixteen rows of float weights, or amx.c's workplace, or what attention lays out. */
+enum { ISA_WORKPLACE = 16384 };
+
 static inline size_t isa_scratch(const eng_shape *shape, size_t attention) {
-    size_t product = 16 * (size_t)eng_cpu_widest(shape) + 16384;
+    size_t product = 16 * (size_t)eng_cpu_widest(shape) + ISA_WORKPLACE;
     return product > attention ? product : attention;
 }
 

@@ -127,7 +127,8 @@ static void do_part(const sharing *s, int i, int n, const uint8_t *own, int from
     int first = from * PANEL_OUTPUTS, rows = s->w->part[i].rows, end = to * PANEL_OUTPUTS;
     eng_product p = {.type = type, .C = s->w->C, .T = T,
                      .x = (const float *)s->x + (size_t)t * (size_t)s->w->C,
-                     .x_group = act_group_of(s->x, s->T, s->w->C, t), .outputs = (end < rows ? end : rows) - first, .N = (size_t)s->w->N,
+                     .x_group = act_group_of(s->x, s->T, s->w->C, t),
+                     .outputs = (end < rows ? end : rows) - first, .N = (size_t)s->w->N,
                      .y = s->y + (size_t)t * (size_t)s->w->N + n + first, .scratch = scratch};
     p.group_bytes = act_group_bytes(p.x_group.height, p.C);
     if (panel_has(type)) {
@@ -168,7 +169,8 @@ void ISA_NAME(product_run)(eng_context *c, float *y, const void *x, const eng_ma
     int threads = eng_team_threads(c->team), tasks = threads * TASKS_A_THREAD, rows = T;
     for (int i = 0; i < w->parts; i++) s.groups += panel_count(w->part[i].rows);
     bool by_rows = shares(T, threads) >= SHARE;
-    s.groups_a_task = threads == 1 ? s.groups : at_least(s.groups / (by_rows ? TASKS_A_THREAD : tasks), T == 1 ? STREAMS : 1);
+    int parts = threads == 1 ? 1 : by_rows ? TASKS_A_THREAD : tasks;
+    s.groups_a_task = at_least(s.groups / parts, T == 1 ? STREAMS : 1);
     if (by_rows) rows = shares(T, threads);
     else if (s.groups < tasks && T >= 2 * ROWS_A_TASK) rows = at_least(T * s.groups / tasks, ROWS_A_TASK);
     int near = at_least((int)(NEAR / act_integer_bytes(w->C)), ROWS_A_TASK);
