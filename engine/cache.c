@@ -154,8 +154,8 @@ static status check_content(const place *p, const header *h, error *why) {
         return error_set(why, ST_CORRUPT, "does not begin with " MAGIC " and version %d", VERSION);
     if (memcmp(h->digest, job->digest, DIGEST_BYTES) != 0)
         return error_set(why, ST_CORRUPT, "is of model %.32s, expected %.32s", h->digest, job->digest);
-    if (strncmp(h->form, job->op->form, FORM_BYTES) != 0)
-        return error_set(why, ST_CORRUPT, "has form %.32s, expected %s", h->form, job->op->form);
+    if (strncmp(h->form, job->form, FORM_BYTES) != 0)
+        return error_set(why, ST_CORRUPT, "has form %.32s, expected %s", h->form, job->form);
     if (h->bytes != p->bytes || h->count != (uint32_t)job->count)
         return error_set(why, ST_CORRUPT, "tells of %u matrices and %llu bytes, expected %d and %zu", h->count,
                          (unsigned long long)h->bytes, job->count, p->bytes);
@@ -205,7 +205,7 @@ static void fill_header(const place *p, header *h) {
     h->bytes = p->bytes;
     memcpy(h->magic, MAGIC, sizeof h->magic);
     memcpy(h->digest, job->digest, DIGEST_BYTES);
-    memcpy(h->form, job->op->form, strlen(job->op->form));
+    memcpy(h->form, job->form, strlen(job->form));
     for (int i = 0; i < job->count; i++) h->size[i] = size_of(job, i);
     hash_payload(p, h, h->hash);
 }
@@ -308,8 +308,8 @@ static status map_or_build(const place *p, eng_cache *out, error *why) {
 static status open_file(const eng_cache_job *job, size_t bytes, eng_cache *out, error *why) {
     place p = {.job = job, .bytes = bytes};
     p.head_bytes = aligned(sizeof(header) + (size_t)job->count * sizeof(uint64_t));
-    assert(strlen(job->digest) == DIGEST_BYTES && strlen(job->op->form) < FORM_BYTES);
-    snprintf(p.name, sizeof p.name, "%s-%s", job->digest, job->op->form);
+    assert(strlen(job->digest) == DIGEST_BYTES && strlen(job->form) < FORM_BYTES);
+    snprintf(p.name, sizeof p.name, "%s-%s", job->digest, job->form);
     snprintf(p.temporary, sizeof p.temporary, "%s.tmp", p.name);
     TRY(open_dir(job->dir, &p.dir, why));
     status s = map_or_build(&p, out, why);

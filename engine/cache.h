@@ -15,6 +15,7 @@ typedef struct eng_cache {
 typedef struct eng_cache_job {
     const eng_ops *op;
     eng_context *c;
+    const char *form;            /* of op, and of which share of the model */
     eng_matrix *const *matrices; /* all parts known, own not yet */
     int count;
     const char *digest;          /* the model's, eng_gguf_digest() */

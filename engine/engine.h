@@ -181,6 +181,8 @@ typedef struct eng_shape {
     int context;                 /* positions the model was trained for */
 } eng_shape;
 
+typedef struct coll coll;        /* collective/collective.h */
+
 typedef struct eng_options {
     const char *isa;             /* NULL or "auto", "amx", "avx512", "avx2", "neon", "base", "scalar" */
     int threads;                 /* of the step's team; 0: what the cgroup and affinity allow */
@@ -189,6 +191,8 @@ typedef struct eng_options {
     const char *cache_dir;       /* keeps prepared weights for all processes (cache.c); NULL: nowhere */
     void (*progress)(double share, void *ctx);       /* 0..1 while weights are prepared; may be NULL */
     void *progress_ctx;
+    coll *group;                 /* the ranks that share the model, this being one; borrowed until close; NULL: it
+                                    is alone. Sums of tokens_max rows of D floats must fit it. */
 } eng_options;
 
 typedef struct eng_model eng_model;
@@ -310,7 +314,9 @@ typedef struct eng_rows {
 } eng_rows;
 
 /* One forward pass over all rows. *logits: (sum of rows[i].logits, V) in order, valid until the next
- * step. Allocates nothing. Asserts its limits (tokens_max, logits_max): they are the caller's. */
+ * step. Allocates nothing. Asserts its limits (tokens_max, logits_max): they are the caller's. The ranks of a
+ * group take the same steps with the same rows, each on its own pages, and all get all logits; what a rank's
+ * group says when one is lost ends the step with that status. */
 status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits,
                 error *err);
 

@@ -43,7 +43,7 @@ static status check_type(const eng_model *m, eng_kv_type type, error *err) {
 
 status eng_kv_create(const eng_model *m, int32_t pages, int32_t page_tokens, eng_kv_type type,
                      eng_kv **out, error *err) {
-    const eng_shape *s = &m->shape;
+    const eng_shape *s = &m->own;
     if (pages < 1) return error_set(err, ST_BAD_INPUT, "%d pages, expected at least 1", pages);
     if (page_tokens < 1 || page_tokens > PAGE_TOKENS_MAX)
         return error_set(err, ST_BAD_INPUT, "%d tokens a page, expected 1 to %d", page_tokens,

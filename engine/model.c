@@ -41,9 +41,25 @@ static status check_options(const eng_options *o, eng_model *m, error *err) {
     return ST_OK;
 }
 
+/* The whole model, or this rank's share of it. */
+static status take_share(eng_model *m, coll *group, error *err) {
+    int ranks = group ? coll_ranks(group) : 1;
+    TRY(eng_share_all(&m->shape, ranks, m->share, err));
+    const eng_share *s = &m->share[group ? coll_rank(group) : 0];
+    m->group = ranks > 1 ? group : NULL;
+    m->own = m->shape;
+    m->own.H = s->heads;
+    m->own.K = s->kv;
+    m->own.F = s->ffn;
+    m->own.V = s->vocab;
+    m->own_share = *s;
+    return ST_OK;
+}
+
 static status open_model(eng_model *m, const eng_options *o, error *err) {
     TRY(check_options(o, m, err));
     TRY(load_shape(m, err));
+    TRY(take_share(m, o->group, err));
     TRY(m->op->open(o->threads, &m->shape, &m->c, err));
     loader ld = {.m = m, .err = err};
     ld.used = mem_zalloc((size_t)eng_gguf_tensor_count(m->g), sizeof *ld.used);
@@ -72,7 +88,7 @@ status eng_model_open(const eng_gguf *g, const eng_options *options, eng_model *
 static void free_scratch(eng_model *m) {
     eng_scratch *s = &m->s;
     void *memory[] = {s->x, s->xn, s->qkv, s->att, s->y, s->gu, s->ff, s->last, s->last_y, s->lastn, s->logits};
-    void *host[] = {s->token, s->position, s->rows_index, s->wanted, s->tiles, s->angles};
+    void *host[] = {s->gathered, s->whole, s->token, s->position, s->rows_index, s->wanted, s->tiles, s->angles};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) m->op->free(m->c, memory[i]);
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) mem_free(host[i]);
 }
@@ -229,33 +245,45 @@ static status vector(loader *ld, const char *name, int64_t count, float **out) {
     return ST_OK;
 }
 
-/* One more stack of rows for m. */
-static status part(loader *ld, const char *name, int64_t rows, int64_t cols, eng_matrix *m) {
+/* Those of `all` that this rank has: [first, first + count). */
+typedef struct range {
+    int all, first, count;
+} range;
+
+static range whole(int all) { return (range){all, 0, all}; }
+static range some(int all, int first, int count) { return (range){all, first, count}; }
+
+/* One more stack of rows for m: this rank's rows and columns of the tensor. */
+static status part(loader *ld, const char *name, range rows, range cols, eng_matrix *m) {
     const eng_tensor *t;
-    TRY(take(ld, name, rows, cols, false, &t));
-    assert(m->parts < ENG_STACK_MAX && (m->parts == 0 || m->C == cols));
+    TRY(take(ld, name, rows.all, cols.all, false, &t));
+    assert(m->parts < ENG_STACK_MAX && (m->parts == 0 || m->C == cols.count));
+    size_t row_bytes = t->bytes / (size_t)rows.all;
     m->part[m->parts].type = t->type;
-    m->part[m->parts].rows = (int)rows;
-    m->part[m->parts].row_bytes = t->bytes / (size_t)rows;
-    m->part[m->parts].data = t->data;
+    m->part[m->parts].rows = rows.count;
+    m->part[m->parts].row_bytes = row_bytes;
+    m->part[m->parts].data = (const char *)t->data + (size_t)rows.first * row_bytes + eng_gguf_type_bytes(t->type, cols.first);
     m->parts++;
-    m->N += (int)rows;
-    m->C = (int)cols;
+    m->N += rows.count;
+    m->C = cols.count;
     return ST_OK;
 }
 
 static status load_layer(loader *ld, int l) {
     const eng_shape *s = &ld->m->shape;
     eng_layer *w = &ld->m->layer[l];
-    int D = s->D, H = s->H, K = s->K, h = s->h, F = s->F;
+    const eng_share *own = &ld->m->own_share;
+    range D = whole(s->D), F = some(s->F, own->ffn_first, own->ffn);
+    range Q = some(s->H * s->h, own->heads_first * s->h, own->heads * s->h);
+    range KV = some(s->K * s->h, own->kv_first * s->h, own->kv * s->h);
     char name[64];
 #define NAME(what) (snprintf(name, sizeof name, "blk.%d." what ".weight", l), name)
-    TRY(vector(ld, NAME("attn_norm"), D, &w->norm_attn));              /* (D)       */
-    TRY(part(ld, NAME("attn_q"), H * h, D, &w->qkv));                  /* (H*h, D)  */
-    TRY(part(ld, NAME("attn_k"), K * h, D, &w->qkv));                  /* (K*h, D)  */
-    TRY(part(ld, NAME("attn_v"), K * h, D, &w->qkv));                  /* (K*h, D)  */
-    TRY(part(ld, NAME("attn_output"), D, H * h, &w->attn_out));        /* (D, H*h)  */
-    TRY(vector(ld, NAME("ffn_norm"), D, &w->norm_ffn));                /* (D)       */
+    TRY(vector(ld, NAME("attn_norm"), s->D, &w->norm_attn));           /* (D)       */
+    TRY(part(ld, NAME("attn_q"), Q, D, &w->qkv));                      /* (H*h, D)  */
+    TRY(part(ld, NAME("attn_k"), KV, D, &w->qkv));                     /* (K*h, D)  */
+    TRY(part(ld, NAME("attn_v"), KV, D, &w->qkv));                     /* (K*h, D)  */
+    TRY(part(ld, NAME("attn_output"), D, Q, &w->attn_out));            /* (D, H*h)  */
+    TRY(vector(ld, NAME("ffn_norm"), s->D, &w->norm_ffn));             /* (D)       */
     TRY(part(ld, NAME("ffn_gate"), F, D, &w->gate_up));                /* (F, D)    */
     TRY(part(ld, NAME("ffn_up"), F, D, &w->gate_up));                  /* (F, D)    */
     TRY(part(ld, NAME("ffn_down"), D, F, &w->down));                   /* (D, F)    */
@@ -277,10 +305,11 @@ static status load_weights(loader *ld) {
     int L = m->shape.L, D = m->shape.D, V = m->shape.V, rotated;
     const eng_tensor *own, *factors;
     TRY(get_int(m, "llama.rope.dimension_count", 2, m->shape.h, m->shape.h, &rotated, ld->err));
-    TRY(part(ld, "token_embd.weight", V, D, &m->embed));                        /* (V, D) */
+    range rows = some(V, m->own_share.vocab_first, m->own_share.vocab);
+    TRY(part(ld, "token_embd.weight", whole(V), whole(D), &m->embed));          /* (V, D), of all */
     TRY(vector(ld, "output_norm.weight", D, &m->norm_out));                     /* (D)    */
     TRY(take(ld, "output.weight", V, D, true, &own));                           /* (V, D) or tied */
-    TRY(part(ld, own ? "output.weight" : "token_embd.weight", V, D, &m->output));
+    TRY(part(ld, own ? "output.weight" : "token_embd.weight", rows, whole(D), &m->output));
     TRY(take(ld, "rope_freqs.weight", 0, rotated / 2, true, &factors));         /* (rotated / 2) */
     TRY(load_rope(m, factors ? factors->data : NULL, ld->err));
     m->layer = mem_zalloc((size_t)L, sizeof *m->layer);
@@ -302,7 +331,10 @@ static status prepare_weights(eng_model *m, const eng_options *o, error *err) {
         all[count++] = &w->down;
     }
     all[count++] = &m->output;
-    eng_cache_job job = {.op = m->op, .c = m->c, .matrices = all, .count = count, .digest = eng_gguf_digest(m->g),
+    char form[32];
+    snprintf(form, sizeof form, m->group ? "%s-%dof%d" : "%s", m->op->form ? m->op->form : "none", m->own_share.rank,
+             m->group ? coll_ranks(m->group) : 1);
+    eng_cache_job job = {.form = form, .op = m->op, .c = m->c, .matrices = all, .count = count, .digest = eng_gguf_digest(m->g),
                          .dir = o->cache_dir, .progress = o->progress, .progress_ctx = o->progress_ctx};
     status s = eng_cache_open(&job, &m->cache, err);
     mem_free(all);
@@ -395,7 +427,7 @@ static void *host(eng_model *m, size_t rows, size_t row_bytes) {
 static size_t whole_tiles(int rows) { return ((size_t)rows + ENG_TILE_ROWS - 1) / ENG_TILE_ROWS * ENG_TILE_ROWS; }
 
 static status alloc_scratch(eng_model *m, error *err) {
-    const eng_shape *a = &m->shape;
+    const eng_shape *a = &m->own;
     eng_scratch *s = &m->s;
     size_t T = whole_tiles(m->tokens_max), wanted = whole_tiles(m->logits_max), f = sizeof(float);
     size_t D = (size_t)a->D, F = (size_t)a->F, V = (size_t)a->V, pairs = (size_t)a->h / 2;
@@ -408,6 +440,8 @@ static status alloc_scratch(eng_model *m, error *err) {
                 (s->last = memory(m, wanted, D * f)) && (s->last_y = memory(m, wanted, D * f)) &&
                 (s->lastn = memory(m, wanted, act_D)) &&
                 (s->logits = memory(m, wanted, V * f)) &&
+                (!m->group || ((s->gathered = host(m, wanted, (size_t)m->shape.V * f)) &&
+                               (s->whole = host(m, wanted, (size_t)m->shape.V * f)))) &&
                 (s->token = host(m, T, sizeof *s->token)) &&
                 (s->position = host(m, T, sizeof *s->position)) &&
                 (s->rows_index = host(m, T, sizeof *s->rows_index)) &&

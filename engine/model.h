@@ -2,10 +2,23 @@
 #ifndef BATON_ENGINE_MODEL_H
 #define BATON_ENGINE_MODEL_H
 
+#include "collective/collective.h"
 #include "engine/cache.h"
 #include <stdatomic.h>
 
-/* One transformer block. Matrices are (outputs, inputs). */
+/* What one rank of a group has (share.c). */
+typedef struct eng_share {
+    int rank;
+    int heads_first, heads;      /* of H */
+    int kv_first, kv;            /* of K; ranks may have the same */
+    int ffn_first, ffn;          /* of F */
+    int vocab_first, vocab;      /* of V */
+} eng_share;
+
+/* all (ranks). ST_BAD_INPUT, ST_UNSUPPORTED: the model cannot be split so. */
+status eng_share_all(const eng_shape *s, int ranks, eng_share *all, error *err);
+
+/* One transformer block. Matrices are (outputs, inputs); H, K, F and V are this rank's. */
 typedef struct eng_layer {
     float *norm_attn;            /* (D)        memory */
     eng_matrix qkv;              /* ((H+2K)h, D) */
@@ -27,7 +40,8 @@ typedef struct eng_scratch {
     void *ff;                    /* act (T,F)                             */
     float *last, *last_y;        /* (wanted,D)  rows whose logits are asked */
     void *lastn;                 /* act (wanted,D)                        */
-    float *logits;               /* (wanted,V)                            */
+    float *logits;               /* (wanted,V)  of this rank              */
+    float *gathered, *whole;     /* the ranks' logits one after the other; (wanted,V) of all of them */
 
     int32_t *token, *position, *rows_index, *wanted;
     eng_tile *tiles;
@@ -36,7 +50,10 @@ typedef struct eng_scratch {
 
 struct eng_model {
     const eng_gguf *g;
-    eng_shape shape;
+    eng_shape shape;             /* of the whole model */
+    eng_shape own;               /* of this rank's share */
+    coll *group;                 /* NULL: it is alone */
+    eng_share own_share, share[COLL_RANKS_MAX];      /* this rank's, every rank's */
     const eng_ops *op;
     eng_context *c;
     float eps;                   /* of every RMSNorm */

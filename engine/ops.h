@@ -10,8 +10,8 @@
  *    where weights are multiplied as integers: quantising is fused into the op that writes the row.
  *  - Every pointer marked "memory" comes from alloc() and may be device memory; only the back end
  *    follows it. Ops are queued in order (a stream); finish() waits and shows the logits to the host.
- *  - Tensor parallelism: a context is one rank. prepare() may keep the rank's share of a matrix;
- *    rmsnorm adds y's sum over all ranks, which for one rank is y itself.
+ *  - Tensor parallelism: a context is one rank and its matrices are the rank's share; sums over the ranks
+ *    stand between the ops (step.c).
  *  - The layout of a page is the back end's: kv_pack/kv_unpack speak the canonical order.
  *
  * Rule for every op: what is computed for a row is the same sequence of operations whatever T is,
@@ -97,7 +97,7 @@ typedef struct eng_ops {
     void (*gather)(eng_context *c, float *out, const float *x, const eng_batch *b, int D);
     /*                                        out act(T,C) = x (T,C)                                 */
     void (*activate)(eng_context *c, void *out, const float *x, int T, int C);
-    /*        x (T,D) += sum over ranks of y (T,D), not if y is NULL;
+    /*        x (T,D) += y (T,D), not if y is NULL;
      *                                        out act(T,D) = x / sqrt(mean(x^2) + eps) * weight      */
     void (*rmsnorm)(eng_context *c, void *out, float *x, const float *y, const float *weight, float eps,
                     int T, int D);

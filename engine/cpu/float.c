@@ -46,7 +46,7 @@ INLINE void dot(eng_type type, float *y, const float *x, const uint8_t *data, si
     lanes sum[4], w0, w1;
     UNROLL for (int n = 0; n < count; n++) sum[n] = spread(0);
     const uint8_t *ahead = data + 2 * (size_t)count * row_bytes;
-    size_t step = (size_t)count * row_bytes / (size_t)(C / BLOCK);
+    size_t step = (size_t)count * eng_gguf_type_bytes(type, BLOCK);
     for (int b = 0; b < C / BLOCK; b++, ahead += step) {
         lanes x0 = load(x + b * BLOCK), x1 = load(x + b * BLOCK + LANES);
         for (size_t line = 0; line < step; line += 64) __builtin_prefetch(ahead + line);

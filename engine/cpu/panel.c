@@ -102,7 +102,7 @@ static void pack_panel(void *ctx, int task, int thread) {
     (void)thread;
     int blocks = p->C / ACT_BLOCK, step = ACT_SEGMENT / ACT_BLOCK, first = task * PANEL_OUTPUTS;
     int outputs = p->rows - first < PANEL_OUTPUTS ? p->rows - first : PANEL_OUTPUTS;
-    size_t bytes = panel_bytes(p->type, p->C), block_bytes = p->row_bytes / (size_t)blocks;
+    size_t bytes = panel_bytes(p->type, p->C), block_bytes = eng_gguf_type_bytes(p->type, ACT_BLOCK);
     uint8_t *panel = p->to + (size_t)task * bytes;
     memset(panel, 0, bytes);
     for (int o = 0; o < outputs; o++)
