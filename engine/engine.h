@@ -314,11 +314,18 @@ typedef struct eng_rows {
 } eng_rows;
 
 /* One forward pass over all rows. *logits: (sum of rows[i].logits, V) in order, valid until the next
- * step. Allocates nothing. Asserts its limits (tokens_max, logits_max): they are the caller's. The ranks of a
- * group take the same steps with the same rows, each on its own pages, and all get all logits; what a rank's
- * group says when one is lost ends the step with that status. */
+ * step. Allocates nothing. Asserts its limits (tokens_max, logits_max): they are the caller's. With a group the
+ * caller is rank 0, and a lost rank ends the step with the group's status (collective.h). */
 status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits,
                 error *err);
+
+/* The other ranks of a group: do what rank 0 does, to this rank's share and pages (lead.c), until it dismisses
+ * them or the group fails. Their pages are as many and as large as rank 0's. */
+status eng_follow(eng_model *m, eng_kv *kv, error *err);
+/* Rank 0; without a group they do nothing. While it has nothing to do it beats more often than the group's
+ * time-out, or the others take it for lost; a rank that hangs is found so. */
+status eng_beat(eng_model *m, error *err);
+status eng_dismiss(eng_model *m, error *err);
 
 /* ---- sampling ---------------------------------------------------------------------------------- */
 

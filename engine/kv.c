@@ -80,6 +80,7 @@ void eng_kv_copy(eng_kv *kv, int32_t dst, int32_t src, int32_t tokens) {
     const eng_pages *p = &kv->pages;
     assert(dst >= 0 && dst < p->pages && src >= 0 && src < p->pages && dst != src);
     assert(tokens >= 0 && tokens <= p->P);
+    if (kv->m->group && coll_rank(kv->m->group) == 0) eng_lead_copy(kv->m->group, dst, src, tokens);
     kv->m->op->kv_copy(kv->m->c, p, dst, src, tokens);
 }
 

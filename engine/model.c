@@ -106,6 +106,8 @@ void eng_model_close(eng_model *m) {
         eng_cache_close(&m->cache, m->op, m->c);
         m->op->close(m->c);
     }
+    mem_free(m->lead.plan);
+    mem_free(m->lead.rows);
     mem_free(m->layer);
     mem_free(m->inv_freq);
     mem_free(m);

@@ -48,11 +48,19 @@ typedef struct eng_scratch {
     float *angles;               /* (T, h/2, {cos, sin}) */
 } eng_scratch;
 
+/* What rank 0 tells the others (lead.c). */
+typedef struct eng_lead {
+    int32_t *plan;
+    size_t room;                 /* of plan, in numbers */
+    eng_rows *rows;              /* (tokens_max) of a follower */
+} eng_lead;
+
 struct eng_model {
     const eng_gguf *g;
     eng_shape shape;             /* of the whole model */
     eng_shape own;               /* of this rank's share */
     coll *group;                 /* NULL: it is alone */
+    eng_lead lead;
     eng_share own_share, share[COLL_RANKS_MAX];      /* this rank's, every rank's */
     const eng_ops *op;
     eng_context *c;
@@ -68,6 +76,12 @@ struct eng_model {
     size_t scratch_bytes;
     atomic_uint_fast64_t layers_done;
 };
+
+/* Rank 0 tells the others what it is about to do. */
+status eng_lead_step(eng_model *m, const eng_rows *rows, int count, int32_t page_tokens, error *err);
+void eng_lead_copy(coll *group, int32_t dst, int32_t src, int32_t tokens);
+/* eng_step() of this rank alone: the others have been told. */
+status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits, error *err);
 
 struct eng_kv {
     const eng_model *m;

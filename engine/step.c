@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+static status check_rows(const eng_model *m, const eng_kv *kv, const eng_rows *r, error *err);
 static status gather_batch(eng_model *m, const eng_kv *kv, const eng_rows *rows, int count, eng_batch *b,
                            error *err);
 static status sum_ranks(eng_model *m, float *y, int T, error *err);
@@ -15,6 +16,12 @@ static status gather_logits(eng_model *m, int wanted, const float **logits, erro
 
 status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits,
                 error *err) {
+    for (int i = 0; i < count; i++) TRY(check_rows(m, kv, &rows[i], err));
+    if (m->group) TRY(eng_lead_step(m, rows, count, kv->pages.P, err));
+    return eng_step_here(m, kv, rows, count, logits, err);
+}
+
+status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits, error *err) {
     const eng_ops *op = m->op;
     eng_context *c = m->c;
     eng_scratch *s = &m->s;
