@@ -99,6 +99,15 @@ int64_t mem_live(void);          /* allocations not freed yet */
 int64_t clock_now_ms(void);      /* monotonic; the only clock that decides anything */
 int64_t clock_now_us(void);      /* monotonic */
 
+/* A moment's rest in a loop that looks at memory until another core has written it. */
+static inline void cpu_relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
+#endif
+}
+
 /* ---- addresses -------------------------------------------------------------------------------- */
 
 /* "host:port" or "[host]:port" into host and the port's text, which is 0 to 65535; false: it is neither, or host

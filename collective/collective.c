@@ -18,6 +18,13 @@ int64_t coll_left_ms(int64_t until_ms) {
     return left > 0 ? left : 0;
 }
 
+status coll_check_call(const coll *c, const coll_call *ours, const coll_call *theirs, int rank, error *err) {
+    if (ours->number == theirs->number && ours->kind == theirs->kind && ours->bytes == theirs->bytes) return ST_OK;
+    return error_set(err, ST_INTERNAL, "rank %d is at call %u (kind %u, %llu bytes), rank %d at %u (%u, %llu)", rank,
+                     theirs->number, theirs->kind, (unsigned long long)theirs->bytes, c->rank, ours->number, ours->kind,
+                     (unsigned long long)ours->bytes);
+}
+
 /* ---- open and close ------------------------------------------------------------------------------ */
 
 static status check(const coll_options *o, const coll_transport **out, error *err) {

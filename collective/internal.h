@@ -44,5 +44,7 @@ struct coll {
 };
 
 int64_t coll_left_ms(int64_t until_ms);  /* never negative */
+/* ST_INTERNAL: rank is at another call than ours. */
+status coll_check_call(const coll *c, const coll_call *ours, const coll_call *theirs, int rank, error *err);
 
 #endif

@@ -174,21 +174,13 @@ static bool is_gone(const shm *l, int rank) {
     return p.fd >= 0 && poll(&p, 1, 0) > 0;
 }
 
-static void relax(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("isb");
-#endif
-}
-
 /* Until rank has published that round. */
 static status await(coll *c, uint32_t round, int rank, int64_t *until_ms, error *err) {
     const shm *l = c->link;
     seat *at = &l->s->seat[rank];
     for (int i = 0; i < LOOKS; i++) {
         if ((int32_t)(atomic_load(&at->published) - round) > 0) return ST_OK;
-        relax();
+        cpu_relax();
     }
     if (!*until_ms) *until_ms = clock_now_ms() + c->timeout_ms;
     for (;;) {
@@ -204,10 +196,6 @@ static status await(coll *c, uint32_t round, int rank, int64_t *until_ms, error 
         if (!coll_left_ms(*until_ms))
             return error_set(err, ST_DEADLINE, "rank %d did not answer within %d ms", rank, c->timeout_ms);
     }
-}
-
-static bool is_same(const coll_call *a, const coll_call *b) {
-    return a->number == b->number && a->kind == b->kind && a->bytes == b->bytes;
 }
 
 /* Puts what is left of out, as much as fits, into this round's slot. Who gets the same as another shares it. */
@@ -240,10 +228,7 @@ static status take(coll *c, const coll_call *call, const span *in, int from, siz
     const shm *l = c->link;
     const page *p = &l->s->seat[from].page[l->rounds % 2];
     size_t bytes = p->bytes[c->rank], at = p->at[c->rank];
-    if (!is_same(&p->call, call))
-        return error_set(err, ST_INTERNAL, "rank %d is at call %u (kind %u, %llu bytes), rank %d at %u (%u, %llu)", from,
-                         p->call.number, p->call.kind, (unsigned long long)p->call.bytes, c->rank, call->number, call->kind,
-                         (unsigned long long)call->bytes);
+    TRY(coll_check_call(c, call, &p->call, from, err));
     size_t left = in[from].bytes > taken ? in[from].bytes - taken : 0;
     if (bytes != (left < step ? left : step) || at + bytes > SLOT_BYTES)
         return error_set(err, ST_INTERNAL, "rank %d sent %zu bytes after %zu, rank %d expected %zu", from, bytes, taken,

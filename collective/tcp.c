@@ -279,10 +279,11 @@ static int vectors(flow *f, struct iovec v[2]) {
 
 static status check_head(const coll *c, const coll_call *call, const flow *f, int rank, error *err) {
     head h = get_head(f->head);
-    if (h.magic == MAGIC && h.a == call->kind && h.b == call->number && h.d == call->bytes && h.e == f->body.bytes)
-        return ST_OK;
-    return error_set(err, ST_INTERNAL, "rank %d is at call %u (kind %u, %llu bytes), rank %d at %u (%u, %llu)", rank, h.b, h.a,
-                     (unsigned long long)h.d, c->rank, call->number, call->kind, (unsigned long long)call->bytes);
+    coll_call theirs = {.number = h.b, .kind = h.a, .bytes = h.d};
+    TRY(coll_check_call(c, call, &theirs, rank, err));
+    if (h.magic == MAGIC && h.e == f->body.bytes) return ST_OK;
+    return error_set(err, ST_INTERNAL, "rank %d sends %llu bytes, rank %d expected %zu", rank, (unsigned long long)h.e,
+                     c->rank, f->body.bytes);
 }
 
 /* As much as goes now. The head of what comes is looked at before anything of its body is taken. */

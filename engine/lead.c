@@ -96,6 +96,7 @@ static status follow_step(eng_model *m, eng_kv *kv, size_t ints, error *err) {
         l->rows[i] = (eng_rows){.tokens = p + ROW_HEAD, .count = p[0], .position = p[1], .logits = p[2],
                                 .blocks = p + ROW_HEAD + p[0]};
         if (blocks_of(&l->rows[i], kv->pages.P) != p[3]) return refuse_plan("pages of a row", err);
+        TRY(eng_check_rows(m, kv, &l->rows[i], err));
         at += ROW_HEAD + (size_t)p[0] + (size_t)p[3];
     }
     return at == ints ? eng_step_here(m, kv, l->rows, count, &logits, err) : refuse_plan("length", err);

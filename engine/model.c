@@ -45,14 +45,13 @@ static status check_options(const eng_options *o, eng_model *m, error *err) {
 static status take_share(eng_model *m, coll *group, error *err) {
     int ranks = group ? coll_ranks(group) : 1;
     TRY(eng_share_all(&m->shape, ranks, m->share, err));
-    const eng_share *s = &m->share[group ? coll_rank(group) : 0];
+    const eng_share *s = m->own_share = &m->share[group ? coll_rank(group) : 0];
     m->group = ranks > 1 ? group : NULL;
     m->own = m->shape;
     m->own.H = s->heads;
     m->own.K = s->kv;
     m->own.F = s->ffn;
     m->own.V = s->vocab;
-    m->own_share = *s;
     return ST_OK;
 }
 
@@ -274,7 +273,7 @@ static status part(loader *ld, const char *name, range rows, range cols, eng_mat
 static status load_layer(loader *ld, int l) {
     const eng_shape *s = &ld->m->shape;
     eng_layer *w = &ld->m->layer[l];
-    const eng_share *own = &ld->m->own_share;
+    const eng_share *own = ld->m->own_share;
     range D = whole(s->D), F = some(s->F, own->ffn_first, own->ffn);
     range Q = some(s->H * s->h, own->heads_first * s->h, own->heads * s->h);
     range KV = some(s->K * s->h, own->kv_first * s->h, own->kv * s->h);
@@ -307,7 +306,7 @@ static status load_weights(loader *ld) {
     int L = m->shape.L, D = m->shape.D, V = m->shape.V, rotated;
     const eng_tensor *own, *factors;
     TRY(get_int(m, "llama.rope.dimension_count", 2, m->shape.h, m->shape.h, &rotated, ld->err));
-    range rows = some(V, m->own_share.vocab_first, m->own_share.vocab);
+    range rows = some(V, m->own_share->vocab_first, m->own_share->vocab);
     TRY(part(ld, "token_embd.weight", whole(V), whole(D), &m->embed));          /* (V, D), of all */
     TRY(vector(ld, "output_norm.weight", D, &m->norm_out));                     /* (D)    */
     TRY(take(ld, "output.weight", V, D, true, &own));                           /* (V, D) or tied */
@@ -334,8 +333,9 @@ static status prepare_weights(eng_model *m, const eng_options *o, error *err) {
     }
     all[count++] = &m->output;
     char form[32];
-    snprintf(form, sizeof form, m->group ? "%s-%dof%d" : "%s", m->op->form ? m->op->form : "none", m->own_share.rank,
-             m->group ? coll_ranks(m->group) : 1);
+    snprintf(form, sizeof form, "%s", m->op->form ? m->op->form : "none");
+    if (m->group)
+        snprintf(form + strlen(form), sizeof form - strlen(form), "-%dof%d", m->own_share->rank, coll_ranks(m->group));
     eng_cache_job job = {.form = form, .op = m->op, .c = m->c, .matrices = all, .count = count, .digest = eng_gguf_digest(m->g),
                          .dir = o->cache_dir, .progress = o->progress, .progress_ctx = o->progress_ctx};
     status s = eng_cache_open(&job, &m->cache, err);

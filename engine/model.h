@@ -61,7 +61,8 @@ struct eng_model {
     eng_shape own;               /* of this rank's share */
     coll *group;                 /* NULL: it is alone */
     eng_lead lead;
-    eng_share own_share, share[COLL_RANKS_MAX];      /* this rank's, every rank's */
+    eng_share share[COLL_RANKS_MAX];     /* of every rank */
+    const eng_share *own_share;          /* this rank's of them */
     const eng_ops *op;
     eng_context *c;
     float eps;                   /* of every RMSNorm */
@@ -80,7 +81,9 @@ struct eng_model {
 /* Rank 0 tells the others what it is about to do. */
 status eng_lead_step(eng_model *m, const eng_rows *rows, int count, int32_t page_tokens, error *err);
 void eng_lead_copy(coll *group, int32_t dst, int32_t src, int32_t tokens);
-/* eng_step() of this rank alone: the others have been told. */
+/* ST_BAD_INPUT: a token that is none. Wrong positions and pages are the caller's bug: asserted. */
+status eng_check_rows(const eng_model *m, const eng_kv *kv, const eng_rows *r, error *err);
+/* eng_step() of this rank alone: rows are checked, the others have been told. */
 status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits, error *err);
 
 struct eng_kv {

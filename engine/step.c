@@ -8,15 +8,13 @@
 #include <math.h>
 #include <string.h>
 
-static status check_rows(const eng_model *m, const eng_kv *kv, const eng_rows *r, error *err);
-static status gather_batch(eng_model *m, const eng_kv *kv, const eng_rows *rows, int count, eng_batch *b,
-                           error *err);
+static void gather_batch(eng_model *m, const eng_kv *kv, const eng_rows *rows, int count, eng_batch *b);
 static status sum_ranks(eng_model *m, float *y, int T, error *err);
 static status gather_logits(eng_model *m, int wanted, const float **logits, error *err);
 
 status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits,
                 error *err) {
-    for (int i = 0; i < count; i++) TRY(check_rows(m, kv, &rows[i], err));
+    for (int i = 0; i < count; i++) TRY(eng_check_rows(m, kv, &rows[i], err));
     if (m->group) TRY(eng_lead_step(m, rows, count, kv->pages.P, err));
     return eng_step_here(m, kv, rows, count, logits, err);
 }
@@ -29,7 +27,7 @@ status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, 
     int D = m->own.D, H = m->own.H, F = m->own.F;
     float eps = m->eps, scale = (float)(1 / sqrt(m->shape.h));
     eng_batch b;
-    TRY(gather_batch(m, kv, rows, count, &b, err));
+    gather_batch(m, kv, rows, count, &b);
     int T = b.T;
 
     op->begin(c, &b);
@@ -85,7 +83,7 @@ static status gather_logits(eng_model *m, int wanted, const float **logits, erro
 /* ---- the batch --------------------------------------------------------------------------------- */
 
 /* The caller owns pages and limits; only tokens come from outside. */
-static status check_rows(const eng_model *m, const eng_kv *kv, const eng_rows *r, error *err) {
+status eng_check_rows(const eng_model *m, const eng_kv *kv, const eng_rows *r, error *err) {
     assert(r->count >= 1 && r->position >= 0 && r->count <= INT32_MAX - r->position);
     assert(r->logits >= 0 && r->logits <= r->count);
     for (int32_t i = 0; i <= (r->position + r->count - 1) / kv->pages.P; i++)
@@ -122,19 +120,16 @@ static void list_rows(eng_model *m, const eng_rows *r, int index, eng_batch *b) 
     }
 }
 
-static status gather_batch(eng_model *m, const eng_kv *kv, const eng_rows *rows, int count, eng_batch *b,
-                           error *err) {
+static void gather_batch(eng_model *m, const eng_kv *kv, const eng_rows *rows, int count, eng_batch *b) {
     eng_scratch *s = &m->s;
     assert(kv->m == m && count >= 1);
     *b = (eng_batch){.rows = rows, .token = s->token, .position = s->position, .tiles = s->tiles,
                      .rows_index = s->rows_index, .angles = s->angles, .wanted = s->wanted};
     int tokens = 0, wanted = 0;
     for (int i = 0; i < count; i++) {
-        TRY(check_rows(m, kv, &rows[i], err));
         assert(rows[i].count <= m->tokens_max - tokens && rows[i].logits <= m->logits_max - wanted);
         tokens += rows[i].count;
         wanted += rows[i].logits;
     }
     for (int i = 0; i < count; i++) list_rows(m, &rows[i], i, b);
-    return ST_OK;
 }

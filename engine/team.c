@@ -76,14 +76,6 @@ struct eng_team {
     seat seat[];
 };
 
-static void relax(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("isb");
-#endif
-}
-
 /* ---- sleep and wake ------------------------------------------------------------------------------ */
 
 /* Sleeps unless *at is no longer seen; may return for no reason. */
@@ -168,7 +160,7 @@ static void *worker(void *arg) {
             spent = word;
             spins = 0;
         } else if (!(word & REST) && ++spins < SPINS) {
-            relax();
+            cpu_relax();
         } else {
             sleep_on(t, word);
             spins = 0;
@@ -180,7 +172,7 @@ static void *worker(void *arg) {
 static void await(eng_team *t) {
     for (int spins = 0; atomic_load(&t->done) != t->owed;) {
         if (++spins < SPINS) {
-            relax();
+            cpu_relax();
             continue;
         }
         atomic_store(&t->waiting, 1);
