@@ -3,7 +3,6 @@
  * Each row has its reason; the sum of flow control is: 64 KB of ours per call (RPC_WINDOW) plus one HTTP/2
  * stream window of 64 KB at the reader. */
 #include "rpc/internal.h"
-#include <errno.h>
 #include <grpc/impl/codegen/compression_types.h>
 #include <grpc/support/log.h>
 #include <stdlib.h>
@@ -64,22 +63,13 @@ grpc_channel_credentials *rpc_options_channel_credentials(void) {
 }
 
 status rpc_options_address(const char *what, const char *text, char *host, int *port, error *err) {
-    const char *colon = strrchr(text, ':');
-    size_t bytes = colon ? (size_t)(colon - text) : 0;
-    const char *start = text;
-    bool bracketed = bytes > 2 && text[0] == '[' && text[bytes - 1] == ']';
-    if (bracketed) start++, bytes -= 2;
-    char *end = NULL;
-    errno = 0;
-    unsigned long n = colon && colon[1] >= '0' && colon[1] <= '9' ? strtoul(colon + 1, &end, 10) : 0;
-    bool bad_host = bytes == 0 || bytes >= RPC_HOST_MAX || strcspn(start, "/@%?[] \t\r\n") < bytes ||
-                    (!bracketed && memchr(start, ':', bytes));
-    if (bad_host || !end || *end || errno || n > 65535)
+    char name[RPC_HOST_MAX];
+    const char *digits;
+    if (!address_split(text, name, sizeof name, &digits) || strpbrk(name, "/@%?[] \t\r\n"))
         return error_set(err, ST_BAD_INPUT, "%s '%.100s': expected HOST:PORT, PORT 0 to 65535", what,
                          text);
-    memcpy(host, start, bytes);
-    host[bytes] = 0;
-    *port = (int)n;
+    memcpy(host, name, strlen(name) + 1);
+    *port = atoi(digits);
     return ST_OK;
 }
 
