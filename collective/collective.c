@@ -49,12 +49,10 @@ status coll_open(const coll_options *o, coll **out, error *err) {
     TRY(check(o, &transport, err));
     coll *c = mem_zalloc(1, sizeof *c);
     if (!c) return error_set(err, ST_NO_MEMORY, "no memory for a group of ranks");
-    *c = (coll){.rank = o->rank, .ranks = o->ranks, .timeout_ms = o->timeout_ms, .reduce_max = o->reduce_max};
+    *c = (coll){.rank = o->rank, .ranks = o->ranks, .timeout_ms = o->timeout_ms};
     status s = ST_OK;
     if (o->ranks > 1) {
-        c->parts = mem_zalloc((size_t)o->ranks * o->reduce_max + 1, sizeof *c->parts);
-        s = c->parts ? transport->open(c, o, err)
-                     : error_set(err, ST_NO_MEMORY, "no memory for sums of %zu floats of %d ranks", o->reduce_max, o->ranks);
+        s = transport->open(c, o, err);
         if (s == ST_OK) c->transport = transport;
     }
     if (s != ST_OK) {
@@ -79,6 +77,16 @@ void coll_abort(coll *c) {
 
 int coll_rank(const coll *c) { return c->rank; }
 int coll_ranks(const coll *c) { return c->ranks; }
+int64_t coll_spent_us(const coll *c) { return c->spent_us; }
+
+status coll_reserve(coll *c, size_t count, error *err) {
+    if (!c->transport || count <= c->reduce_max) return ST_OK;
+    float *parts = mem_realloc(c->parts, (size_t)c->ranks * count * sizeof *parts);
+    if (!parts) return error_set(err, ST_NO_MEMORY, "no memory for sums of %zu floats of %d ranks", count, c->ranks);
+    c->parts = parts;
+    c->reduce_max = count;
+    return ST_OK;
+}
 
 /* ---- calls --------------------------------------------------------------------------------------- */
 
@@ -86,7 +94,9 @@ static status exchange(coll *c, enum coll_kind kind, uint64_t bytes, const span 
     if (c->failed.code == ST_OK) {
         coll_call call = {.number = ++c->calls, .kind = kind, .bytes = bytes};
         error why = {.text = ""};
+        int64_t began_us = clock_now_us();
         why.code = c->transport->exchange(c, &call, out, in, &why);
+        c->spent_us += clock_now_us() - began_us;
         if (why.code != ST_OK && atomic_load(&c->aborted)) error_set(&why, ST_CANCELED, "the group was given up");
         c->failed = why;
     }
@@ -146,8 +156,8 @@ static status reduce_many(coll *c, float *x, size_t count, error *err) {
 
 status coll_all_reduce(coll *c, float *x, size_t count, error *err) {
     status s = ST_OK;
-    assert(count <= c->reduce_max);
     if (is_alone(c, &s, err) || count == 0) return s;
+    assert(count <= c->reduce_max);
     return count <= FEW ? reduce_few(c, x, count, err) : reduce_many(c, x, count, err);
 }
 

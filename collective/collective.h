@@ -29,7 +29,6 @@ typedef struct coll_options {
     int rank, ranks;             /* 0 <= rank < ranks <= COLL_RANKS_MAX */
     uint64_t id;                 /* of this group, drawn anew for each: others are refused */
     const char *address;         /* tcp: HOST:PORT where rank 0 listens */
-    size_t reduce_max;           /* floats of the largest sum; memory is taken once, at open */
     int open_ms;                 /* within which all ranks are there */
     int timeout_ms;              /* of a call */
 } coll_options;
@@ -42,7 +41,9 @@ void coll_close(coll *c);        /* NULL is fine; the caller's thread */
 int coll_rank(const coll *c);
 int coll_ranks(const coll *c);
 
-/* x (count) = sum over ranks of x; count <= reduce_max. */
+/* Takes memory for sums of up to count floats; less than before changes nothing. */
+status coll_reserve(coll *c, size_t count, error *err);
+/* x (count) = sum over ranks of x; count was reserved. */
 status coll_all_reduce(coll *c, float *x, size_t count, error *err);
 /* all = the ranks' bytes one after the other, bytes[r] of rank r; mine is this rank's. */
 status coll_all_gather(coll *c, const void *mine, void *all, const size_t *bytes, error *err);
@@ -52,6 +53,8 @@ status coll_broadcast(coll *c, void *data, size_t bytes, error *err);
 /* Any thread: the call that is under way, and every later one, ends with ST_CANCELED here and with an error on
  * the other ranks. */
 void coll_abort(coll *c);
+/* How long this rank has waited for the others and exchanged with them, all calls together. */
+int64_t coll_spent_us(const coll *c);
 
 #ifdef __cplusplus
 }

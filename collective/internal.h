@@ -35,7 +35,8 @@ extern const coll_transport coll_shm, coll_tcp;
 struct coll {
     const coll_transport *transport;     /* NULL: single */
     int rank, ranks, timeout_ms;
-    size_t reduce_max;
+    size_t reduce_max;           /* floats of the largest sum */
+    int64_t spent_us;
     uint32_t calls;
     error failed;                /* code ST_OK: it has not */
     _Atomic bool aborted;

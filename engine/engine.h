@@ -192,7 +192,7 @@ typedef struct eng_options {
     void (*progress)(double share, void *ctx);       /* 0..1 while weights are prepared; may be NULL */
     void *progress_ctx;
     coll *group;                 /* the ranks that share the model, this being one; borrowed until close; NULL: it
-                                    is alone. Sums of tokens_max rows of D floats must fit it. */
+                                    is alone */
 } eng_options;
 
 typedef struct eng_model eng_model;
@@ -202,6 +202,9 @@ typedef struct eng_model eng_model;
 status eng_model_open(const eng_gguf *g, const eng_options *options, eng_model **out, error *err);
 void eng_model_close(eng_model *m);
 const eng_shape *eng_model_shape(const eng_model *m);
+/* Kv heads [*first, *first + *count) that rank r of a group of so many has; ranks may share one. ST_BAD_INPUT,
+ * ST_UNSUPPORTED: the model cannot be split so. */
+status eng_model_heads(const eng_model *m, int ranks, int r, int *first, int *count, error *err);
 /* What decides bytes besides file and seed: back end, instruction set, arithmetic version, e.g.
  * "cpu-2". Nodes that differ here must not share a request. */
 const char *eng_model_numerics(const eng_model *m);
@@ -319,12 +322,22 @@ typedef struct eng_rows {
 status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits,
                 error *err);
 
+/* What a follower does besides steps: hears eng_tell(), answers eng_ask(). Both between two steps. */
+typedef struct eng_ear {
+    void *ctx;
+    void (*told)(void *ctx, const void *note, size_t bytes);
+    void (*asked)(void *ctx, void *answer, size_t bytes);        /* answer is zeroed */
+} eng_ear;
+
 /* The other ranks of a group: do what rank 0 does, to this rank's share and pages (lead.c), until it dismisses
  * them or the group fails. Their pages are as many and as large as rank 0's. */
-status eng_follow(eng_model *m, eng_kv *kv, error *err);
-/* Rank 0; without a group they do nothing. While it has nothing to do it beats more often than the group's
- * time-out, or the others take it for lost; a rank that hangs is found so. */
-status eng_beat(eng_model *m, error *err);
+status eng_follow(eng_model *m, eng_kv *kv, const eng_ear *ear, error *err);
+/* Rank 0; without a group they do nothing. What they tell is in order with the steps.
+ * eng_tell: the same note to every other rank. eng_ask: answers (ranks, bytes); rank 0's own stay as they are.
+ * While it has nothing to do rank 0 asks more often than the group's time-out, or the others take it for lost; a
+ * rank that hangs is found so. eng_dismiss: the others return. */
+status eng_tell(eng_model *m, const void *note, size_t bytes, error *err);
+status eng_ask(eng_model *m, void *answers, size_t bytes, error *err);
 status eng_dismiss(eng_model *m, error *err);
 
 /* ---- sampling ---------------------------------------------------------------------------------- */

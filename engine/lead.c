@@ -5,18 +5,19 @@
  *
  *   STEP    rows; of each: count, position, logits, blocks, then tokens and blocks
  *   COPY    dst, src, tokens of eng_kv_copy()
- *   BEAT    nothing: everyone answers, so that a rank that hangs is found while there is nothing to do
+ *   NOTE    bytes, then that many (padded to numbers): eng_tell()
+ *   ASK     bytes: everyone answers so many, which are gathered: eng_ask()
  *   LEAVE   nothing: the followers return
  *
  * A follower waits for a plan as long as a call of the group may take (coll_options.timeout_ms), so rank 0 has
- * to beat more often than that. Once the group has failed every plan fails the same way: who leads hears of it at
+ * to ask more often than that. Once the group has failed every plan fails the same way: who leads hears of it at
  * the next step at the latest. */
 #include "engine/model.h"
 #include <assert.h>
 #include <string.h>
 
-enum plan_kind { PLAN_STEP = 1, PLAN_COPY, PLAN_BEAT, PLAN_LEAVE };
-enum { ROW_HEAD = 4 };
+enum plan_kind { PLAN_STEP = 1, PLAN_COPY, PLAN_NOTE, PLAN_ASK, PLAN_LEAVE };
+enum { ROW_HEAD = 4, ANSWER_MAX = 1 << 16 };
 
 static status make_room(eng_lead *l, size_t ints, error *err) {
     if (ints <= l->room) return ST_OK;
@@ -60,12 +61,29 @@ void eng_lead_copy(coll *group, int32_t dst, int32_t src, int32_t tokens) {
     (void)tell(group, PLAN_COPY, (int32_t[3]){dst, src, tokens}, 3, NULL);       /* if it failed, the next step says so */
 }
 
-status eng_beat(eng_model *m, error *err) {
-    float nothing = 0;
+status eng_tell(eng_model *m, const void *note, size_t bytes, error *err) {
+    size_t ints = 1 + (bytes + sizeof(int32_t) - 1) / sizeof(int32_t);
     if (!m->group) return ST_OK;
-    assert(coll_rank(m->group) == 0);
-    TRY(tell(m->group, PLAN_BEAT, NULL, 0, err));
-    return coll_all_reduce(m->group, &nothing, 1, err);
+    assert(coll_rank(m->group) == 0 && bytes <= INT32_MAX);
+    TRY(make_room(&m->lead, ints, err));
+    m->lead.plan[ints - 1] = 0;
+    m->lead.plan[0] = (int32_t)bytes;
+    memcpy(m->lead.plan + 1, note, bytes);
+    return tell(m->group, PLAN_NOTE, m->lead.plan, ints, err);
+}
+
+/* all (ranks, bytes) = every rank's mine. */
+static status gather_answers(eng_model *m, const void *mine, void *all, size_t bytes, error *err) {
+    size_t each[COLL_RANKS_MAX];
+    for (int r = 0; r < coll_ranks(m->group); r++) each[r] = bytes;
+    return coll_all_gather(m->group, mine, all, each, err);
+}
+
+status eng_ask(eng_model *m, void *answers, size_t bytes, error *err) {
+    if (!m->group) return ST_OK;
+    assert(coll_rank(m->group) == 0 && bytes <= ANSWER_MAX);
+    TRY(tell(m->group, PLAN_ASK, (int32_t[1]){(int32_t)bytes}, 1, err));
+    return gather_answers(m, answers, answers, bytes, err);
 }
 
 status eng_dismiss(eng_model *m, error *err) {
@@ -102,9 +120,19 @@ static status follow_step(eng_model *m, eng_kv *kv, size_t ints, error *err) {
     return at == ints ? eng_step_here(m, kv, l->rows, count, &logits, err) : refuse_plan("length", err);
 }
 
-static status follow_one(eng_model *m, eng_kv *kv, bool *leave, error *err) {
+/* The plan's memory serves for the answers: it was read. */
+static status answer(eng_model *m, const eng_ear *ear, size_t bytes, error *err) {
+    size_t ranks = (size_t)coll_ranks(m->group);
+    if (bytes > ANSWER_MAX) return refuse_plan("what was asked", err);
+    TRY(make_room(&m->lead, (ranks + 1) * (bytes / sizeof(int32_t) + 1), err));
+    char *mine = (char *)m->lead.plan + ranks * bytes;
+    memset(mine, 0, bytes);
+    ear->asked(ear->ctx, mine, bytes);
+    return gather_answers(m, mine, m->lead.plan, bytes, err);
+}
+
+static status follow_one(eng_model *m, eng_kv *kv, const eng_ear *ear, bool *leave, error *err) {
     int32_t head[2];
-    float nothing = 0;
     TRY(coll_broadcast(m->group, head, sizeof head, err));
     if (head[1] < 0) return refuse_plan("length", err);
     TRY(make_room(&m->lead, (size_t)head[1], err));
@@ -116,15 +144,21 @@ static status follow_one(eng_model *m, eng_kv *kv, bool *leave, error *err) {
         if (head[1] != 3) return refuse_plan("a copy", err);
         eng_kv_copy(kv, p[0], p[1], p[2]);
         return ST_OK;
-    case PLAN_BEAT: return coll_all_reduce(m->group, &nothing, 1, err);
+    case PLAN_NOTE:
+        if (head[1] < 1 || p[0] < 0 || (size_t)p[0] > (size_t)(head[1] - 1) * sizeof *p) return refuse_plan("a note", err);
+        ear->told(ear->ctx, p + 1, (size_t)p[0]);
+        return ST_OK;
+    case PLAN_ASK:
+        if (head[1] != 1 || p[0] < 0) return refuse_plan("a question", err);
+        return answer(m, ear, (size_t)p[0], err);
     case PLAN_LEAVE: *leave = true; return ST_OK;
     }
     return refuse_plan("kind", err);
 }
 
-status eng_follow(eng_model *m, eng_kv *kv, error *err) {
+status eng_follow(eng_model *m, eng_kv *kv, const eng_ear *ear, error *err) {
     bool leave = false;
     assert(m->group && coll_rank(m->group) > 0);
-    while (!leave) TRY(follow_one(m, kv, &leave, err));
+    while (!leave) TRY(follow_one(m, kv, ear, &leave, err));
     return ST_OK;
 }

@@ -47,6 +47,7 @@ static status take_share(eng_model *m, coll *group, error *err) {
     TRY(eng_share_all(&m->shape, ranks, m->share, err));
     const eng_share *s = m->own_share = &m->share[group ? coll_rank(group) : 0];
     m->group = ranks > 1 ? group : NULL;
+    if (m->group) TRY(coll_reserve(group, (size_t)m->tokens_max * (size_t)m->shape.D, err));
     m->own = m->shape;
     m->own.H = s->heads;
     m->own.K = s->kv;
@@ -113,6 +114,16 @@ void eng_model_close(eng_model *m) {
 }
 
 const eng_shape *eng_model_shape(const eng_model *m) { return &m->shape; }
+status eng_model_heads(const eng_model *m, int ranks, int r, int *first, int *count, error *err) {
+    eng_share all[COLL_RANKS_MAX];
+    if (ranks < 1 || ranks > COLL_RANKS_MAX || r < 0 || r >= ranks)
+        return error_set(err, ST_BAD_INPUT, "rank %d of %d, expected one of at most %d", r, ranks, COLL_RANKS_MAX);
+    TRY(eng_share_all(&m->shape, ranks, all, err));
+    *first = all[r].kv_first;
+    *count = all[r].kv;
+    return ST_OK;
+}
+
 const char *eng_model_numerics(const eng_model *m) { return m->op->numerics(m->c); }
 size_t eng_model_scratch_bytes(const eng_model *m) { return m->scratch_bytes; }
 

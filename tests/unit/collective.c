@@ -45,7 +45,7 @@ typedef struct plan {
 
 /* An address of this process alone. */
 static plan plan_of(const char *transport, int rank, int ranks, rank_work *work) {
-    plan p = {.options = {.transport = transport, .rank = rank, .ranks = ranks, .reduce_max = MOST, .open_ms = OPEN_MS,
+    plan p = {.options = {.transport = transport, .rank = rank, .ranks = ranks, .open_ms = OPEN_MS,
                           .timeout_ms = LONG_MS, .id = next_id},
               .work = work};
     snprintf(p.address, sizeof p.address, "127.%d.%d.%d:7001", 1 + (getpid() >> 16 & 127), getpid() >> 8 & 255,
@@ -61,7 +61,7 @@ static int be_rank(plan *p) {
         fprintf(stderr, "rank %d: %s\n", p->options.rank, err.text);
         return 1;
     }
-    int rc = p->work(c);
+    int rc = coll_reserve(c, MOST, NULL) == ST_OK ? p->work(c) : 1;
     coll_close(c);
     return rc;
 }
