@@ -1,18 +1,18 @@
 /* frame.c -- the 64 bytes in front of everything that travels.
  *
- * All numbers are little endian; a box's numbers are layers, kv heads and token
- * positions of the whole sequence, each counted from 0.
+ * All numbers are little endian; a box's numbers are layers, kv heads of the whole model (whatever ranks
+ * share them) and token positions of the whole sequence, each counted from 0.
  *
  *   at  bytes  field
  *    0    4    magic "BKV1"
- *    4    1    version         1
+ *    4    1    version         2
  *    5    1    kind            1 HELLO, 2 DATA, 3 END, 4 ABORT, 5 ACK
  *    6    2    zero
  *    8    8    ticket
  *   16    4    epoch           of the ticket: the coordinator's attempt at the request
  *   20    4    layer_first
  *   24    4    layers
- *   28    4    head_first
+ *   28    4    head_first      DATA: of the box; END, ABORT: of what the sender had to send
  *   32    4    heads
  *   36    4    token_first
  *   40    4    tokens
@@ -28,8 +28,9 @@
  *
  * The way of a ticket on the wire (-> by the sender, <- by the receiver):
  *   -> HELLO, <- HELLO                once per link; nothing else is sent before both agree
- *   -> DATA ... DATA END  <- ACK      code ST_OK, or ST_CORRUPT when rows were missing
- *   -> DATA ABORT         <- ACK      code ST_CANCELED
+ *   -> DATA ... DATA END  <- ACK      code ST_OK, or ST_CORRUPT when rows of its heads were missing; other
+ *                                     heads may come over other links, each with an END of its own
+ *   -> DATA ABORT         <- ACK      code ST_CANCELED; other senders of the ticket are told ST_PEER_STALE
  *   -> DATA or END        <- ACK      code ST_PEER_STALE or ST_BAD_INPUT when refused; once for a run of
  *                                     DATA. A duplicate and the ABORT of what is unknown get no answer;
  *                                     a damaged payload closes the link

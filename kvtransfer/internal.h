@@ -72,7 +72,7 @@ typedef struct kvt_receipt {
     void *ctx;
     bool revoked;                         /* [lock] no longer in the table; ended() is owed */
     uint32_t landed;                      /* [lock] when it was revoked */
-    uint64_t links[KVT_LINKS_MAX / 64];   /* slots of the links that carried its frames */
+    uint64_t links[KVT_LINKS_MAX / 64];   /* slots of the links that carried its rows and not yet an END */
 } kvt_receipt;
 
 /* ---- send: one ticket's pages on their way --------------------------------------------------- */
@@ -162,7 +162,7 @@ void kvt_link_event(kvt_link *l, uint32_t events);
 size_t kvt_link_want(kvt_link *l, void **into);
 void kvt_link_took(kvt_link *l, size_t n);
 /* Queues a frame without payload. A peer that does not read its own answers loses the link. */
-void kvt_link_say(kvt_link *l, kvt_frame_kind kind, uint64_t ticket, uint32_t epoch, status code);
+void kvt_link_say(kvt_link *l, const kvt_frame *f);
 void kvt_link_arm(kvt_link *l);           /* tells epoll whether there is something to write */
 /* Ends the link and all that hangs on it. */
 void kvt_link_fail(kvt_link *l, status s, const char *why);

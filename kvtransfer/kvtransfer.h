@@ -19,12 +19,12 @@ extern "C" {
 
 /* ---- frame ----------------------------------------------------------------------------------- */
 
-enum { KVT_VERSION = 1, KVT_FRAME_BYTES = 64, KVT_PAYLOAD_MAX = 1 << 20, KVT_PAIRING_MAX = 255 };
+enum { KVT_VERSION = 2, KVT_FRAME_BYTES = 64, KVT_PAYLOAD_MAX = 1 << 20, KVT_PAIRING_MAX = 255 };
 
 typedef enum kvt_frame_kind {
     KVT_HELLO = 1,               /* first frame of a link, both ways: version, pairing text */
     KVT_DATA = 2,                /* a box of KV */
-    KVT_END = 3,                 /* sender: everything of this ticket was sent */
+    KVT_END = 3,                 /* sender: everything of this ticket's heads was sent */
     KVT_ABORT = 4,               /* sender: nothing more of this ticket will come */
     KVT_ACK = 5,                 /* receiver: END or ABORT taken, or refused; code says which */
 } kvt_frame_kind;
@@ -50,8 +50,12 @@ uint32_t kvt_crc32c(uint32_t crc, const void *data, size_t bytes);   /* start wi
 
 /* ---- promise: what a receiver has agreed to take (pure; the simulator drives it too) --------- */
 
+/* Heads are numbered over the whole model. A node of several ranks (tensor parallelism) has a kvt_node in
+ * each: a rank promises the heads it wants, a rank that sends names those it has, and a promise may be
+ * kept by several senders, each with heads of its own. */
 typedef struct kvt_geometry {
-    uint32_t layers, heads;      /* what a complete token has */
+    uint32_t layers;
+    uint32_t head_first, heads;  /* what a complete token has; of a send: its part of that */
     uint32_t row_bytes;          /* of one (layer, K or V, head, token): of h elements */
     uint32_t type;
 } kvt_geometry;
@@ -61,13 +65,14 @@ typedef struct kvt_promises kvt_promises;
 /* What became of a frame. */
 typedef enum kvt_verdict {
     KVT_TAKE,                    /* land it */
-    KVT_DONE,                    /* END, and every box of the promise has landed */
-    KVT_SHORT,                   /* END, but some were missing: ends ST_CORRUPT on both sides */
+    KVT_DONE,                    /* END of the last heads: everything of the promise has landed */
+    KVT_PART,                    /* END, its heads have landed, the END of other heads is still to come */
+    KVT_SHORT,                   /* END, but rows of its heads are missing: ends ST_CORRUPT on both sides */
     KVT_ABORTED,                 /* ABORT taken */
     KVT_DUPLICATE,               /* box (or part of it) has landed already: drop it */
     KVT_REFUSE_TICKET,           /* nobody promised this: ST_PEER_STALE */
     KVT_REFUSE_EPOCH,            /* another epoch: ST_PEER_STALE */
-    KVT_REFUSE_BOUNDS,           /* outside the promise */
+    KVT_REFUSE_BOUNDS,           /* outside the promise; an END: none of its heads */
     KVT_REFUSE_TYPE,             /* other element type or payload size */
     KVT_VERDICTS
 } kvt_verdict;
@@ -76,7 +81,7 @@ const char *kvt_verdict_name(kvt_verdict v);
 
 kvt_promises *kvt_promises_create(int count_max);
 void kvt_promises_destroy(kvt_promises *p);
-/* Room for tokens [token_first, token_end) of every layer and head. The lease ends at now_ms +
+/* Room for tokens [token_first, token_end) of every layer and of heads [head_first, head_first + heads). The lease ends at now_ms +
  * lease_ms unless a frame that lands renews it. ST_AGAIN: table full. ST_BAD_INPUT: a geometry or range
  * that cannot be, or the ticket is still promised (whatever its epoch): remove the old promise first,
  * then the newer epoch's may be added at once. */
@@ -86,12 +91,12 @@ status kvt_promises_add(kvt_promises *p, uint64_t ticket, uint32_t epoch, const 
 /* Judges a DATA, END or ABORT frame and changes nothing. *owner is set for every verdict about a known
  * ticket of the right epoch, NULL otherwise. */
 kvt_verdict kvt_promises_check(const kvt_promises *p, const kvt_frame *f, void **owner);
-/* Judges alike; on KVT_TAKE the box counts as landed from here on and the lease is renewed. Nothing is
- * removed: on KVT_DONE, KVT_SHORT and KVT_ABORTED the caller removes the promise. */
+/* Judges alike; on KVT_TAKE the box counts as landed from here on and the lease is renewed, on KVT_PART the
+ * heads count as ended. Nothing is removed: on KVT_DONE, KVT_SHORT and KVT_ABORTED the caller removes the promise. */
 kvt_verdict kvt_promises_judge(kvt_promises *p, const kvt_frame *f, int64_t now_ms, void **owner);
 /* Who was given to kvt_promises_add for this ticket; NULL: unknown. */
 void *kvt_promises_owner(const kvt_promises *p, uint64_t ticket);
-/* Tokens from token_first on of which every layer and head has landed: readable prefix. */
+/* Tokens from token_first on of which every layer and head of the promise has landed: readable prefix. */
 uint32_t kvt_promises_landed(const kvt_promises *p, uint64_t ticket);
 /* Ends a promise; frames for it are refused from now on. false: unknown. */
 bool kvt_promises_remove(kvt_promises *p, uint64_t ticket);
@@ -128,8 +133,9 @@ typedef struct kvt_sink {
     /* A checked box: copy it into place now. box->payload_bytes bytes, canonical order. */
     void (*land)(void *ctx, const kvt_frame *box, const void *payload);
     /* Once per promise, last call for it. After this no byte of this ticket can land: the fence.
-     * ST_OK: everything landed. ST_PEER_LOST / ST_CORRUPT (payload damaged, or END came with rows
-     * missing) / ST_CANCELED (sender aborted, or revoked) / ST_DEADLINE (lease ended): the first
+     * ST_OK: everything landed, and every sender has said END. ST_PEER_LOST (a link that carried rows, before
+     * its END) / ST_CORRUPT (payload damaged, or END came with rows missing) / ST_CANCELED (one sender
+     * aborted, or revoked) / ST_DEADLINE (lease ended): the first
      * `landed` tokens from token_first are whole all the same. */
     void (*ended)(void *ctx, status s, uint32_t landed);
 } kvt_sink;
@@ -143,7 +149,7 @@ status kvt_promise(kvt_node *n, uint64_t ticket, uint32_t epoch, const kvt_geome
  * ticket may be promised anew (newer epoch) from the return on. Unknown tickets: nothing. */
 void kvt_revoke(kvt_node *n, uint64_t ticket);
 
-/* Sending side: one kvt_send is one ticket's pages on their way. The handle is the caller's until
+/* Sending side: one kvt_send is one ticket's pages on their way to one address. The handle is the caller's until
  * kvt_send_close(): ended() may come at any moment on the node's thread, and pushing to, ending or
  * aborting a send that has ended does nothing. */
 typedef struct kvt_send kvt_send;
@@ -151,7 +157,7 @@ typedef struct kvt_send kvt_send;
 typedef struct kvt_source {
     /* Fill out with the box's elements in canonical order. The rows were pushed, so they are final. */
     void (*pack)(void *ctx, const kvt_frame *box, void *out);
-    /* Once, last call: ST_OK the receiver has all of it; otherwise why not (ST_PEER_LOST, ST_PEER_STALE
+    /* Once, last call: ST_OK the receiver has all rows of the send's heads; otherwise why not (ST_PEER_LOST, ST_PEER_STALE
      * the receiver knows this ticket no more, ST_REFUSED pairing differs, ST_BAD_INPUT outside the
      * promise, ST_CORRUPT it misses rows, ST_CANCELED, ST_DEADLINE, ST_NO_MEMORY). Pages may be
      * unpinned from here on. bytes and wire_us: payload sent, time from first push. why: a sentence,
@@ -159,7 +165,8 @@ typedef struct kvt_source {
     void (*ended)(void *ctx, status s, uint64_t bytes, int64_t wire_us, const char *why);
 } kvt_source;
 
-/* Links to one address ("host:port") are pooled and shared. timeout_ms: rows pushed, or an END, and no
+/* g names the heads that this send brings, some or all of the promise's. One send a ticket and address.
+ * Links to one address ("host:port") are pooled and shared. timeout_ms: rows pushed, or an END, and no
  * progress for so long ends the send with ST_DEADLINE. source and ctx borrowed until ended(). A host
  * name is looked up here, on the caller's thread; ST_BAD_INPUT: the address cannot be. */
 status kvt_send_open(kvt_node *n, const char *address, uint64_t ticket, uint32_t epoch,

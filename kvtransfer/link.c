@@ -197,11 +197,10 @@ static unsigned char *control_room(kvt_link *l, size_t bytes) {
     return l->control + l->control_bytes - bytes;
 }
 
-void kvt_link_say(kvt_link *l, kvt_frame_kind kind, uint64_t ticket, uint32_t epoch, status code) {
+void kvt_link_say(kvt_link *l, const kvt_frame *f) {
     unsigned char *at = control_room(l, KVT_FRAME_BYTES);
     if (!at) return;
-    kvt_frame_encode(
-        &(kvt_frame){.kind = kind, .ticket = ticket, .epoch = epoch, .code = (uint32_t)code}, at);
+    kvt_frame_encode(f, at);
     kvt_link_arm(l);
 }
 

@@ -5,8 +5,11 @@
  *   OPEN: every frame is held against it
  *     DATA inside and new      KVT_TAKE       marks the box landed, renews the lease [kvt_promises_judge]
  *     DATA otherwise           KVT_DUPLICATE / KVT_REFUSE_BOUNDS / KVT_REFUSE_TYPE, nothing changes
- *     END                      KVT_DONE when nothing is missing, else KVT_SHORT
- *     ABORT                    KVT_ABORTED
+ *     END, rows of its heads missing           KVT_SHORT
+ *     END, heads of other senders not ended    KVT_PART   marks its heads ended [kvt_promises_judge]
+ *     END otherwise            KVT_DONE
+ *     END, none of the heads   KVT_REFUSE_BOUNDS
+ *     ABORT                    KVT_ABORTED, whoever sent it: what one sender lacks nobody can use
  *     another epoch            KVT_REFUSE_EPOCH
  *   unknown: KVT_REFUSE_TICKET
  *
@@ -17,7 +20,9 @@
  *   3. Every promise has a lease; only a box that lands renews it, so that a sender that keeps
  *      talking nonsense cannot hold pages.
  *   4. The owner pointer is never looked into. The caller frees it after the promise was removed.
- *   5. A frame's numbers are used only after the bounds check: before it, they are strangers. */
+ *   5. A frame's numbers are used only after the bounds check: before it, they are strangers.
+ *   6. A head ends when all its rows have landed and an END named it. The promise is done when its last head
+ *      ends and not when its last box lands: a sender whose END is on its way must find its ticket known. */
 #include "kvtransfer/kvtransfer.h"
 #include <assert.h>
 #include <string.h>
@@ -31,8 +36,8 @@ typedef struct promise {
     uint32_t lease_ms;
     int64_t expires_ms;
     void *owner;
-    uint64_t missing;            /* bits still 0 */
     size_t words;                /* of one row of bits: tokens of one (layer, head) */
+    uint64_t *ended;             /* behind landed: a bit a head */
     uint64_t landed[];           /* [layer][head][words] */
 } promise;
 
@@ -48,10 +53,15 @@ static const uint64_t BITS_MAX = UINT64_C(1) << 29;
 
 const char *kvt_verdict_name(kvt_verdict v) {
     static const char *const names[KVT_VERDICTS] = {
-        [KVT_TAKE] = "take",           [KVT_DONE] = "done",
-        [KVT_SHORT] = "short",         [KVT_ABORTED] = "aborted",
-        [KVT_DUPLICATE] = "duplicate", [KVT_REFUSE_TICKET] = "ticket",
-        [KVT_REFUSE_EPOCH] = "epoch",  [KVT_REFUSE_BOUNDS] = "bounds",
+        [KVT_TAKE] = "take",
+        [KVT_DONE] = "done",
+        [KVT_PART] = "part",
+        [KVT_SHORT] = "short",
+        [KVT_ABORTED] = "aborted",
+        [KVT_DUPLICATE] = "duplicate",
+        [KVT_REFUSE_TICKET] = "ticket",
+        [KVT_REFUSE_EPOCH] = "epoch",
+        [KVT_REFUSE_BOUNDS] = "bounds",
         [KVT_REFUSE_TYPE] = "type",
     };
     return (unsigned)v < KVT_VERDICTS ? names[v] : "unknown";
@@ -97,6 +107,7 @@ static promise *find(const kvt_promises *p, uint64_t ticket) {
  * one frame. */
 static bool geometry_ok(const kvt_geometry *g, uint32_t tokens) {
     if (!g->layers || !g->heads || !g->row_bytes || !tokens) return false;
+    if (g->head_first > UINT32_MAX - g->heads) return false;
     if ((uint64_t)g->heads * g->row_bytes > KVT_PAYLOAD_MAX / 2) return false;
     if ((uint64_t)g->layers * g->heads > BITS_MAX) return false;
     return (uint64_t)g->layers * g->heads * (((uint64_t)tokens + 63) / 64 * 64) <= BITS_MAX;
@@ -109,8 +120,9 @@ status kvt_promises_add(kvt_promises *p, uint64_t ticket, uint32_t epoch, const 
     if (find(p, ticket)) return ST_BAD_INPUT;
     if (p->count == p->count_max) return ST_AGAIN;
     size_t words = ((size_t)(token_end - token_first) + 63) / 64;
+    size_t rows_words = (size_t)g->layers * g->heads * words, ended_words = ((size_t)g->heads + 63) / 64;
     promise *added =
-        mem_zalloc(1, sizeof *added + (size_t)g->layers * g->heads * words * sizeof added->landed[0]);
+        mem_zalloc(1, sizeof *added + (rows_words + ended_words) * sizeof added->landed[0]);
     if (!added) return ST_NO_MEMORY;
     added->ticket = ticket;
     added->epoch = epoch;
@@ -121,7 +133,7 @@ status kvt_promises_add(kvt_promises *p, uint64_t ticket, uint32_t epoch, const 
     added->expires_ms = now_ms + lease_ms;
     added->owner = owner;
     added->words = words;
-    added->missing = (uint64_t)g->layers * g->heads * added->tokens;
+    added->ended = added->landed + rows_words;
     promise **head = bucket(p, ticket);
     added->next = *head;
     *head = added;
@@ -148,49 +160,18 @@ static bool row_bits(uint64_t *row, uint32_t first, uint32_t count, bool set) {
     return seen != 0;
 }
 
+/* h counts from the promise's first head. */
+static uint64_t *row_of(promise *at, uint32_t l, uint32_t h) {
+    return at->landed + ((size_t)l * at->g.heads + h) * at->words;
+}
+
 static bool box_bits(promise *at, const kvt_frame *f, bool set) {
+    uint32_t first = f->head_first - at->g.head_first;
     for (uint32_t l = f->layer_first; l < f->layer_first + f->layers; l++)
-        for (uint32_t h = f->head_first; h < f->head_first + f->heads; h++) {
-            uint64_t *row = at->landed + ((size_t)l * at->g.heads + h) * at->words;
-            if (row_bits(row, f->token_first - at->token_first, f->tokens, set) && !set) return true;
-        }
+        for (uint32_t h = first; h < first + f->heads; h++)
+            if (row_bits(row_of(at, l, h), f->token_first - at->token_first, f->tokens, set) && !set)
+                return true;
     return false;
-}
-
-kvt_verdict kvt_promises_check(const kvt_promises *p, const kvt_frame *f, void **owner) {
-    *owner = NULL;
-    promise *at = find(p, f->ticket);
-    if (!at) return KVT_REFUSE_TICKET;
-    if (at->epoch != f->epoch) return KVT_REFUSE_EPOCH;
-    *owner = at->owner;
-    if (f->kind == KVT_END) return at->missing ? KVT_SHORT : KVT_DONE;
-    if (f->kind == KVT_ABORT) return KVT_ABORTED;
-    assert(f->kind == KVT_DATA); /* HELLO and ACK are the link's */
-    if (!inside(f->layer_first, f->layers, 0, at->g.layers) ||
-        !inside(f->head_first, f->heads, 0, at->g.heads) ||
-        !inside(f->token_first, f->tokens, at->token_first, at->tokens))
-        return KVT_REFUSE_BOUNDS;
-    uint64_t bytes = (uint64_t)f->layers * 2 * f->heads * f->tokens * at->g.row_bytes;
-    if (f->type != at->g.type || bytes != f->payload_bytes || bytes > KVT_PAYLOAD_MAX)
-        return KVT_REFUSE_TYPE;
-    return box_bits(at, f, false) ? KVT_DUPLICATE : KVT_TAKE;
-}
-
-kvt_verdict kvt_promises_judge(kvt_promises *p, const kvt_frame *f, int64_t now_ms, void **owner) {
-    kvt_verdict v = kvt_promises_check(p, f, owner);
-    if (v != KVT_TAKE) return v;
-    promise *at = find(p, f->ticket);
-    uint64_t bits = (uint64_t)f->layers * f->heads * f->tokens;
-    assert(at->missing >= bits);
-    box_bits(at, f, true);
-    at->missing -= bits;
-    at->expires_ms = now_ms + at->lease_ms;
-    return v;
-}
-
-void *kvt_promises_owner(const kvt_promises *p, uint64_t ticket) {
-    promise *at = find(p, ticket);
-    return at ? at->owner : NULL;
 }
 
 /* Leading ones of a row, at most limit. */
@@ -201,6 +182,66 @@ static uint32_t row_prefix(const uint64_t *row, uint32_t limit) {
             return n < limit ? n : limit;
         }
     return limit;
+}
+
+/* Those heads of an END that are the promise's, counted from its first. */
+static void cut_heads(const promise *at, const kvt_frame *f, uint32_t *first, uint32_t *end) {
+    uint64_t from = f->head_first, to = from + f->heads, base = at->g.head_first;
+    if (from < base) from = base;
+    if (to > base + at->g.heads) to = base + at->g.heads;
+    *first = (uint32_t)(from - base);
+    *end = to > from ? (uint32_t)(to - base) : *first;
+}
+
+static kvt_verdict check_end(promise *at, const kvt_frame *f) {
+    uint32_t first, end;
+    cut_heads(at, f, &first, &end);
+    if (first == end) return KVT_REFUSE_BOUNDS;
+    for (uint32_t l = 0; l < at->g.layers; l++)
+        for (uint32_t h = first; h < end; h++)
+            if (row_prefix(row_of(at, l, h), at->tokens) < at->tokens) return KVT_SHORT;
+    for (uint32_t h = 0; h < at->g.heads; h++)
+        if ((h < first || h >= end) && !row_bits(at->ended, h, 1, false)) return KVT_PART;
+    return KVT_DONE;
+}
+
+kvt_verdict kvt_promises_check(const kvt_promises *p, const kvt_frame *f, void **owner) {
+    *owner = NULL;
+    promise *at = find(p, f->ticket);
+    if (!at) return KVT_REFUSE_TICKET;
+    if (at->epoch != f->epoch) return KVT_REFUSE_EPOCH;
+    *owner = at->owner;
+    if (f->kind == KVT_END) return check_end(at, f);
+    if (f->kind == KVT_ABORT) return KVT_ABORTED;
+    assert(f->kind == KVT_DATA); /* HELLO and ACK are the link's */
+    if (!inside(f->layer_first, f->layers, 0, at->g.layers) ||
+        !inside(f->head_first, f->heads, at->g.head_first, at->g.heads) ||
+        !inside(f->token_first, f->tokens, at->token_first, at->tokens))
+        return KVT_REFUSE_BOUNDS;
+    uint64_t bytes = (uint64_t)f->layers * 2 * f->heads * f->tokens * at->g.row_bytes;
+    if (f->type != at->g.type || bytes != f->payload_bytes || bytes > KVT_PAYLOAD_MAX)
+        return KVT_REFUSE_TYPE;
+    return box_bits(at, f, false) ? KVT_DUPLICATE : KVT_TAKE;
+}
+
+kvt_verdict kvt_promises_judge(kvt_promises *p, const kvt_frame *f, int64_t now_ms, void **owner) {
+    kvt_verdict v = kvt_promises_check(p, f, owner);
+    if (v != KVT_TAKE && v != KVT_PART) return v;
+    promise *at = find(p, f->ticket);
+    if (v == KVT_PART) {
+        uint32_t first, end;
+        cut_heads(at, f, &first, &end);
+        row_bits(at->ended, first, end - first, true);
+        return v;
+    }
+    box_bits(at, f, true);
+    at->expires_ms = now_ms + at->lease_ms;
+    return v;
+}
+
+void *kvt_promises_owner(const kvt_promises *p, uint64_t ticket) {
+    promise *at = find(p, ticket);
+    return at ? at->owner : NULL;
 }
 
 static uint32_t landed(const promise *at) {

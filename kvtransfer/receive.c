@@ -5,10 +5,11 @@
  * thread. So when ended() runs, no land() of that ticket is running, and no later frame can pass the
  * judge: the pages may have a new owner.
  *
- *   OPEN -> ended  [kvt_receive_frame]     END (ST_OK, ST_CORRUPT) or ABORT (ST_CANCELED) came
+ *   OPEN -> ended  [kvt_receive_frame]     the last END (ST_OK), one that came short (ST_CORRUPT) or an
+ *                                          ABORT (ST_CANCELED) came
  *   OPEN -> ended  [kvt_receive_corrupt]   payload damaged: ST_CORRUPT, the link goes too
- *   OPEN -> ended  [kvt_receive_link_lost] a link that carried its frames died: ST_PEER_LOST; one that
- *                                          had no frame yet waits for its lease
+ *   OPEN -> ended  [kvt_receive_link_lost] a link that carried rows died before its END: ST_PEER_LOST;
+ *                                          without one it waits for its lease
  *   OPEN -> ended  [kvt_receive_expire]    lease over: ST_DEADLINE
  *   OPEN -> ended  [kvt_receive_close]     the node closes: ST_CANCELED
  *   OPEN -> REVOKED [kvt_revoke]           any thread: out of the table at once ...
@@ -125,6 +126,10 @@ static void count_refused(kvt_verdict v) {
     }
 }
 
+static void answer(kvt_link *l, const kvt_frame *f, status code) {
+    kvt_link_say(l, &(kvt_frame){.kind = KVT_ACK, .ticket = f->ticket, .epoch = f->epoch, .code = (uint32_t)code});
+}
+
 /* Counts a frame that will not land and tells its sender, once for a run of the same ticket, so that a
  * sender in full flow cannot make us queue an answer a frame. A duplicate needs no answer; an ABORT of
  * what is gone already asks for nothing. */
@@ -138,11 +143,13 @@ static void refuse(kvt_link *l, const kvt_frame *f, kvt_verdict v) {
     l->told_ticket = f->ticket;
     l->told_epoch = f->epoch;
     bool stale = v == KVT_REFUSE_TICKET || v == KVT_REFUSE_EPOCH;
-    kvt_link_say(l, KVT_ACK, f->ticket, f->epoch, stale ? ST_PEER_STALE : ST_BAD_INPUT);
+    answer(l, f, stale ? ST_PEER_STALE : ST_BAD_INPUT);
 }
 
-static void touch(kvt_link *l, kvt_receipt *r) {
-    r->links[l->slot / 64] |= UINT64_C(1) << (l->slot % 64);
+/* Whether this link owes the promise an END: from its first box until the END. */
+static void touch(const kvt_link *l, kvt_receipt *r, bool owes) {
+    uint64_t bit = UINT64_C(1) << (l->slot % 64), *word = &r->links[l->slot / 64];
+    *word = owes ? *word | bit : *word & ~bit;
 }
 
 static bool touched(const kvt_link *l, const kvt_receipt *r) {
@@ -156,7 +163,7 @@ kvt_verdict kvt_receive_check(kvt_link *l, const kvt_frame *f) {
     kvt_verdict v = kvt_promises_check(n->promises, f, &owner);
     pthread_mutex_unlock(&n->lock);
     if (v == KVT_TAKE)
-        touch(l, owner); /* receipts are freed on this thread only, so owner still lives */
+        touch(l, owner, true); /* receipts are freed on this thread only, so owner still lives */
     else
         refuse(l, f, v);
     return v;
@@ -171,17 +178,21 @@ void kvt_receive_frame(kvt_link *l, const kvt_frame *f, const void *payload) {
     kvt_receipt *r = owner;
     switch (v) {
     case KVT_TAKE: r->sink->land(r->ctx, f, payload); break;
+    case KVT_PART: /* this sender's pages are free; should its link close now, nobody minds */
+        touch(l, r, false);
+        answer(l, f, ST_OK);
+        break;
     case KVT_DONE:
         end(n, r, ST_OK);
-        kvt_link_say(l, KVT_ACK, f->ticket, f->epoch, ST_OK);
+        answer(l, f, ST_OK);
         break;
     case KVT_SHORT:
         end(n, r, ST_CORRUPT);
-        kvt_link_say(l, KVT_ACK, f->ticket, f->epoch, ST_CORRUPT);
+        answer(l, f, ST_CORRUPT);
         break;
     case KVT_ABORTED:
         end(n, r, ST_CANCELED);
-        kvt_link_say(l, KVT_ACK, f->ticket, f->epoch, ST_CANCELED);
+        answer(l, f, ST_CANCELED);
         break;
     default: refuse(l, f, v); break;
     }
@@ -216,7 +227,8 @@ static kvt_receipt *first_open(kvt_node *n, const kvt_link *l) {
     return r;
 }
 
-/* A promise that no link has touched yet waits for its lease: its sender may still come. */
+/* A promise that this link has not touched, or has brought all it had to, goes on: other senders may still
+ * come, or its lease ends. */
 void kvt_receive_link_lost(kvt_link *l) {
     for (kvt_receipt *r; (r = first_open(l->node, l));) end(l->node, r, ST_PEER_LOST);
 }

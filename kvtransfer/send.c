@@ -30,6 +30,7 @@ METRIC(sent_frames, "baton_kv_frames_sent_total", NULL, METRIC_COUNTER, "KV data
 /* What promise.c asks of a geometry, as far as the sender depends on it: a token of a layer fits. */
 static bool geometry_ok(const kvt_geometry *g) {
     return g->layers && g->heads && g->row_bytes &&
+           g->head_first <= UINT32_MAX - g->heads &&
            (uint64_t)g->heads * g->row_bytes <= KVT_PAYLOAD_MAX / 2;
 }
 
@@ -148,6 +149,12 @@ static void leave_turns(kvt_link *l, kvt_send *s) {
     s->ready = false;
 }
 
+/* An END or ABORT names the heads it speaks of. */
+static void say(kvt_send *s, kvt_link *l, kvt_frame_kind kind, status code) {
+    kvt_link_say(l, &(kvt_frame){.kind = kind, .ticket = s->ticket, .epoch = s->epoch, .code = (uint32_t)code,
+                                 .head_first = s->g.head_first, .heads = s->g.heads});
+}
+
 /* The send's one end. A receiver that is still there is told to stop waiting, but after ST_OK and
  * ST_PEER_STALE: then it does not wait. Nothing is packed any more: what is staged on the link is a copy. */
 static void finish(kvt_send *s, status code, const char *why) {
@@ -161,7 +168,7 @@ static void finish(kvt_send *s, status code, const char *why) {
         l->progress_ms = n->now_ms; /* idle from now on, if it was the last */
         kvt_node_due(n, n->now_ms + KVT_IDLE_MS);
         if (l->state == LINK_READY && code != ST_OK && code != ST_PEER_STALE)
-            kvt_link_say(l, KVT_ABORT, s->ticket, s->epoch, code);
+            say(s, l, KVT_ABORT, code);
         kvt_link_arm(l);
     }
     pthread_mutex_lock(&n->lock);
@@ -303,6 +310,7 @@ static kvt_frame next_box(kvt_send *s) {
         .epoch = s->epoch,
         .layer_first = s->slab_layer,
         .layers = left < s->slab_layers ? left : s->slab_layers,
+        .head_first = s->g.head_first,
         .heads = s->g.heads,
         .token_first = s->slab.first,
         .tokens = tokens,
@@ -346,7 +354,7 @@ bool kvt_send_fill(kvt_link *l) {
         s->end_sent = true;
         s->since_ms = l->node->now_ms;
         kvt_node_due(l->node, s->since_ms + s->timeout_ms);
-        kvt_link_say(l, KVT_END, s->ticket, s->epoch, ST_OK); /* may lose the link, and s with it */
+        say(s, l, KVT_END, ST_OK); /* may lose the link, and s with it */
         return true;
     }
     return false;

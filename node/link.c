@@ -160,6 +160,7 @@ static void send_abort(void *ctx, void *send) { (void)ctx, kvt_send_abort(((send
 void node_link_fill(node_process *p, node_io *io) {
     eng_shape shape = *eng_model_shape(p->model);
     p->geometry = (kvt_geometry){.layers = (uint32_t)shape.L,
+                                 .head_first = 0,
                                  .heads = (uint32_t)shape.K,
                                  .row_bytes = (uint32_t)eng_kv_row_bytes(eng_kv_element(p->kv), shape.h),
                                  .type = (uint32_t)eng_kv_element(p->kv)};

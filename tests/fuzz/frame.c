@@ -11,7 +11,7 @@ enum { L = 4, K = 2, ROW = 16, FIRST = 8, END = 150 };
 /* A random header hardly ever has the right CRC: it is repaired unless the first bit says no, and so is
  * what else would stop every input at the door. */
 static void repair(unsigned char wire[KVT_FRAME_BYTES]) {
-    memcpy(wire, "BKV1\1", 5);
+    memcpy(wire, "BKV1\2", 5);
     wire[6] = wire[7] = 0;
     uint32_t crc = kvt_crc32c(0, wire, 60);
     for (int i = 0; i < 4; i++) wire[60 + i] = (unsigned char)(crc >> 8 * i);

@@ -64,7 +64,7 @@ static void repair(kvt_link *l, unsigned flags, const uint8_t *rest, size_t rest
         uint32_t length = h[52] | h[53] << 8 | h[54] << 16;
         if (length <= rest_bytes) put32(h + 56, kvt_crc32c(0, rest, length));
     }
-    memcpy(h, "BKV1\1", 5);
+    memcpy(h, "BKV1\2", 5);
     h[6] = h[7] = 0;
     put32(h + 60, kvt_crc32c(0, h, 60));
 }

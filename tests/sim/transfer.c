@@ -269,7 +269,7 @@ static void transmit(sim *s, sim_send *d, wire_frame *w) {
 static void say(sim *s, sim_send *d, kvt_frame_kind kind) {
     if (d->link < 0 || s->links[d->link].send_closed) return;
     wire_frame w = {.from = d, .epoch = d->epoch};
-    kvt_frame f = {.kind = kind, .ticket = d->ticket, .epoch = d->epoch};
+    kvt_frame f = {.kind = kind, .ticket = d->ticket, .epoch = d->epoch, .heads = geometry.heads};
     kvt_frame_encode(&f, w.header);
     transmit(s, d, &w);
 }
@@ -394,6 +394,7 @@ static void judged(sim *s, sim_node *n, int link, const kvt_frame *f, wire_frame
     if (r) r->links |= 1ull << link;
     switch (v) {
     case KVT_TAKE: land(s, n, r, f, w); break;
+    case KVT_PART: sim_fail(s, "node %d: a part of one head", n->slot); break;
     case KVT_DONE:
         end_promise(s, n, r, ST_OK);
         answer(s, link, w->from, ST_OK);

@@ -64,6 +64,7 @@ static void pack(void *ctx, const kvt_frame *box, void *out) {
 }
 
 static size_t row_at(const half *r, uint32_t l, uint32_t kv, uint32_t h, uint32_t t) {
+    h -= r->g.head_first;
     return ((((size_t)l * 2 + kv) * r->g.heads + h) * r->tokens + (t - r->first)) * r->g.row_bytes;
 }
 
@@ -150,11 +151,19 @@ static half sender_of(const half *r) {
                   .tokens = r->tokens};
 }
 
+/* A sender of some of its heads, counted over the model. */
+static half part_of(const half *r, uint32_t head_first, uint32_t heads) {
+    half s = sender_of(r);
+    s.g.head_first = head_first;
+    s.g.heads = heads;
+    return s;
+}
+
 /* The first `tokens` tokens hold the pattern. */
 static void assert_whole(const half *r, uint32_t tokens) {
     for (uint32_t l = 0; l < r->g.layers; l++)
         for (uint32_t kv = 0; kv < 2; kv++)
-            for (uint32_t h = 0; h < r->g.heads; h++)
+            for (uint32_t h = r->g.head_first; h < r->g.head_first + r->g.heads; h++)
                 for (uint32_t t = r->first; t < r->first + tokens; t++)
                     for (uint32_t b = 0; b < r->g.row_bytes; b++)
                         if (r->memory[row_at(r, l, kv, h, t) + b] != pattern(r->ticket, l, kv, h, t, b))
@@ -185,20 +194,26 @@ static int promises_open(kvt_node *n) {
 }
 
 typedef struct lookup {
-    const char *labels;
+    const char *name, *labels;
     int64_t value;
 } lookup;
 
 static void look(const metric *m, void *ctx) {
     lookup *l = ctx;
-    if (!strcmp(m->name, "baton_kv_frames_refused_total") && !strcmp(m->labels, l->labels))
-        l->value = metric_get(m);
+    if (!strcmp(m->name, l->name) && !strcmp(m->labels ? m->labels : "", l->labels)) l->value = metric_get(m);
 }
 
 static int64_t refused(const char *reason) {
     char labels[40];
     snprintf(labels, sizeof labels, "reason=\"%s\"", reason);
-    lookup l = {labels, 0};
+    lookup l = {"baton_kv_frames_refused_total", labels, 0};
+    metrics_each(look, &l);
+    return l.value;
+}
+
+/* Of all nodes of this process, both ends. */
+static int64_t links_open(void) {
+    lookup l = {"baton_kv_links", "", -1};
     metrics_each(look, &l);
     return l.value;
 }
@@ -212,6 +227,12 @@ static int count_entries(const char *folder) {
 }
 
 static void nap_ms(int ms) { poll(NULL, 0, ms); }
+
+/* Waits until so many ends of links are left: the nodes have seen that the others are gone. */
+static void await_links(int64_t count) {
+    for (int i = 0; i < 1000 && links_open() != count; i++) nap_ms(5);
+    assert_int_equal(links_open(), count);
+}
 
 /* ---- raw peers: plain sockets ---------------------------------------------------------------- */
 
@@ -299,15 +320,23 @@ static void assert_ack(int fd, const kvt_frame *of, status code) {
     assert_string_equal(status_name((status)ack.code), status_name(code));
 }
 
+/* What was written to this link has been judged: an END of an unknown ticket is answered behind it. */
+static void raw_sync(int fd) {
+    kvt_frame unknown = {.kind = KVT_END, .ticket = 99, .epoch = 99};
+    raw_header(fd, &unknown);
+    assert_ack(fd, &unknown, ST_PEER_STALE);
+}
+
 static kvt_frame box_of(const half *r, uint32_t token, uint32_t tokens) {
     kvt_frame f = {.kind = KVT_DATA, .ticket = r->ticket, .epoch = r->epoch, .layers = r->g.layers,
-                   .heads = r->g.heads, .token_first = token, .tokens = tokens, .type = r->g.type};
+                   .head_first = r->g.head_first, .heads = r->g.heads, .token_first = token, .tokens = tokens, .type = r->g.type};
     f.payload_bytes = f.layers * 2 * f.heads * tokens * r->g.row_bytes;
     return f;
 }
 
 static kvt_frame plain(const half *r, kvt_frame_kind kind) {
-    return (kvt_frame){.kind = kind, .ticket = r->ticket, .epoch = r->epoch};
+    return (kvt_frame){.kind = kind, .ticket = r->ticket, .epoch = r->epoch,
+                       .head_first = r->g.head_first, .heads = r->g.heads};
 }
 
 /* Fills payload with the pattern (as a sender would) and sets the frame's CRC. */
@@ -645,6 +674,158 @@ static void lease_ends(void **state) {
     close(fd);
     kvt_node_close(n);
     free(r.memory);
+}
+
+/* ---- several senders of one promise ----------------------------------------------------------- */
+
+static const kvt_geometry shared = {.layers = 4, .head_first = 2, .heads = 3, .row_bytes = 32, .type = 1};
+
+/* Ranks of a prefill node, each a node with a head of its own, in any order. Who has ended may leave: its
+ * link ends, the promise does not. */
+static void ranks_send_in_any_order(void **state) {
+    (void)state;
+    static const uint32_t orders[6][3] = {{2, 3, 4}, {2, 4, 3}, {3, 2, 4}, {3, 4, 2}, {4, 2, 3}, {4, 3, 2}};
+    kvt_node *b = node_open("127.0.0.1:0", "pair");
+    for (uint32_t round = 0; round < 6; round++) {
+        half in = receiver(round, 1, &shared, 16, 100);
+        assert_int_equal(promise(b, &in, 10000), ST_OK);
+        for (int i = 0; i < 3; i++) {
+            half out = part_of(&in, orders[round][i], 1);
+            kvt_node *a = node_open(NULL, "pair");
+            assert_int_equal(begin(a, kvt_node_address(b), &out, 5000), ST_OK);
+            kvt_send_push(out.send, 16, 100);
+            kvt_send_end(out.send);
+            assert_int_equal(outcome(&out), ST_OK);
+            assert_int_equal(out.bytes, 4 * 2 * 100 * 32);
+            kvt_send_close(out.send);
+            kvt_node_close(a);
+            await_links(0);
+            if (i < 2) assert_int_equal(calls(&in), 0);
+        }
+        assert_int_equal(outcome(&in), ST_OK);
+        assert_int_equal(in.landed, 100);
+        assert_whole(&in, 100);
+        free(in.memory);
+    }
+    kvt_node_close(b);
+}
+
+/* Two ranks at once, of one head and of two; the receiver wants only these of a model with more. */
+static void ranks_send_at_once(void **state) {
+    (void)state;
+    kvt_node *a = node_open(NULL, "pair"), *c = node_open(NULL, "pair"), *b = node_open("127.0.0.1:0", "pair");
+    half in = receiver(5, 1, &shared, 0, 3000), lower = part_of(&in, 2, 1), upper = part_of(&in, 3, 2);
+    assert_int_equal(promise(b, &in, 10000), ST_OK);
+    assert_int_equal(begin(a, kvt_node_address(b), &lower, 5000), ST_OK);
+    assert_int_equal(begin(c, kvt_node_address(b), &upper, 5000), ST_OK);
+    for (uint32_t t = 0; t < 3000; t += 100) {
+        kvt_send_push(upper.send, t, 100);
+        kvt_send_push(lower.send, 2900 - t, 100);
+    }
+    kvt_send_end(lower.send);
+    kvt_send_end(upper.send);
+    assert_int_equal(outcome(&lower), ST_OK);
+    assert_int_equal(outcome(&upper), ST_OK);
+    assert_int_equal(outcome(&in), ST_OK);
+    assert_whole(&in, 3000);
+    kvt_send_close(lower.send), kvt_send_close(upper.send);
+    kvt_node_close(a), kvt_node_close(b), kvt_node_close(c);
+    free(in.memory);
+}
+
+/* Everything has landed before the first END: each sender is told all the same, the receiver at the last. */
+static void ends_after_all_rows(void **state) {
+    (void)state;
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    half r = receiver(7, 1, &shared, 0, 32), lower = part_of(&r, 2, 1), upper = part_of(&r, 3, 2);
+    assert_int_equal(promise(n, &r, 10000), ST_OK);
+    int first = raw_link(n), second = raw_link(n);
+    raw_data(first, &lower, box_of(&lower, 0, 32));
+    raw_data(second, &upper, box_of(&upper, 0, 32));
+    raw_sync(first);
+    kvt_frame end = plain(&upper, KVT_END), other = plain(&lower, KVT_END), twice = box_of(&r, 3, 1);
+    raw_header(second, &end);
+    assert_ack(second, &end, ST_OK);
+    int64_t duplicates = refused("duplicate");
+    raw_data(second, &r, twice); /* no head is landed twice */
+    raw_header(second, &end);
+    assert_ack(second, &end, ST_OK);
+    assert_int_equal(refused("duplicate"), duplicates + 1);
+    assert_int_equal(calls(&r), 0);
+    raw_header(first, &other);
+    assert_ack(first, &other, ST_OK);
+    assert_int_equal(outcome(&r), ST_OK);
+    assert_int_equal(r.lands, 2);
+    assert_whole(&r, 32);
+    close(first), close(second);
+    kvt_node_close(n);
+    free(r.memory);
+}
+
+/* A rank whose link ends before its END takes the promise with it; the others' next frame is told so. */
+static void rank_lost_before_its_end(void **state) {
+    (void)state;
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    half r = receiver(7, 1, &shared, 0, 32), lower = part_of(&r, 2, 1), upper = part_of(&r, 3, 2);
+    assert_int_equal(promise(n, &r, 10000), ST_OK);
+    int done = raw_link(n), lost = raw_link(n), late = raw_link(n);
+    raw_data(done, &lower, box_of(&lower, 0, 32));
+    kvt_frame end = plain(&lower, KVT_END), stale = plain(&upper, KVT_END);
+    raw_header(done, &end);
+    assert_ack(done, &end, ST_OK);
+    raw_data(lost, &upper, box_of(&upper, 0, 20));
+    close(lost);
+    assert_int_equal(outcome(&r), ST_PEER_LOST);
+    assert_int_equal(r.landed, 20);
+    assert_whole(&r, 20);
+    raw_header(late, &stale);
+    assert_ack(late, &stale, ST_PEER_STALE);
+    close(done), close(late);
+    kvt_node_close(n);
+    free(r.memory);
+}
+
+/* An END that lacks rows of its own heads ends the promise, though others are still sending. */
+static void rank_ends_short(void **state) {
+    (void)state;
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    half r = receiver(7, 1, &shared, 0, 32), lower = part_of(&r, 2, 1), upper = part_of(&r, 3, 2);
+    assert_int_equal(promise(n, &r, 10000), ST_OK);
+    int first = raw_link(n), second = raw_link(n);
+    raw_data(first, &lower, box_of(&lower, 0, 32));
+    raw_sync(first);
+    raw_data(second, &upper, box_of(&upper, 0, 31));
+    kvt_frame end = plain(&upper, KVT_END), other = plain(&lower, KVT_END);
+    raw_header(second, &end);
+    assert_ack(second, &end, ST_CORRUPT);
+    assert_int_equal(outcome(&r), ST_CORRUPT);
+    assert_int_equal(r.landed, 31);
+    raw_header(first, &other);
+    assert_ack(first, &other, ST_PEER_STALE);
+    close(first), close(second);
+    kvt_node_close(n);
+    free(r.memory);
+}
+
+static void one_rank_aborts(void **state) {
+    (void)state;
+    kvt_node *a = node_open(NULL, "pair"), *c = node_open(NULL, "pair"), *b = node_open("127.0.0.1:0", "pair");
+    half in = receiver(5, 1, &shared, 0, 64), lower = part_of(&in, 2, 1), upper = part_of(&in, 3, 2);
+    assert_int_equal(promise(b, &in, 10000), ST_OK);
+    assert_int_equal(begin(a, kvt_node_address(b), &lower, 5000), ST_OK);
+    assert_int_equal(begin(c, kvt_node_address(b), &upper, 5000), ST_OK);
+    kvt_send_push(upper.send, 0, 32);
+    kvt_send_push(lower.send, 0, 16);
+    while (!__atomic_load_n(&lower.packs, __ATOMIC_RELAXED)) nap_ms(1);
+    kvt_send_abort(lower.send);
+    assert_int_equal(outcome(&lower), ST_CANCELED);
+    assert_int_equal(outcome(&in), ST_CANCELED);
+    kvt_send_push(upper.send, 32, 32);
+    kvt_send_end(upper.send);
+    assert_int_equal(outcome(&upper), ST_PEER_STALE);
+    kvt_send_close(lower.send), kvt_send_close(upper.send);
+    kvt_node_close(a), kvt_node_close(b), kvt_node_close(c);
+    free(in.memory);
 }
 
 /* ---- peers that are none --------------------------------------------------------------------- */
@@ -1033,6 +1214,12 @@ static int run(const kvt_transport *t) {
         cmocka_unit_test(late_frames_never_land),
         cmocka_unit_test(old_epoch_ends_the_sender),
         cmocka_unit_test(lease_ends),
+        cmocka_unit_test(ranks_send_in_any_order),
+        cmocka_unit_test(ranks_send_at_once),
+        cmocka_unit_test(ends_after_all_rows),
+        cmocka_unit_test(rank_lost_before_its_end),
+        cmocka_unit_test(rank_ends_short),
+        cmocka_unit_test(one_rank_aborts),
         cmocka_unit_test(strangers_are_closed),
         cmocka_unit_test(links_are_bounded),
         cmocka_unit_test(descriptors_run_out),
