@@ -6,6 +6,7 @@
 #include "base/base.h"
 #include "proto/baton.pb-c.h"
 #include "rpc/rpc.h"
+#include <sys/types.h>
 
 typedef enum cli_exit {
     CLI_OK = 0,
@@ -19,10 +20,10 @@ enum { CLI_PATH_MAX = 4096 };
 
 /* Every option of every command has its place here; each command fills those of its rows. */
 typedef struct cli_options {
-    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *pin, *kv_dtype, *prefill_policy;
+    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *pin, *kv_dtype, *prefill_policy, *group;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
     const char *out, *system, *type, *cache_dir, *only, *svg;
-    int64_t prefill, decode, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
+    int64_t prefill, decode, tp, prefill_tp, decode_tp, rank, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
     int64_t queue, requests, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
     int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
     const char *seed;
@@ -64,6 +65,7 @@ typedef struct cli_command {
     CLI_SWITCH("cache", cache, "true", "keep prepared weights in a file that all nodes of the machine map"), \
     CLI_TEXT("cache-dir", cache_dir, NULL, "DIR",                                                   \
              "where that file is; default $XDG_CACHE_HOME/baton, else ~/.cache/baton")
+#define CLI_TP CLI_INT("tp", tp, "1", 1, 16, "N", "ranks of a node: processes that share the model (tensor parallelism)")
 #define CLI_KV_DTYPE                                                                                \
     CLI_TEXT("kv-dtype", kv_dtype, "f16", "TYPE", "element of a page: f32, f16, bf16 or q8_0")
 #define CLI_PAGES                                                                                   \
@@ -90,6 +92,37 @@ extern const cli_command cli_nodes, cli_drain, cli_undrain, cli_role;
 extern const cli_command cli_bench, cli_tokenize, cli_perplexity, cli_logits, cli_quantize;
 extern const cli_command *const cli_commands[];
 extern const int cli_commands_count;
+
+/* ---- child.c -------------------------------------------------------------------------------------- */
+
+typedef struct cli_child {
+    const cli_command *command;
+    const cli_options *options;  /* its flags: every row of the command whose value is not NULL */
+    char **environment;          /* NULL: this process's, without BATON_ variables */
+    const char *log;             /* file that gets its stderr; NULL: this process's */
+    int keep_fd;                 /* a descriptor it gets beside 0, 1 and 2; -1: none */
+} cli_child;
+
+/* This same executable as a child that dies with the calling thread; its stdout goes where its stderr does. -1: errno
+ * says why. */
+pid_t cli_child_start(const cli_child *c);
+/* The environment without BATON_ variables: what those said is in the flags a child gets. NULL: no memory. */
+char **cli_child_environment(void);
+
+/* ---- ranks.c -------------------------------------------------------------------------------------- */
+
+/* The other ranks of this node, started by it: `--tp N` without --group. */
+typedef struct cli_ranks {
+    pid_t pid[16];
+    int count;
+    char group[20];
+    char **environment;
+} cli_ranks;
+
+/* Shares threads and CPUs out (--threads, --pin), starts ranks 1 and up, and makes *o rank 0's. */
+status cli_ranks_start(cli_ranks *r, const cli_command *command, cli_options *o, error *err);
+/* They were dismissed: waits a moment, then kills. */
+void cli_ranks_end(cli_ranks *r);
 
 /* ---- model.c ------------------------------------------------------------------------------------- */
 

@@ -44,11 +44,17 @@ static json_t *node_json(const Baton__V1__Node *n) {
         json_array_append_new(counters, json_pack("{s:s, s:s, s:I}", "name", n->counters[i]->name,
                                                   "labels", n->counters[i]->labels, "value",
                                                   (json_int_t)n->counters[i]->value));
+    json_t *ranks = json_array();
+    for (size_t i = 0; i < n->n_ranks; i++)
+        json_array_append_new(ranks, json_pack("{s:I, s:f, s:I, s:I}", "pid", (json_int_t)n->ranks[i]->pid, "group_ms",
+                                               n->ranks[i]->group_ms, "kv_bytes_in", (json_int_t)n->ranks[i]->kv_bytes_in,
+                                               "kv_bytes_out", (json_int_t)n->ranks[i]->kv_bytes_out));
     json_t *j =
-        json_pack("{s:s, s:s, s:s, s:I, s:s, s:s, s:i, s:i, s:I, s:s, s:o}", "id", n->id, "role",
+        json_pack("{s:s, s:s, s:s, s:I, s:s, s:s, s:i, s:i, s:I, s:s, s:o, s:o}", "id", n->id, "role",
                   n->role, "state", n->state, "pid", (json_int_t)n->pid, "address", n->address,
                   "kv_address", n->kv_address, "running", n->running, "waiting", n->waiting,
-                  "epoch", (json_int_t)n->epoch, "numerics", n->numerics, "counters", counters);
+                  "epoch", (json_int_t)n->epoch, "numerics", n->numerics, "counters", counters, "ranks",
+                  ranks);
     const Baton__V1__PageCounts *p = n->pages;
     if (p)
         json_object_set_new(j, "pages",

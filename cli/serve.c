@@ -45,8 +45,12 @@ static const config_row coordinator_rows[] = {
         CLI_TEXT("listen", listen, "127.0.0.1:0", "HOST:PORT",                                     \
                  "where coordinators connect; port 0 takes a free one"),                           \
         CLI_TEXT("kv-listen", kv_listen, "127.0.0.1:0", "HOST:PORT", "where KV pages arrive"),     \
-        CLI_TEXT("id", id, role "-1", "NAME", "its name in logs and `baton nodes`"), CLI_ENGINE,   \
-        CLI_PAGES, CLI_GRACE, READY_ROW, CLI_LOG_LEVEL
+        CLI_TEXT("id", id, role "-1", "NAME", "its name in logs and `baton nodes`"), CLI_TP,       \
+        CLI_INT("rank", rank, "0", 0, 15, "R", "with --group: which of the --tp ranks this process is"), \
+        CLI_TEXT("group", group, NULL, "HOST:PORT",                                                \
+                 "ranks on several machines: each is started by hand, rank 0 listens there; "      \
+                 "without it the node starts its ranks itself"),                                   \
+        CLI_ENGINE, CLI_PAGES, CLI_GRACE, READY_ROW, CLI_LOG_LEVEL
 
 static const config_row prefill_rows[] = {NODE_ROWS("prefill")};
 static const config_row decode_rows[] = {NODE_ROWS("decode")};
@@ -153,18 +157,21 @@ static void show_progress(double share, void *ctx) {
     fprintf(stderr, "%s: loading, %d %%\n", p->id, (int)(share * 100));
 }
 
-static cli_exit serve_node(const cli_options *o, const char *role) {
+/* The work of one rank, from its options to the exit code. */
+static cli_exit serve_rank(const cli_options *o, const char *role) {
     static const node_service *const services[] = {&prefill_service, &decode_service};
     error err = {0};
     node_process *p;
     char cache_dir[CLI_PATH_MAX];
     progress said = {.id = o->id, .said_ms = clock_now_ms()};
-    if (!o->model) return cli_usage(role, "--model FILE is missing");
     eng_kv_type kv_type;
     if (!eng_kv_type_find(o->kv_dtype, &kv_type))
         return cli_usage(role, "--kv-dtype '%.40s': expected f32, f16, bf16 or q8_0", o->kv_dtype);
     if (eng_cpus_pin(o->pin, &err) != ST_OK) return cli_usage(role, "%s", err.text);
     node_options options = {.id = o->id,
+                            .rank = (int)o->rank,
+                            .ranks = (int)o->tp,
+                            .group = o->group,
                             .role = role,
                             .model = o->model,
                             .listen = o->listen,
@@ -181,9 +188,8 @@ static cli_exit serve_node(const cli_options *o, const char *role) {
                             .cache_dir = cli_cache_dir(o, cache_dir),
                             .progress = isatty(STDERR_FILENO) ? show_progress : NULL,
                             .progress_ctx = &said};
-    cli_exit code = cli_log_setup(o, role, o->id);
-    if (code != CLI_OK) return code;
-    cli_client_hold_signals();
+    if (o->rank > 0)             /* SIGTERM ends it, and the group with it */
+        return node_follow(&options, &err) == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "%s", err.text);
     if (node_process_open(&options, services, 2, &p, &err) != ST_OK)
         return cli_complain(CLI_FAILED, "%s", err.text);
     say_ready(o, node_process_address(p), node_process_kv_address(p));
@@ -192,14 +198,31 @@ static cli_exit serve_node(const cli_options *o, const char *role) {
     return CLI_OK;
 }
 
+static cli_exit serve_node(const cli_options *o, const cli_command *command) {
+    error err = {0};
+    cli_options mine = *o;
+    cli_ranks others = {.count = 0};
+    if (!o->model) return cli_usage(command->name, "--model FILE is missing");
+    if (o->rank >= o->tp) return cli_usage(command->name, "--rank is %lld: expected below --tp, %lld", (long long)o->rank, (long long)o->tp);
+    if (o->rank > 0 && !o->group) return cli_usage(command->name, "--rank without --group HOST:PORT");
+    cli_exit code = cli_log_setup(o, command->name, o->id);
+    if (code != CLI_OK) return code;
+    if (o->rank == 0) cli_client_hold_signals();
+    if (o->tp > 1 && !o->group && cli_ranks_start(&others, command, &mine, &err) != ST_OK)
+        return cli_complain(CLI_FAILED, "%s", err.text);
+    code = serve_rank(&mine, command->name);
+    cli_ranks_end(&others);
+    return code;
+}
+
 static cli_exit prefill(const cli_options *o, const char *const *words, int count) {
     (void)words;
     (void)count;
-    return serve_node(o, "prefill");
+    return serve_node(o, &cli_prefill);
 }
 
 static cli_exit decode(const cli_options *o, const char *const *words, int count) {
     (void)words;
     (void)count;
-    return serve_node(o, "decode");
+    return serve_node(o, &cli_decode);
 }

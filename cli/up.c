@@ -11,13 +11,11 @@
  *                                      comes, then the nodes; exit code 0. A second one ends
  *                                      everything at once
  *
- * Children are this same executable (/proc/self/exe). They die with the supervisor
- * (PR_SET_PDEATHSIG), are in process groups of their own, so that a terminal's Ctrl-C reaches only
- * the supervisor, and see no BATON_ variable: what those said is in the flags they get. */
+ * Children are this same executable (child.c) and die with the supervisor. A node of several ranks is
+ * one child, which starts its ranks itself (ranks.c). */
 #include "cli/cli.h"
 #include "engine/cpus.h"
 #include "engine/engine.h"
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -25,7 +23,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -39,6 +36,9 @@ static const config_row rows[] = {
     CLI_INT("prefill", prefill, "1", 0, 64, "N",
             "prefill nodes; 0: decode nodes read every prompt"),
     CLI_INT("decode", decode, "1", 1, 64, "N", "decode nodes"),
+    CLI_TP,
+    CLI_INT("prefill-tp", prefill_tp, "0", 0, 16, "N", "ranks of a prefill node; 0: as --tp says"),
+    CLI_INT("decode-tp", decode_tp, "0", 0, 16, "N", "ranks of a decode node; 0: as --tp says"),
     CLI_TEXT("listen", listen, "127.0.0.1:50051", "HOST:PORT",
              "where clients connect; port 0 takes a free one"),
     CLI_ENGINE,
@@ -54,15 +54,16 @@ const cli_command cli_up = {"up", "", "A whole cluster on this machine.", CLI_RO
 
 enum {
     CHILDREN_MAX = 129,
-    ARGS_MAX = 64,
     PAUSE_FIRST_MS = 200,
     PAUSE_MAX_MS = 5000,
     HEALTHY_MS = 10000
 };
 
 typedef struct child {
-    const char *role;
+    const cli_command *command;
     char id[32], address[300];
+    int tp;                         /* its ranks */
+    char cpus[ENG_CPUS_TEXT];       /* where all their threads stay; "": nowhere */
     int reserved;                   /* the socket that keeps its port */
     pid_t pid;                      /* 0: not running */
     int64_t started_ms, restart_ms; /* restart_ms 0: none is due */
@@ -77,8 +78,7 @@ typedef struct supervisor {
     child children[CHILDREN_MAX]; /* the coordinator is the first */
     int count;
     char nodes[CHILDREN_MAX * 32]; /* the coordinator's --nodes */
-    eng_cpus_list cpus[CHILDREN_MAX]; /* where a node's threads stay; "": nowhere */
-    int threads;                      /* of each node */
+    int threads;                      /* of each rank */
     int cores_taken;                  /* a socket whose name says so to other clusters */
     int signals;                   /* signalfd */
     int ready;                     /* read end of the coordinator's --ready-fd, -1: said */
@@ -126,110 +126,36 @@ static status reserve(const char *listen, child *c, error *err) {
 
 /* ---- children -------------------------------------------------------------------------------- */
 
-typedef struct arguments {
-    char *at[ARGS_MAX];
-    char text[ARGS_MAX][80]; /* numbers */
-    int count;
-} arguments;
-
-static void add(arguments *a, const char *word) {
-    assert(a->count < ARGS_MAX - 1);
-    a->at[a->count++] = (char *)(uintptr_t)word;
-}
-
-/* NULL, the value of a text flag that nobody gave, would end the child's argv: it gets no flag. */
-static void add_text(arguments *a, const char *flag, const char *value) {
-    if (!value) return;
-    add(a, flag);
-    add(a, value);
-}
-
-static void add_int(arguments *a, const char *flag, int64_t value) {
-    char *text = a->text[a->count];
-    snprintf(text, sizeof a->text[0], "%s=%lld", flag, (long long)value);
-    add(a, text);
-}
-
-static void fill_arguments(const supervisor *u, const child *c, arguments *a) {
-    const cli_options *o = u->o;
-    a->count = 0;
-    add(a, "baton");
-    add(a, c->role);
-    add_text(a, "--id", c->id);
-    add_text(a, "--model", o->model);
-    add_text(a, "--listen", c->address);
-    add_text(a, "--log-level", o->log_level);
-    add_int(a, "--grace-ms", o->grace_ms);
+/* What the child is told: what this process was, but for its name, address and place. */
+static cli_options options_of(const supervisor *u, const child *c) {
+    cli_options o = *u->o;
+    o.id = c->id;
+    o.listen = c->address;
+    o.ready_fd = -1;
     if (c == &u->children[0]) {
-        add_text(a, "--nodes", u->nodes);
-        add_text(a, "--prefill-policy", o->prefill_policy);
-        add_int(a, "--local-tokens", o->local_tokens);
-        add_int(a, "--queue", o->queue);
-        add_int(a, "--requests", o->requests);
-        add_int(a, "--heartbeat-ms", o->heartbeat_ms);
-        add_int(a, "--expect-prefill", o->prefill);
-        add_int(a, "--expect-decode", o->decode);
-        if (u->ready_write >= 0) add_int(a, "--ready-fd", u->ready_write);
-    } else {
-        add_text(a, "--isa", o->isa);
-        add(a, o->cache ? "--cache" : "--no-cache");
-        add_text(a, "--cache-dir", o->cache_dir);
-        add_text(a, "--kv-dtype", o->kv_dtype);
-        const char *cpus = u->cpus[c - u->children].text;
-        add_int(a, "--threads", u->threads);
-        add_text(a, "--pin", *cpus ? cpus : "off");
-        add_int(a, "--kv-pages", o->kv_pages);
-        add_int(a, "--page-tokens", o->page_tokens);
-        add_int(a, "--sequences", o->sequences);
-        add_int(a, "--step-tokens", o->step_tokens);
-        add_int(a, "--chunk", o->chunk);
-        add(a, o->prefix_cache ? "--prefix-cache" : "--no-prefix-cache");
+        o.nodes = u->nodes;
+        o.expect_prefill = u->o->prefill;
+        o.expect_decode = u->o->decode;
+        o.ready_fd = u->ready_write;
+        return o;
     }
-    a->at[a->count] = NULL;
-}
-
-/* Moves fd to where the child expects it and leaves no second one open. */
-static void move_fd(int fd, int to) {
-    if (fd < 0 || fd == to) return;
-    dup2(fd, to);
-    close(fd);
-}
-
-/* In the child, between fork and exec. Returns only when something failed. */
-static void become(const supervisor *u, const child *c, const arguments *a, pid_t parent) {
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent) _exit(1);
-    setpgid(0, 0);
-    move_fd(open("/dev/null", O_RDONLY), STDIN_FILENO);
-    if (u->o->log_dir) {
-        char path[4096];
-        snprintf(path, sizeof path, "%s/%s.log", u->o->log_dir, c->id);
-        int log = open(path, O_WRONLY | O_CREAT | O_APPEND, 0644);
-        if (log < 0) {
-            dprintf(STDERR_FILENO, "baton: --log-dir: '%s': %s\n", path, strerror(errno));
-            return;
-        }
-        move_fd(log, STDERR_FILENO);
-    }
-    dup2(STDERR_FILENO, STDOUT_FILENO);
-    if (c == &u->children[0] && u->ready_write >= 0) fcntl(u->ready_write, F_SETFD, 0);
-    execve("/proc/self/exe", a->at, u->environment);
-    dprintf(STDERR_FILENO, "baton: /proc/self/exe: %s\n", strerror(errno));
+    o.kv_listen = "127.0.0.1:0";
+    o.tp = c->tp;
+    o.threads = u->threads;
+    o.pin = c->cpus[0] ? c->cpus : "off";
+    return o;
 }
 
 static void start(supervisor *u, child *c) {
-    arguments a;
-    pid_t parent = getpid();
-    fill_arguments(u, c, &a);
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0) {
-        become(u, c, &a, parent);
-        _exit(CLI_FAILED);
-    }
+    char log[CLI_PATH_MAX];
+    cli_options options = options_of(u, c);
+    if (u->o->log_dir) snprintf(log, sizeof log, "%s/%s.log", u->o->log_dir, c->id);
+    cli_child spec = {.command = c->command,
+                      .options = &options,
+                      .environment = u->environment,
+                      .log = u->o->log_dir ? log : NULL,
+                      .keep_fd = (int)options.ready_fd};
+    pid_t pid = cli_child_start(&spec);
     c->started_ms = clock_now_ms();
     c->restart_ms = 0;
     c->pid = pid > 0 ? pid : 0;
@@ -368,23 +294,25 @@ static cli_exit supervise(supervisor *u) {
 
 /* ---- setting up ------------------------------------------------------------------------------ */
 
-static status add_child(supervisor *u, const char *role, int64_t number, const char *listen,
-                        error *err) {
+static status add_child(supervisor *u, const cli_command *command, int64_t number, int64_t tp,
+                        const char *listen, error *err) {
     child *c = &u->children[u->count];
-    c->role = role;
+    c->command = command;
+    c->tp = (int)(tp ? tp : u->o->tp);
     c->reserved = -1;
     c->pause_ms = PAUSE_FIRST_MS;
-    snprintf(c->id, sizeof c->id, "%s-%lld", role, (long long)number);
+    snprintf(c->id, sizeof c->id, "%s-%lld", command->name, (long long)number);
     u->count++;
     return reserve(listen, c, err);
 }
 
 static status add_children(supervisor *u, error *err) {
     size_t used = 0;
-    TRY(add_child(u, "coordinator", 1, u->o->listen, err));
+    TRY(add_child(u, &cli_coordinator, 1, 1, u->o->listen, err));
     for (int64_t i = 1; i <= u->o->prefill; i++)
-        TRY(add_child(u, "prefill", i, "127.0.0.1:0", err));
-    for (int64_t i = 1; i <= u->o->decode; i++) TRY(add_child(u, "decode", i, "127.0.0.1:0", err));
+        TRY(add_child(u, &cli_prefill, i, u->o->prefill_tp, "127.0.0.1:0", err));
+    for (int64_t i = 1; i <= u->o->decode; i++)
+        TRY(add_child(u, &cli_decode, i, u->o->decode_tp, "127.0.0.1:0", err));
     for (int i = 1; i < u->count; i++)
         used += (size_t)snprintf(u->nodes + used, sizeof u->nodes - used, "%s%s", i > 1 ? "," : "",
                                  u->children[i].address);
@@ -400,23 +328,24 @@ static bool take_cores(supervisor *u) {
 
 static status share_cores(supervisor *u, error *err) {
     bool taken = strcmp(u->o->pin, "auto") == 0 && !take_cores(u);
+    int ranks = 0, at = 0;
+    for (int i = 1; i < u->count; i++) ranks += u->children[i].tp;
+    eng_cpus_list *lists = mem_zalloc((size_t)ranks, sizeof *lists);
+    if (!lists) return error_set(err, ST_NO_MEMORY, "no memory");
     u->threads = (int)u->o->threads;
-    TRY(eng_cpus_share(taken ? "off" : u->o->pin, u->count - 1, &u->threads, u->cpus + 1, err));
-    for (int i = 1; i < u->count; i++)
-        log_write(LOG_INFO, NULL, "up.cores", "%s threads=%d cpus=%s", u->children[i].id, u->threads,
-                  u->cpus[i].text[0] ? u->cpus[i].text : "any");
-    return ST_OK;
-}
-
-static status keep_environment(supervisor *u, error *err) {
-    size_t count = 0, kept = 0;
-    while (environ[count]) count++;
-    u->environment = mem_alloc((count + 1) * sizeof *u->environment);
-    if (!u->environment) return error_set(err, ST_NO_MEMORY, "no memory");
-    for (size_t i = 0; i < count; i++)
-        if (strncmp(environ[i], "BATON_", 6) != 0) u->environment[kept++] = environ[i];
-    u->environment[kept] = NULL;
-    return ST_OK;
+    status st = eng_cpus_share(taken ? "off" : u->o->pin, ranks, &u->threads, lists, err);
+    for (int i = 1; i < u->count && st == ST_OK; i++) {
+        child *c = &u->children[i];
+        size_t used = 0;
+        for (int r = 0; r < c->tp; r++, at++)
+            if (lists[at].text[0] && used < sizeof c->cpus)
+                used += (size_t)snprintf(c->cpus + used, sizeof c->cpus - used, "%s%s", used ? "," : "", lists[at].text);
+        if (used >= sizeof c->cpus) c->cpus[0] = 0;
+        log_write(LOG_INFO, NULL, "up.cores", "%s ranks=%d threads=%d cpus=%s", c->id, c->tp, u->threads,
+                  c->cpus[0] ? c->cpus : "any");
+    }
+    mem_free(lists);
+    return st;
 }
 
 /* A file that is no model is said once, here, and not by every process. */
@@ -455,7 +384,8 @@ static cli_exit up(const cli_options *o, const char *const *words, int count) {
     u->o = o;
     u->signals = u->ready = u->ready_write = u->cores_taken = -1;
     status st = check_model(o->model, &err);
-    if (st == ST_OK) st = keep_environment(u, &err);
+    if (st == ST_OK && !(u->environment = cli_child_environment()))
+        st = error_set(&err, ST_NO_MEMORY, "no memory");
     if (st == ST_OK) st = watch_signals(u, &err);
     if (st == ST_OK) st = add_children(u, &err);
     if (st == ST_OK) st = share_cores(u, &err);

@@ -79,6 +79,11 @@ int coll_rank(const coll *c) { return c->rank; }
 int coll_ranks(const coll *c) { return c->ranks; }
 int64_t coll_spent_us(const coll *c) { return c->spent_us; }
 
+void coll_set_timeout(coll *c, int timeout_ms) {
+    assert(timeout_ms > 0);
+    c->timeout_ms = timeout_ms;
+}
+
 status coll_reserve(coll *c, size_t count, error *err) {
     if (!c->transport || count <= c->reduce_max) return ST_OK;
     float *parts = mem_realloc(c->parts, (size_t)c->ranks * count * sizeof *parts);

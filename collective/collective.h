@@ -41,6 +41,8 @@ void coll_close(coll *c);        /* NULL is fine; the caller's thread */
 int coll_rank(const coll *c);
 int coll_ranks(const coll *c);
 
+/* How long a call may take from now on. */
+void coll_set_timeout(coll *c, int timeout_ms);
 /* Takes memory for sums of up to count floats; less than before changes nothing. */
 status coll_reserve(coll *c, size_t count, error *err);
 /* x (count) = sum over ranks of x; count was reserved. */

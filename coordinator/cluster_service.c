@@ -78,6 +78,17 @@ static Baton__V1__Node *new_node(const char *address, arena *a) {
     return n->id ? n : NULL;
 }
 
+static Baton__V1__Rank *rank_of(arena *a, const Baton__Node__V1__RankState *from) {
+    Baton__V1__Rank *to = arena_alloc(a, sizeof *to);
+    if (!to) return NULL;
+    baton__v1__rank__init(to);
+    to->pid = from->pid;
+    to->group_ms = from->group_ms;
+    to->kv_bytes_in = from->kv_bytes_in;
+    to->kv_bytes_out = from->kv_bytes_out;
+    return to;
+}
+
 /* state: NULL for a node that has said nothing yet; borrowed as long as the message. */
 static Baton__V1__Node *describe(const coord_service *s, const char *address, bool alive,
                                  const Baton__Node__V1__NodeState *state, arena *a) {
@@ -101,6 +112,10 @@ static Baton__V1__Node *describe(const coord_service *s, const char *address, bo
         if (!(n->counters[i] = counter(a, c->name, c->labels, c->value))) return NULL;
     }
     n->n_counters = state->n_counters;
+    n->ranks = arena_alloc(a, (state->n_ranks + 1) * sizeof *n->ranks);
+    for (size_t i = 0; i < state->n_ranks; i++)
+        if (!n->ranks || !(n->ranks[i] = rank_of(a, state->ranks[i]))) return NULL;
+    n->n_ranks = n->ranks ? state->n_ranks : 0;
     return n;
 }
 

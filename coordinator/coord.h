@@ -26,6 +26,7 @@ typedef struct coord_node {
     coord_role role;
     bool draining;
     uint64_t epoch;              /* of the process: a restarted node is a new one */
+    uint64_t numerics;           /* equal: the same bytes */
     int32_t capacity;            /* requests it takes at most */
     int32_t pages_total, pages_available, page_tokens;
 } coord_node;
@@ -42,6 +43,7 @@ typedef struct coord_limits {
     int32_t requests_max;        /* requests alive at once, waiting or placed */
     int32_t local_tokens_max;    /* AUTO: this few uncached tokens are computed on the decode node */
     int32_t avoid_ms;            /* how long a node that failed is avoided while others are there */
+    int32_t apart_ms;            /* how long a prompt waits for a prefill node that alone may read it */
     coord_prefill_policy prefill;
 } coord_limits;
 
@@ -108,7 +110,7 @@ typedef struct coord_action {
     int node;
     union {
         /* tokens: prompt and what was emitted so far; borrowed until the next step. */
-        struct { const int32_t *tokens; int32_t count, prompt_count, max_tokens, local_tokens_max; } decode;
+        struct { const int32_t *tokens; int32_t count, prompt_count, max_tokens, local_tokens_max; bool apart; } decode;
         /* kv_address: the RESERVED event's own, which is this step's. */
         struct { const int32_t *tokens; int32_t count, prompt_count; uint64_t ticket;
                  const char *kv_address; int32_t skip, send_end; } prefill;

@@ -20,6 +20,7 @@ const coord_limits coord_limits_default = {
     .requests_max = 4096,
     .local_tokens_max = 32,
     .avoid_ms = 500,
+    .apart_ms = 10000,
     .prefill = COORD_PREFILL_AUTO,
 };
 

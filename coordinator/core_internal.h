@@ -46,6 +46,8 @@ struct coord_request {
     int32_t count, prompt_count, max_tokens;
     int32_t confirmed;           /* tokens that the decode node of this attempt knows of */
     int32_t prefilling;          /* tokens asked of the prefill node */
+    bool apart;                  /* this attempt's prompt is read by prefill nodes alone: rule 6 */
+    int64_t apart_until_ms;      /* until then it waits for one; 0: it does not wait */
     int prefer_node;
     int64_t deadline_ms, retry_ms;           /* INT64_MAX: none; not delayed */
     coord_seat seat[SIDES];
@@ -112,6 +114,8 @@ typedef enum coord_outlook { OUTLOOK_NONE, OUTLOOK_AVOIDED, OUTLOOK_GOOD } coord
 /* What decode nodes there are at all, full ones included. */
 coord_outlook coord_route_outlook(const coord_entry *nodes, int count, int64_t now_ms);
 /* How many uncached tokens the decode node is told to compute itself. */
+/* Prefill nodes, even if all are lost, have other numerics than this decode node. */
+bool coord_route_apart(const coord_limits *limits, const coord_entry *nodes, int count, int decode_node);
 int32_t coord_route_local_tokens(const coord_limits *limits, int prefill_node);
 
 #endif

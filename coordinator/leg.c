@@ -166,15 +166,16 @@ static void on_end(rpc_stream *s, status st, const char *text, int64_t retry_aft
 
 /* ---- requests -------------------------------------------------------------------------------- */
 
-/* The decode node's own numerics and layout, so that a prefill node has to be its equal. */
-static void fill_pairing(const coord_branch *b, Baton__Node__V1__Pairing *p) {
+/* The node's own numerics, so that it still has to be what it was heard to be; the decode node's KV. */
+static void fill_pairing(const coord_branch *b, int node, Baton__Node__V1__Pairing *p) {
     const coord_service *s = b->client->service;
-    const Baton__Node__V1__NodeState *d = cluster_view_state(s->view, b->decode_node);
+    const Baton__Node__V1__NodeState *own = cluster_view_state(s->view, node), *d = cluster_view_state(s->view, b->decode_node);
     baton__node__v1__pairing__init(p);
     p->protocol = PROTOCOL;
     p->model_digest = (char *)(uintptr_t)s->model.digest;
-    p->numerics = d->pairing->numerics;
+    p->numerics = own->pairing->numerics;
     p->kv_layout = d->pairing->kv_layout;
+    p->kv_type = d->pairing->kv_type;
 }
 
 typedef struct sampling_message {
@@ -224,6 +225,9 @@ static status start_decode(coord_leg *leg, coord_branch *b, const coord_action *
     r.ignore_eos = job->ignore_eos;
     r.local_tokens_max = a->decode.local_tokens_max;
     r.lease_ms = LEASE_MS;
+    r.prompt_apart = a->decode.apart;
+    /* Pages of prompts read elsewhere are not those of prompts read here. */
+    if (r.prompt_apart) r.salt ^= coord_service_numerics(leg->service->numerics[COORD_PREFILL]) | 1;
     return rpc_stream_start(cluster_view_channel(leg->service->view, leg->node),
                             &methods[LEG_DECODE], &r.base, 0, false, events, leg, &leg->stream);
 }
@@ -255,7 +259,7 @@ static status start(coord_leg *leg, coord_branch *b, const coord_action *a) {
     Baton__Node__V1__Pairing pairing;
     sampling_message *sampling = mem_alloc(sizeof *sampling);
     if (!sampling) return ST_NO_MEMORY;
-    fill_pairing(b, &pairing);
+    fill_pairing(b, leg->node, &pairing);
     status st = (leg->kind == LEG_DECODE ? start_decode : start_prefill)(leg, b, a, &pairing,
                                                                          sampling, &events);
     mem_free(sampling);

@@ -21,7 +21,11 @@
  *  3. A new attempt starts from prompt + emitted tokens. The sampler's randomness is a function of
  *     the position, so it goes on as if nothing had happened.
  *  4. A failed prefill matters only until the decode node has landed: from then on it needs nobody.
- *  5. "Full" (ST_AGAIN) is an answer, not a failure: it costs no attempt and bans no node. */
+ *  5. "Full" (ST_AGAIN) is an answer, not a failure: it costs no attempt and bans no node.
+ *  6. Where prefill and decode nodes have different numerics (ranks, KV types, back ends) the prompt's positions are
+ *     computed by prefill nodes only, all but the last, and everything after by decode nodes only, in each attempt
+ *     alike: so the bytes stay the same. The prefill node's first token is not said then, and with no prefill node
+ *     at hand the request waits for one for apart_ms before a decode node reads the prompt after all. */
 #include "coordinator/core_internal.h"
 #include <assert.h>
 #include <inttypes.h>
@@ -148,7 +152,27 @@ static int route_prefill(const coord_core *c) {
     return coord_route_prefill(c->nodes, c->nodes_end, c->turn, c->now_ms);
 }
 
+/* Rule 6. true: it is delayed. */
+static bool waits_for_prefill(coord_core *c, coord_request *r, int prefill_node) {
+    enum { AGAIN_MS = 100 };
+    if (!r->apart || prefill_node >= 0) {
+        r->apart_until_ms = 0;
+        return false;
+    }
+    if (r->apart_until_ms == 0) r->apart_until_ms = c->now_ms + c->limits.apart_ms;
+    if (c->now_ms >= r->apart_until_ms) {
+        r->apart = false;
+        return false;
+    }
+    coord_core_dequeue(c, r);
+    coord_core_enqueue(c, r, c->now_ms + AGAIN_MS);
+    return true;
+}
+
 void coord_request_place(coord_core *c, coord_request *r, int node) {
+    int prefill_node = route_prefill(c);
+    r->apart = coord_route_apart(&c->limits, c->nodes, c->nodes_end, node);
+    if (waits_for_prefill(c, r, prefill_node)) return;
     coord_core_dequeue(c, r);
     coord_core_sit(c, r, SIDE_DECODE, node);
     r->state = REQUEST_RESERVING;
@@ -159,15 +183,16 @@ void coord_request_place(coord_core *c, coord_request *r, int node) {
     a->decode.count = r->count;
     a->decode.prompt_count = r->prompt_count;
     a->decode.max_tokens = r->max_tokens;
-    a->decode.local_tokens_max = coord_route_local_tokens(&c->limits, route_prefill(c));
+    a->decode.local_tokens_max = r->apart ? 0 : coord_route_local_tokens(&c->limits, prefill_node);
+    a->decode.apart = r->apart;
     log_write(LOG_INFO, r->id, "request.reserving",
-              "attempt=%u decode=%d tokens=%d local_tokens_max=%d", r->attempt, node, r->count,
-              a->decode.local_tokens_max);
+              "attempt=%u decode=%d tokens=%d local_tokens_max=%d%s", r->attempt, node, r->count,
+              a->decode.local_tokens_max, r->apart ? " apart" : "");
 }
 
 static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
     int32_t cached = e->reserved.cached, wanted = e->reserved.wanted;
-    if (r->state != REQUEST_RESERVING || cached < 0 || cached > wanted || wanted > r->count) {
+    if (r->state != REQUEST_RESERVING || cached < 0 || cached > wanted || wanted > (r->apart ? r->prompt_count - 1 : r->count)) {
         coord_request_side_failed(c, r, SIDE_DECODE, ST_CORRUPT, "it reserved what was not asked for");
         return;
     }
@@ -187,7 +212,7 @@ static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
     r->state = REQUEST_PREFILLING;
     coord_action *a = coord_core_act(c, COORD_DO_PREFILL, r, node);
     a->prefill.tokens = r->tokens;
-    a->prefill.count = r->count;
+    a->prefill.count = r->apart ? r->prompt_count : r->count;
     a->prefill.prompt_count = r->prompt_count;
     a->prefill.ticket = e->reserved.ticket;
     a->prefill.kv_address = e->reserved.kv_address;
@@ -343,7 +368,7 @@ static void prefill_event(coord_core *c, coord_request *r, const coord_event *e)
     if (e->attempt != r->attempt || r->seat[SIDE_PREFILL].node < 0) return; /* rule 1 */
     switch (e->kind) {
     case COORD_FIRST_TOKEN:
-        if (relay(c, r, e, SIDE_PREFILL)) move_on(r, REQUEST_MOVING, "request.moving");
+        if (r->apart || relay(c, r, e, SIDE_PREFILL)) move_on(r, REQUEST_MOVING, "request.moving");
         break;
     case COORD_SENT: move_on(r, REQUEST_MOVING, "request.moving"); break;
     default: prefill_end(c, r, e);

@@ -56,6 +56,15 @@ int coord_route_prefill(const coord_entry *nodes, int count, unsigned turn, int6
     return best;
 }
 
+bool coord_route_apart(const coord_limits *limits, const coord_entry *nodes, int count, int decode_node) {
+    if (limits->prefill == COORD_PREFILL_LOCAL) return false;
+    for (int i = 0; i < count; i++)
+        if (nodes[i].known && nodes[i].state.role == COORD_PREFILL &&
+            nodes[i].state.numerics != nodes[decode_node].state.numerics)
+            return true;
+    return false;
+}
+
 int32_t coord_route_local_tokens(const coord_limits *limits, int prefill_node) {
     if (prefill_node < 0 || limits->prefill == COORD_PREFILL_LOCAL) return INT32_MAX;
     return limits->prefill == COORD_PREFILL_REMOTE ? 0 : limits->local_tokens_max;

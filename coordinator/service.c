@@ -19,6 +19,7 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/random.h>
+#include <xxhash.h>
 
 static const rpc_method inference_methods[] = {
     {"/baton.v1.Inference/Generate", RPC_SERVER_STREAM, &baton__v1__generate_request__descriptor,
@@ -209,7 +210,7 @@ static const char *mismatch(const coord_service *s, const Baton__Node__V1__NodeS
     *expected = s->model.digest;
     if (strcmp(*theirs, *expected) != 0) return "model_digest";
     *theirs = p->numerics;
-    *expected = s->numerics;
+    *expected = s->numerics[role_of(state)];
     return **expected && strcmp(*theirs, *expected) != 0 ? "numerics" : NULL;
 }
 
@@ -219,14 +220,17 @@ bool coord_service_matches(const coord_service *s, const Baton__Node__V1__NodeSt
 }
 
 /* An answer that moves goes on with the same bytes only where the arithmetic is the same. So all
- * nodes have the numerics of the decode node heard first, until none of those is left and no request
- * is under way. */
+ * nodes of a role have the numerics of the one heard first, until none of those is left and no request
+ * is under way. The two roles' may differ: coordinator/request.c, rule 6. */
 static void choose_numerics(coord_service *s, const Baton__Node__V1__NodeState *state) {
-    if (*s->numerics && (s->ready[COORD_DECODE] > 0 || s->clients_count > 0)) return;
-    if (role_of(state) != COORD_DECODE || !state->pairing || state->draining) return;
+    coord_role role = role_of(state);
+    if (*s->numerics[role] && (s->ready[role] > 0 || s->clients_count > 0)) return;
+    if (!role || !state->pairing || state->draining) return;
     if (strcmp(state->pairing->model_digest, s->model.digest) != 0) return;
-    snprintf(s->numerics, sizeof s->numerics, "%s", state->pairing->numerics);
+    snprintf(s->numerics[role], sizeof s->numerics[role], "%s", state->pairing->numerics);
 }
+
+uint64_t coord_service_numerics(const char *text) { return XXH3_64bits(text, strlen(text)); }
 
 const char *coord_service_node_name(const coord_service *s, int node) {
     if (node < 0) return "";
@@ -272,6 +276,7 @@ static void on_state(void *ctx, int node, const Baton__Node__V1__NodeState *stat
         e.node_state = (coord_node){.role = role_of(state),
                                     .draining = state->draining,
                                     .epoch = state->epoch,
+                                    .numerics = coord_service_numerics(state->pairing->numerics),
                                     .capacity = state->capacity,
                                     .pages_total = (int32_t)(total < INT32_MAX ? total : INT32_MAX),
                                     .pages_available =

@@ -225,7 +225,7 @@ struct coord_service {
     uint64_t numbers;
     coord_client *clients;
     int32_t clients_count;
-    char numerics[256];          /* of the nodes that are used; "": none was heard yet */
+    char numerics[COORD_DECODE + 1][256];        /* of the nodes that are used, by role; "": none was heard yet */
     uint64_t mismatch_epoch[CLUSTER_NODES_MAX];  /* of a process whose mismatch was logged */
     coord_watcher *watchers;
     rpc_timer *watch_timer;
@@ -247,6 +247,7 @@ void coord_service_leave(coord_service *s, coord_branch *b);
 void coord_service_client_left(coord_service *s);
 /* Is this node one of our model's? */
 bool coord_service_matches(const coord_service *s, const Baton__Node__V1__NodeState *state);
+uint64_t coord_service_numerics(const char *text);       /* a number for it */
 const char *coord_service_node_name(const coord_service *s, int node);
 uint64_t coord_service_random(void);
 

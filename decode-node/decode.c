@@ -17,6 +17,7 @@
  *   RUNNING   -> WAITING          [preempt]   an older sequence needed the pages
  *   WAITING   -> RUNNING          [resume]    pages again: what the cache lost is computed again
  *   RUNNING, WAITING -> end       [answer], [stop]
+ *   LANDING, WAITING -> end       [landed], [resume]  a prompt computed apart is not whole: rule 4
  *   PROMISED, LANDING -> ENDING   [stop]      revoked; pages stay pinned until the fence stands
  *   ENDING    -> end              [landed]    the fence
  *
@@ -27,7 +28,9 @@
  *      construction.
  *   3. Pages of a promise are given back only in RUNNING or on the way out of ENDING: after
  *      node_core_landed() no frame can write to them. (Or at once, if the promise could not be made.)
- *   4. End tokens and stop tokens are part of the token stream (reason stop): the coordinator withholds
+ *   4. Where the prompt is computed apart, this node computes none of its positions but the last: what does not come,
+ *      or is lost again, ends the request, and the coordinator places it anew. Then wanted is the prompt's part only.
+ *   5. End tokens and stop tokens are part of the token stream (reason stop): the coordinator withholds
  *      their text. */
 #include "decode-node/decode.h"
 #include "node/seq.h"
@@ -93,6 +96,12 @@ static void run(node_core *c, node_seq *s) {
     s->runnable = true;
 }
 
+/* Positions [0, this) may come from elsewhere; rule 2 keeps the last one here. */
+static int32_t wanted_end(const node_seq *s) { return (s->request->apart ? s->request->prompt_count : s->count) - 1; }
+
+/* Rule 4. */
+static bool lacks_prompt(const node_seq *s) { return s->request->apart && s->ready < wanted_end(s); }
+
 static void emit_reserved(node_core *c, const node_seq *s, int32_t wanted) {
     node_event e = {.kind = NODE_RESERVED,
                     .handle = s->request->handle,
@@ -105,9 +114,9 @@ static void promise(node_core *c, node_seq *s) {
     const node_request *r = s->request;
     s->state = DECODE_PROMISED;
     s->ticket = io->random_ticket(io->ctx);
-    status st = io->promise(io->ctx, s, s->ticket, r->epoch, s->cached, s->count - 1, r->lease_ms, s->blocks);
+    status st = io->promise(io->ctx, s, s->ticket, r->epoch, s->cached, wanted_end(s), r->lease_ms, s->blocks);
     if (st == ST_OK)
-        emit_reserved(c, s, s->count - 1);
+        emit_reserved(c, s, wanted_end(s));
     else
         node_seq_end(c, s, st, "room for the pages could not be promised");
 }
@@ -126,8 +135,8 @@ static void admit(node_core *c, node_seq *s, int64_t now_us) {
         return;
     }
     s->cached = s->ready;
-    int32_t uncached = s->count - 1 - s->cached;
-    if (uncached > 0 && uncached > s->request->local_tokens_max) {
+    int32_t uncached = wanted_end(s) - s->cached;
+    if (uncached > 0 && (s->request->apart || uncached > s->request->local_tokens_max)) {
         promise(c, s);
         return;
     }
@@ -155,7 +164,8 @@ static void landed(node_core *c, node_seq *s, status st, int32_t tokens, int64_t
     node_event e = {.kind = NODE_LANDED,
                     .handle = s->request->handle,
                     .landed = {.tokens = tokens, .wait_us = now_us - s->began_us, .st = st}};
-    node_core_emit(c, &e);
+    if (lacks_prompt(s)) node_seq_end(c, s, ST_PEER_STALE, "the prompt's pages did not come");
+    else node_core_emit(c, &e);
 }
 
 static void stop(node_core *c, node_seq *s, status st, const char *text) {
@@ -195,6 +205,7 @@ static bool resume(node_core *c, node_seq *s, int64_t now_us) {
     if (node_seq_take(c, s, pages_wanted(c, s), ENG_PAGE_RUNNING) != ST_OK) return false;
     s->waiting = false;
     run(c, s);
+    if (lacks_prompt(s)) node_seq_end(c, s, ST_AGAIN, "its prompt's pages went to an older request");
     return true;
 }
 

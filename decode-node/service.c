@@ -26,6 +26,7 @@ static status read_request(const node_facts *facts, const ProtobufCMessage *mess
     r->stop_count = (int32_t)m->n_stop_tokens;
     r->ignore_eos = m->ignore_eos;
     r->local_tokens_max = m->local_tokens_max;
+    r->apart = m->prompt_apart;
     r->lease_ms = m->lease_ms;
     return ST_OK;
 }

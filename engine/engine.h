@@ -274,6 +274,7 @@ typedef enum eng_kv_type { ENG_KV_F32 = 0, ENG_KV_F16 = 1, ENG_KV_BF16 = 2, ENG_
 
 const char *eng_kv_type_name(eng_kv_type type);                      /* "f32", "f16", "bf16", "q8_0" */
 bool eng_kv_type_find(const char *name, eng_kv_type *out);           /* false: no such name */
+bool eng_kv_type_fits(eng_kv_type type, int h);                      /* rows of h elements */
 /* K or V of one token, layer and head. */
 size_t eng_kv_row_bytes(eng_kv_type type, int h);
 

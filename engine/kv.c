@@ -27,6 +27,8 @@ bool eng_kv_type_find(const char *name, eng_kv_type *out) {
     return false;
 }
 
+bool eng_kv_type_fits(eng_kv_type type, int h) { return h % types[type].dims == 0; }
+
 size_t eng_kv_row_bytes(eng_kv_type type, int h) {
     return (size_t)(h / types[type].dims) * (size_t)types[type].bytes;
 }
@@ -34,7 +36,7 @@ size_t eng_kv_row_bytes(eng_kv_type type, int h) {
 static status check_type(const eng_model *m, eng_kv_type type, error *err) {
     if ((int)type < 0 || (int)type >= TYPES)
         return error_set(err, ST_BAD_INPUT, "KV type %d, expected 0 (F32), 1 (F16), 2 (BF16) or 3 (Q8_0)", (int)type);
-    if (m->shape.h % types[type].dims)
+    if (!eng_kv_type_fits(type, m->shape.h))
         return error_set(err, ST_UNSUPPORTED,
                          "KV of type %s: this model's heads are %d wide, expected a multiple of %d", types[type].name,
                          m->shape.h, types[type].dims);

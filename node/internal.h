@@ -1,10 +1,10 @@
-/* internal.h -- struct node_process, shared by process.c (threads), session.c (calls), watch.c (state) and
- * link.c (kvtransfer).
+/* internal.h -- struct node_process, rank 0 of a node, shared by process.c (threads), session.c (calls), watch.c
+ * (state) and link.c (transfers on all ranks). What every rank has is rank.h's.
  *
  * Three threads meet here:
  *   engine   core (and in it the batch), pool, kv, model    process.c
  *   loop     rpc server, sessions, watchers                 session.c, watch.c
- *   kvt      callbacks of transfers                         link.c
+ *   kvt      callbacks of transfers                         transfer.c
  * To the engine: node_messages in its mailbox. To the loop: events in the outbox, posts. The loop and the
  * kvt thread never wait for the engine; so the engine may wait for the loop (a full outbox). */
 #ifndef BATON_NODE_INTERNAL_H
@@ -12,16 +12,10 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include "node/rank.h"
 #include "node/service.h"
 
-typedef struct node_message node_message;
-
-/* Something for the engine thread to do. It stands in the object it is about, so that posting allocates
- * nothing, and an object posts each of its messages at most once at a time. That bounds the mailbox: see
- * mail_capacity() in process.c. */
-struct node_message {
-    void (*run)(node_process *p, node_message *m);
-};
+typedef struct node_link node_link;
 
 void node_process_post(node_process *p, node_message *m);  /* any thread; never fails, never blocks */
 
@@ -50,7 +44,8 @@ typedef struct node_watch {
     node_watcher *first;
     rpc_timer *timer;
     node_message probe;
-    node_counts answer;          /* engine writes it between probe and answered() */
+    node_counts answer;          /* engine writes it and ranks_answer between probe and answered() */
+    node_rank_figures ranks[COLL_RANKS_MAX], ranks_answer[COLL_RANKS_MAX];
     bool probing;
     int64_t answered_ms;         /* last sign of life of the engine */
     uint64_t layers_done;        /* as of the last tick */
@@ -74,13 +69,11 @@ struct node_process {
     node_facts facts;
     node_limits limits;
     int sessions_max;
-    eng_gguf *gguf;
     eng_vocab *vocab;
-    kvt_node *kvt;
-    kvt_geometry geometry;
+    char kv_addresses[NODE_ADDRESSES_MAX];
     /* engine's */
-    eng_model *model;
-    eng_kv *kv;                  /* link.c packs and unpacks pinned pages on the kvt thread */
+    node_rank rank;              /* transfer.c packs and unpacks pinned pages on the kvt thread */
+    node_link *link;
     node_core *core;
     int64_t step_us;
     bool stopping;
@@ -111,6 +104,11 @@ void node_watch_open(node_process *p);       /* before the loop runs */
 void node_watch_on_watch(rpc_call *call, const ProtobufCMessage *message, void *process);
 void node_watch_on_control(rpc_call *call, const ProtobufCMessage *message, void *process);
 /* link.c */
-void node_link_fill(node_process *p, node_io *io);
+status node_link_open(node_process *p, node_io *io, error *err);
+void node_link_close(node_process *p);
+/* Between steps: hears the other ranks where a transfer waits for them or none has been told anything for long. */
+void node_link_turn(node_process *p);
+void node_link_figures(const node_process *p, node_rank_figures out[COLL_RANKS_MAX]);     /* as of the last time they were heard */
+int node_link_sleep_ms(const node_process *p);           /* how long the engine thread may wait for a message */
 
 #endif

@@ -1,97 +1,170 @@
-/* link.c -- introduces engine and kvtransfer to each other: frames into pages, pages into frames.
+/* link.c -- the core's transfers, on all ranks of the node.
  *
- * A landing (one promise) and a sending (one ticket's pages on their way) are made by the engine thread,
- * read by the kvt thread, and freed by the engine thread when it runs their last message: kvtransfer has
- * promised that no callback comes after ended(). The pages they name are pinned by the sequence until
- * that message told the core: the fence. Nothing here locks: what the kvt thread writes into the object
- * it writes before it posts, and the mailbox orders the two. */
+ * A passage is one of the core's promises or sends: this rank's part (transfer.c) and, in a group, the same on
+ * every other rank, told by notes. The core hears of its end once all ranks have said theirs: what has landed is
+ * what has landed everywhere, and pages are given back when nobody can touch them any more. One rank's failure ends
+ * the others' parts.
+ *
+ * All on the engine thread: this rank's reports come by the mailbox, the others' are asked for (node_link_turn). */
 #include "node/internal.h"
+#include "node/note.h"
+#include <assert.h>
+#include <string.h>
 #include <sys/random.h>
 
-enum { SEND_TIMEOUT_MS = 5000 };
-
-typedef struct landing {
-    node_message first, over;    /* posted once each, in this order */
-    node_process *p;
-    uint64_t handle;
-    const char *id;              /* in the request's arena, as are the */
-    const int32_t *blocks;
-    bool began;                  /* kvt thread's */
-    status st;
-    uint32_t tokens;
-} landing;
-
-typedef struct sending {
-    node_message over;
-    node_process *p;
-    uint64_t handle;
-    const char *id;              /* in the request's arena */
-    const int32_t *blocks;
-    kvt_send *send;              /* engine thread's */
-    status st;
+typedef struct passage {
+    struct passage *next;
+    uint64_t number, ticket, handle;
+    bool receives, began, ended_early;
+    int left;                    /* ranks that have not said its end */
+    status st;                   /* the first that was not ST_OK */
+    int64_t tokens, wire_us;
     uint64_t bytes;
-    int64_t wire_us;
-} sending;
+} passage;
 
-static eng_kv_box box_of(const kvt_frame *f) {
-    return (eng_kv_box){.layer_first = (int32_t)f->layer_first,
-                        .layers = (int32_t)f->layers,
-                        .head_first = (int32_t)f->head_first,
-                        .heads = (int32_t)f->heads,
-                        .token_first = (int32_t)f->token_first,
-                        .tokens = (int32_t)f->tokens,
-                        .type = (eng_kv_type)f->type};
+struct node_link {
+    passage *first;
+    uint64_t made;               /* passages, for their numbers */
+    int64_t told_ms;             /* when the group last had a call of ours */
+    node_answer answers[COLL_RANKS_MAX];
+};
+
+/* ---- telling --------------------------------------------------------------------------------------- */
+
+static void tell(node_process *p, const node_note *n, const int32_t *blocks) {
+    error err;
+    if (!p->rank.group) return;
+    size_t bytes = sizeof *n + (size_t)n->blocks_count * sizeof *blocks;
+    node_note *whole = mem_alloc(bytes);
+    if (!whole) {
+        error_set(&err, ST_NO_MEMORY, "no memory for a note of %zu bytes", bytes);
+        node_rank_lost(&err);                /* the ranks would not hold the same any more */
+    }
+    memcpy(whole, n, sizeof *n);
+    if (n->blocks_count) memcpy(whole->blocks, blocks, (size_t)n->blocks_count * sizeof *blocks);
+    status st = eng_tell(p->rank.model, whole, bytes, &err);
+    mem_free(whole);
+    if (st != ST_OK) node_rank_lost(&err);
+    p->link->told_ms = clock_now_ms();
 }
 
-/* ---- receiving -------------------------------------------------------------------------------------- */
-
-static void run_first(node_process *p, node_message *m) {
-    landing *l = (landing *)((char *)m - offsetof(landing, first));
-    node_core_landing(p->core, l->handle);
+static void tell_short(node_process *p, node_note_kind kind, const passage *x) {
+    node_note n = {.kind = (int32_t)kind, .transfer = x->number, .ticket = x->ticket};
+    tell(p, &n, NULL);
 }
 
-static void run_landed(node_process *p, node_message *m) {
-    landing *l = (landing *)((char *)m - offsetof(landing, over));
-    node_core_landed(p->core, l->handle, l->st, (int32_t)l->tokens, clock_now_us());
-    mem_free(l);
+/* ---- hearing --------------------------------------------------------------------------------------- */
+
+static passage *find(const node_process *p, uint64_t number) {
+    passage *x = p->link->first;
+    while (x && x->number != number) x = x->next;
+    return x;
 }
 
-static void land(void *ctx, const kvt_frame *f, const void *payload) {
-    landing *l = ctx;
-    eng_kv_box box = box_of(f);
-    eng_kv_unpack(l->p->kv, l->blocks, &box, payload);
-    if (l->began) return;
-    l->began = true;
-    log_write(LOG_INFO, l->id, "kv.landing", "first_token=%u tokens=%u", f->token_first, f->tokens);
-    node_process_post(l->p, &l->first);
+static void drop(node_process *p, passage *x) {
+    passage **at = &p->link->first;
+    while (*at != x) at = &(*at)->next;
+    *at = x->next;
+    node_transfer_forget(&p->rank, x->number);
+    mem_free(x);
 }
 
-static void landing_ended(void *ctx, status s, uint32_t landed) {
-    landing *l = ctx;
-    l->st = s;
-    l->tokens = landed;
-    node_process_post(l->p, &l->over);
+static void give_up(node_process *p, passage *x) {
+    if (x->ended_early || x->left == 0) return;
+    x->ended_early = true;
+    if (x->receives) node_transfer_revoke(&p->rank, x->ticket);
+    else node_transfer_abort(&p->rank, x->number);
+    tell_short(p, x->receives ? NODE_NOTE_REVOKE : NODE_NOTE_ABORT, x);
+}
+
+static void ended(node_process *p, passage *x) {
+    int64_t now_us = clock_now_us();
+    passage was = *x;
+    drop(p, x);
+    if (was.receives) node_core_landed(p->core, was.handle, was.st, (int32_t)was.tokens, now_us);
+    else node_core_sent(p->core, was.handle, was.st, was.bytes, was.wire_us, now_us);
+}
+
+static void heard(node_process *p, const node_heard *h) {
+    passage *x = find(p, h->transfer);
+    if (!x) return;
+    if (h->kind == NODE_HEARD_FIRST) {
+        if (!x->began) node_core_landing(p->core, x->handle);
+        x->began = true;
+        return;
+    }
+    if (h->tokens < x->tokens) x->tokens = h->tokens;
+    if (h->wire_us > x->wire_us) x->wire_us = h->wire_us;
+    x->bytes += h->bytes;
+    if (x->st == ST_OK) x->st = (status)h->st;
+    x->left--;
+    if (h->st != ST_OK) give_up(p, x);
+    if (x->left == 0) ended(p, x);
+}
+
+static void run_report(node_process *p, node_message *m) {
+    node_heard h = ((node_report *)m)->heard;    /* it stands in the transfer, which may go now */
+    heard(p, &h);
+}
+
+static void report(void *process, node_report *r) {
+    r->message.run = run_report;
+    node_process_post(process, &r->message);
+}
+
+/* ---- the core's orders ----------------------------------------------------------------------------- */
+
+/* Tells the other ranks what this one has begun. */
+static void tell_order(node_process *p, node_note_kind kind, const node_order *o, int32_t blocks_count) {
+    node_note n = {.kind = (int32_t)kind,
+                   .blocks_count = blocks_count,
+                   .transfer = o->transfer,
+                   .ticket = o->ticket,
+                   .epoch = o->epoch,
+                   .lease_ms = o->lease_ms,
+                   .token_first = o->token_first,
+                   .token_end = o->token_end,
+                   .type = (int32_t)o->type};
+    snprintf(n.id, sizeof n.id, "%s", o->id);
+    snprintf(n.addresses, sizeof n.addresses, "%s", o->addresses ? o->addresses : "");
+    tell(p, &n, o->blocks);
+}
+
+static passage *create(node_process *p, const node_seq *s, const node_order *o, bool receives) {
+    passage *x = mem_zalloc(1, sizeof *x);
+    if (!x) return NULL;
+    *x = (passage){.next = p->link->first,
+                   .number = o->transfer,
+                   .ticket = o->ticket,
+                   .handle = s->request->handle,
+                   .receives = receives,
+                   .left = p->rank.count,
+                   .tokens = INT32_MAX};
+    p->link->first = x;
+    return x;
 }
 
 static status promise(void *ctx, node_seq *s, uint64_t ticket, uint32_t epoch, int32_t token_first,
                       int32_t token_end, uint32_t lease_ms, const int32_t *blocks) {
-    static const kvt_sink sink = {.land = land, .ended = landing_ended};
     node_process *p = ctx;
-    landing *l = mem_zalloc(1, sizeof *l);
-    if (!l) return ST_NO_MEMORY;
-    *l = (landing){.first = {run_first},
-                   .over = {run_landed},
-                   .p = p,
-                   .handle = s->request->handle,
-                   .id = s->request->id,
-                   .blocks = blocks};
-    status st = kvt_promise(p->kvt, ticket, epoch, &p->geometry, (uint32_t)token_first, (uint32_t)token_end,
-                            lease_ms, &sink, l);
-    if (st != ST_OK) mem_free(l);
+    node_order o = {.transfer = ++p->link->made, .ticket = ticket, .epoch = epoch, .id = s->request->id, .blocks = blocks,
+                    .token_first = token_first, .token_end = token_end, .lease_ms = lease_ms};
+    passage *x = create(p, s, &o, true);
+    if (!x) return ST_NO_MEMORY;
+    status st = node_transfer_promise(&p->rank, &o);
+    if (st == ST_OK) tell_order(p, NODE_NOTE_PROMISE, &o, s->blocks_count);
+    else drop(p, x);
     return st;
 }
 
-static void revoke(void *ctx, uint64_t ticket) { kvt_revoke(((node_process *)ctx)->kvt, ticket); }
+static void revoke(void *ctx, uint64_t ticket) {
+    node_process *p = ctx;
+    for (passage *x = p->link->first; x; x = x->next)
+        if (x->receives && x->ticket == ticket) {
+            give_up(p, x);
+            return;
+        }
+}
 
 /* Whoever knows a ticket may write to its pages, so it must not be guessed. */
 static uint64_t random_ticket(void *ctx) {
@@ -104,66 +177,77 @@ static uint64_t random_ticket(void *ctx) {
     return ticket;
 }
 
-/* ---- sending ---------------------------------------------------------------------------------------- */
-
-static void run_sent(node_process *p, node_message *m) {
-    sending *x = (sending *)m;
-    node_core_sent(p->core, x->handle, x->st, x->bytes, x->wire_us, clock_now_us());
-    kvt_send_close(x->send);
-    mem_free(x);
-}
-
-static void pack(void *ctx, const kvt_frame *f, void *out) {
-    sending *x = ctx;
-    eng_kv_box box = box_of(f);
-    eng_kv_pack(x->p->kv, x->blocks, &box, out);
-}
-
-static void sending_ended(void *ctx, status s, uint64_t bytes, int64_t wire_us, const char *why) {
-    sending *x = ctx;
-    /* Stale: the receiver has left, as one does that was canceled. */
-    log_level level = s == ST_PEER_STALE ? LOG_INFO : LOG_WARN;
-    if (s != ST_OK && s != ST_CANCELED) log_write(level, x->id, "prefill.unsent", "why=\"%s\"", why);
-    x->st = s;
-    x->bytes = bytes;
-    x->wire_us = wire_us;
-    node_process_post(x->p, &x->over);
-}
-
 static status send_open(void *ctx, node_seq *s, const char *kv_address, uint64_t ticket, uint32_t epoch,
                         const int32_t *blocks, void **send) {
-    static const kvt_source source = {.pack = pack, .ended = sending_ended};
     node_process *p = ctx;
-    sending *x = mem_zalloc(1, sizeof *x);
+    error err;
+    node_order o = {.transfer = ++p->link->made, .ticket = ticket, .epoch = epoch, .id = s->request->id, .blocks = blocks,
+                    .addresses = kv_address, .type = s->request->kv_type};
+    passage *x = create(p, s, &o, false);
     if (!x) return ST_NO_MEMORY;
-    *x = (sending){.over = {run_sent},
-                   .p = p,
-                   .handle = s->request->handle,
-                   .id = s->request->id,
-                   .blocks = blocks};
-    status st = kvt_send_open(p->kvt, kv_address, ticket, epoch, &p->geometry, SEND_TIMEOUT_MS, &source, x,
-                              &x->send);
-    if (st == ST_OK)
-        *send = x;
-    else
-        mem_free(x);
-    return st;
+    status st = node_transfer_send(&p->rank, &o, &err);
+    if (st != ST_OK) {
+        drop(p, x);
+        return st;
+    }
+    tell_order(p, NODE_NOTE_SEND, &o, s->blocks_count);
+    *send = x;
+    return ST_OK;
 }
 
 static void send_push(void *ctx, void *send, int32_t token_first, int32_t tokens) {
-    (void)ctx;
-    kvt_send_push(((sending *)send)->send, (uint32_t)token_first, (uint32_t)tokens);
+    node_process *p = ctx;
+    const passage *x = send;
+    node_note n = {.kind = NODE_NOTE_PUSH, .transfer = x->number, .token_first = token_first, .token_end = token_first + tokens};
+    node_transfer_push(&p->rank, x->number, token_first, tokens);
+    tell(p, &n, NULL);
 }
-static void send_end(void *ctx, void *send) { (void)ctx, kvt_send_end(((sending *)send)->send); }
-static void send_abort(void *ctx, void *send) { (void)ctx, kvt_send_abort(((sending *)send)->send); }
 
-void node_link_fill(node_process *p, node_io *io) {
-    eng_shape shape = *eng_model_shape(p->model);
-    p->geometry = (kvt_geometry){.layers = (uint32_t)shape.L,
-                                 .head_first = 0,
-                                 .heads = (uint32_t)shape.K,
-                                 .row_bytes = (uint32_t)eng_kv_row_bytes(eng_kv_element(p->kv), shape.h),
-                                 .type = (uint32_t)eng_kv_element(p->kv)};
+static void send_end(void *ctx, void *send) {
+    node_process *p = ctx;
+    const passage *x = send;
+    node_transfer_end(&p->rank, x->number);
+    tell_short(p, NODE_NOTE_END, x);
+}
+
+static void send_abort(void *ctx, void *send) { give_up(ctx, send); }
+
+/* ---- the other ranks ------------------------------------------------------------------------------- */
+
+static bool awaits_others(const node_process *p) {
+    return p->rank.group && p->link->first;
+}
+
+static void ask(node_process *p) {
+    error err;
+    node_link *l = p->link;
+    if (eng_ask(p->rank.model, l->answers, sizeof *l->answers, &err) != ST_OK) node_rank_lost(&err);
+    l->told_ms = clock_now_ms();
+    for (int r = 1; r < p->rank.count; r++)
+        for (int i = 0; i < l->answers[r].count && i < NODE_ANSWER_HEARD; i++) heard(p, &l->answers[r].heard[i]);
+}
+
+void node_link_turn(node_process *p) {
+    if (awaits_others(p) || (p->rank.group && clock_now_ms() - p->link->told_ms >= NODE_BEAT_MS)) ask(p);
+}
+
+void node_link_figures(const node_process *p, node_rank_figures out[COLL_RANKS_MAX]) {
+    out[0] = node_rank_count(&p->rank);
+    for (int r = 1; r < p->rank.count; r++) out[r] = p->link->answers[r].figures;
+}
+
+int node_link_sleep_ms(const node_process *p) {
+    enum { ASK_MS = 1 };
+    return !p->rank.group ? -1 : awaits_others(p) ? ASK_MS : NODE_BEAT_MS;
+}
+
+/* ---- open, close ----------------------------------------------------------------------------------- */
+
+status node_link_open(node_process *p, node_io *io, error *err) {
+    if (!(p->link = mem_zalloc(1, sizeof *p->link))) return error_set(err, ST_NO_MEMORY, "no memory for transfers");
+    p->rank.report = report;
+    p->rank.ctx = p;
+    p->link->told_ms = clock_now_ms();
     io->promise = promise;
     io->revoke = revoke;
     io->random_ticket = random_ticket;
@@ -171,4 +255,10 @@ void node_link_fill(node_process *p, node_io *io) {
     io->send_push = send_push;
     io->send_end = send_end;
     io->send_abort = send_abort;
+    return ST_OK;
+}
+
+void node_link_close(node_process *p) {
+    assert(!p->link || !p->link->first);
+    mem_free(p->link);
 }

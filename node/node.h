@@ -38,10 +38,12 @@ typedef struct node_request {
     int32_t stop_count;
     bool ignore_eos;
     int32_t local_tokens_max;
+    bool apart;                  /* positions before the prompt's last are computed by prefill nodes only */
     uint32_t lease_ms;
     /* prefill */
     uint64_t ticket;
-    const char *kv_address;
+    const char *kv_address;      /* of the receiving node's ranks, with commas */
+    eng_kv_type kv_type;         /* of its pages */
     int32_t skip, send_end;
 } node_request;
 
@@ -191,7 +193,9 @@ typedef struct node_options {
     const char *model;           /* path */
     const char *listen, *kv_listen;              /* "host:port", port 0: any */
     const char *isa;             /* engine's; NULL: auto */
-    int threads;                 /* 0: what the machine allows */
+    int threads;                 /* of each rank; 0: what the machine allows */
+    int rank, ranks;             /* of a tensor-parallel group; 0 and 1 ranks: alone */
+    const char *group;           /* where its ranks meet: rank.c */
     int32_t kv_pages, page_tokens;
     eng_kv_type kv_type;
     int32_t sequences_max, step_tokens_max, chunk_tokens;
@@ -212,6 +216,9 @@ const char *node_process_address(const node_process *p);
 const char *node_process_kv_address(const node_process *p);
 /* Refuses new work, lets running work finish for up to grace_ms, ends the rest. Blocks. */
 void node_process_close(node_process *p, int grace_ms);
+
+/* A rank other than 0: follows it, on the calling thread. ST_OK: it was dismissed. */
+status node_follow(const node_options *o, error *err);
 
 #ifdef __cplusplus
 }

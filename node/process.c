@@ -7,7 +7,6 @@
 #include "node/internal.h"
 #include <assert.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -77,15 +76,16 @@ static status step(void *ctx, const eng_rows *rows, int count, const float **log
     node_process *p = ctx;
     error err;
     int64_t began_us = clock_now_us();
-    status st = eng_step(p->model, p->kv, rows, count, logits, &err);
+    status st = eng_step(p->rank.model, p->rank.kv, rows, count, logits, &err);
     p->step_us = clock_now_us() - began_us;
+    if (st != ST_OK && p->rank.group) node_rank_lost(&err);
     if (st != ST_OK) log_write(LOG_ERROR, NULL, "step.failed", "%s", err.text);
     return st;
 }
 
 static int64_t step_us(void *ctx) { return ((node_process *)ctx)->step_us; }
 static void copy_page(void *ctx, int32_t dst, int32_t src, int32_t tokens) {
-    eng_kv_copy(((node_process *)ctx)->kv, dst, src, tokens);
+    eng_kv_copy(((node_process *)ctx)->rank.kv, dst, src, tokens);
 }
 static bool is_end_token(void *ctx, int32_t token) {
     return eng_vocab_is_stop(((node_process *)ctx)->vocab, token);
@@ -98,11 +98,12 @@ static void *run_engine(void *process) {
     node_process *p = process;
     bool busy = false;
     while (!p->stopping) {
-        node_message *m = busy ? mailbox_take(p->mail) : mailbox_wait(p->mail, -1);
+        node_message *m = busy ? mailbox_take(p->mail) : mailbox_wait(p->mail, node_link_sleep_ms(p));
         for (; m; m = mailbox_take(p->mail)) m->run(p, m);
         flush_outbox(p);                                   /* what was reserved need not wait for a step */
         busy = node_core_step(p->core, clock_now_us());
         flush_outbox(p);
+        node_link_turn(p);
     }
     return NULL;
 }
@@ -111,35 +112,23 @@ static void *run_engine(void *process) {
 
 static int32_t or_default(int32_t value, int32_t fallback) { return value > 0 ? value : fallback; }
 
-static void set_limits(node_process *p, const node_options *o) {
-    p->limits = (node_limits){.pages = or_default(o->kv_pages, 512),
+void node_limits_set(node_limits *l, const node_options *o) {
+    *l = (node_limits){.pages = or_default(o->kv_pages, 512),
                               .page_tokens = or_default(o->page_tokens, 16),
                               .sequences_max = or_default(o->sequences_max, 64),
                               .step_tokens_max = or_default(o->step_tokens_max, 512),
                               .chunk_tokens = or_default(o->chunk_tokens, 128),
                               .prefix_cache = o->prefix_cache};
-    p->limits.logits_max = p->limits.sequences_max < 64 ? p->limits.sequences_max : 64;
-    if (p->limits.logits_max > p->limits.step_tokens_max) p->limits.logits_max = p->limits.step_tokens_max;
-    /* Beyond those that run: calls that are being refused, and ones whose last event is on its way. */
-    p->sessions_max = 2 * p->limits.sequences_max + 64;
+    l->logits_max = l->sequences_max < 64 ? l->sequences_max : 64;
+    if (l->logits_max > l->step_tokens_max) l->logits_max = l->step_tokens_max;
 }
 
 static status open_engine(node_process *p, const node_options *o, error *err) {
-    node_limits *l = &p->limits;
-    TRY(eng_gguf_open(o->model, &p->gguf, err));
-    TRY(eng_vocab_open(p->gguf, &p->vocab, err));
-    eng_options options = {.isa = o->isa,
-                           .threads = o->threads,
-                           .tokens_max = l->step_tokens_max,
-                           .logits_max = l->logits_max,
-                           .cache_dir = o->cache_dir,
-                           .progress = o->progress,
-                           .progress_ctx = o->progress_ctx};
-    TRY(eng_model_open(p->gguf, &options, &p->model, err));
-    TRY(eng_kv_create(p->model, l->pages, l->page_tokens, o->kv_type, &p->kv, err));
-    const eng_shape *shape = eng_model_shape(p->model);
-    l->V = shape->V;
-    l->context = shape->context;
+    TRY(node_rank_open(&p->rank, o, &p->limits, err));
+    TRY(eng_vocab_open(p->rank.gguf, &p->vocab, err));
+    const eng_shape *shape = eng_model_shape(p->rank.model);
+    p->limits.V = shape->V;
+    p->limits.context = shape->context;
     return ST_OK;
 }
 
@@ -150,7 +139,7 @@ static status open_core(node_process *p, error *err) {
                   .copy_page = copy_page,
                   .is_end_token = is_end_token,
                   .emit = emit};
-    node_link_fill(p, &io);
+    TRY(node_link_open(p, &io, err));
     p->core = node_core_create(&p->limits, &io);
     p->mail = mailbox_create(mail_capacity(p->sessions_max));
     p->outbox.filling = mem_zalloc(NODE_OUTBOX, sizeof(node_letter));
@@ -163,24 +152,24 @@ static status open_core(node_process *p, error *err) {
     return ST_OK;
 }
 
-static status open_kvt(node_process *p, const node_options *o, error *err) {
-    const eng_shape *shape = eng_model_shape(p->model);
+/* What this node is, for requests and coordinators. Arithmetic, ranks and the pages' type decide bytes: numerics. */
+static void fill_facts(node_process *p, const node_options *o) {
+    const eng_shape *shape = eng_model_shape(p->rank.model);
     node_facts *f = &p->facts;
-    const char *type = eng_kv_type_name(o->kv_type);
+    size_t used = 0;
     /* What the pool can not hold is beyond the context here as in the core. */
     int64_t held = (int64_t)p->limits.pages * p->limits.page_tokens;
     f->V = shape->V;
     f->context = held < shape->context ? (int32_t)held : shape->context;
     f->page_tokens = p->limits.page_tokens;
-    snprintf(f->digest, sizeof f->digest, "%s", eng_gguf_digest(p->gguf));
-    snprintf(f->numerics, sizeof f->numerics, "%s/kv-%s", eng_model_numerics(p->model), type);
-    snprintf(f->kv_layout, sizeof f->kv_layout, "L%dK%dh%d%s", shape->L, shape->K, shape->h, type);
-    char pairing[200];
-    snprintf(pairing, sizeof pairing, "%s %s %s", f->digest, f->numerics, f->kv_layout);
-    kvt_options options = {.listen = o->kv_listen, .pairing = pairing, .promises_max = p->limits.sequences_max};
-    TRY(kvt_node_open(&options, &p->kvt, err));
-    f->kv_address = kvt_node_address(p->kvt);
-    return ST_OK;
+    f->h = shape->h;
+    snprintf(f->digest, sizeof f->digest, "%s", eng_gguf_digest(p->rank.gguf));
+    snprintf(f->kv_type, sizeof f->kv_type, "%s", eng_kv_type_name(o->kv_type));
+    snprintf(f->numerics, sizeof f->numerics, "%s/tp-%d/kv-%s", eng_model_numerics(p->rank.model), p->rank.count, f->kv_type);
+    snprintf(f->kv_layout, sizeof f->kv_layout, "L%dK%dh%d", shape->L, shape->K, shape->h);
+    for (int r = 0; r < p->rank.count; r++)
+        used += (size_t)snprintf(p->kv_addresses + used, sizeof p->kv_addresses - used, "%s%s", r ? "," : "", p->rank.met[r].kv_address);
+    f->kv_address = p->kv_addresses;
 }
 
 static status open_server(node_process *p, const node_options *o, const node_service *const *services,
@@ -206,27 +195,6 @@ static status open_server(node_process *p, const node_options *o, const node_ser
     return ST_OK;
 }
 
-static double mib(size_t bytes) { return (double)bytes / (1 << 20); }
-
-/* What this node holds, one term a line. The weights are a mapping that other processes share. */
-static void log_memory(const node_process *p, const node_options *o) {
-    struct stat file = {0};
-    size_t weights = stat(o->model, &file) == 0 ? (size_t)file.st_size : 0;
-    bool is_private;
-    size_t panels = eng_model_panel_bytes(p->model, &is_private);
-    size_t pool = eng_kv_page_bytes(p->kv) * (size_t)p->limits.pages;
-    size_t scratch = eng_model_scratch_bytes(p->model), box = 2 * NODE_OUTBOX * sizeof(node_letter);
-    log_write(LOG_INFO, NULL, "memory.weights", "mib=%.1f mapped, shared between processes", mib(weights));
-    log_write(LOG_INFO, NULL, "memory.panels", "mib=%.1f of repacked weights, %s", mib(panels),
-              is_private ? "private" : "shared between processes");
-    log_write(LOG_INFO, NULL, "memory.pages", "mib=%.1f %d pages of %d tokens", mib(pool), p->limits.pages,
-              p->limits.page_tokens);
-    log_write(LOG_INFO, NULL, "memory.scratch", "mib=%.1f of a step of %d rows, %d of them with logits",
-              mib(scratch), p->limits.step_tokens_max, p->limits.logits_max);
-    log_write(LOG_INFO, NULL, "memory.outbox", "mib=%.1f", mib(box));
-    log_write(LOG_INFO, NULL, "memory.sum", "mib=%.1f", mib(weights + panels + pool + scratch + box));
-}
-
 static status start(node_process *p, error *err) {
     node_watch_open(p);
     rpc_server_start(p->server);
@@ -244,17 +212,18 @@ static void destroy(node_process *p) {
     if (p->engine_runs) {
         node_process_post(p, &p->stop);
         pthread_join(p->engine, NULL);
+        eng_dismiss(p->rank.model, NULL);
     }
-    if (p->kvt) kvt_node_close(p->kvt);
+    kvt_node_close(p->rank.kvt);
+    p->rank.kvt = NULL;
     if (p->server) rpc_server_close(p->server, NULL, NULL);
     rpc_loop_destroy(p->loop);
     for (node_message *m; p->mail && (m = mailbox_take(p->mail));) m->run(p, m);
     mailbox_destroy(p->mail);
+    node_link_close(p);
     node_core_destroy(p->core);
-    eng_kv_destroy(p->kv);
-    if (p->model) eng_model_close(p->model);
     if (p->vocab) eng_vocab_close(p->vocab);
-    if (p->gguf) eng_gguf_close(p->gguf);
+    node_rank_close(&p->rank);
     mem_free(p->outbox.filling);
     mem_free(p->outbox.reading);
     pthread_cond_destroy(&p->outbox.emptied);
@@ -276,13 +245,17 @@ status node_process_open(const node_options *o, const node_service *const *servi
     p->epoch = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
     snprintf(p->id, sizeof p->id, "%s", o->id);
     snprintf(p->role, sizeof p->role, "%s", o->role);
-    set_limits(p, o);
+    node_limits_set(&p->limits, o);
+    /* Beyond those that run: calls that are being refused, and ones whose last event is on its way. */
+    p->sessions_max = 2 * p->limits.sequences_max + 64;
     status st = open_engine(p, o, err);
     if (st == ST_OK) st = open_core(p, err);
-    if (st == ST_OK) st = open_kvt(p, o, err);
-    if (st == ST_OK) st = open_server(p, o, services, count, err);
     if (st == ST_OK) {
-        log_memory(p, o);
+        fill_facts(p, o);
+        st = open_server(p, o, services, count, err);
+    }
+    if (st == ST_OK) {
+        node_rank_log_memory(&p->rank, o, &p->limits, "memory.outbox", 2 * NODE_OUTBOX * sizeof(node_letter));
         st = start(p, err);
     }
     if (st != ST_OK) {

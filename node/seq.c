@@ -9,7 +9,9 @@
  *   3. What another thread may still write (a transfer landing) or read (a transfer leaving) is not given
  *      back: the role waits for node_core_landed() or node_core_sent(), the fence, before it calls
  *      node_seq_end() or node_seq_give(). The core can not see links, so the role answers for it.
- *   4. The request's arena holds the request, the sequence, tokens and block table. It is dropped last,
+ *   4. Where the prompt is computed apart (node_request), only pages of those positions are offered to the index and
+ *      looked for in it: what is prompt to one request is answer to another.
+ *   5. The request's arena holds the request, the sequence, tokens and block table. It is dropped last,
  *      in node_seq_end(), after NODE_END was emitted. */
 #include "node/core.h"
 #include <assert.h>
@@ -61,9 +63,9 @@ int32_t node_seq_pages(const node_core *c, int32_t tokens) {
 status node_seq_take(node_core *c, node_seq *s, int32_t pages, eng_page_state state) {
     assert(s->blocks_count == 0 && pages <= s->blocks_max && pages >= node_seq_pages(c, s->count));
     int32_t found = 0, tail = -1, tail_tokens = 0;
-    if (c->limits.prefix_cache && s->count > 1)
-        found = eng_pool_match(c->pool, s->request->salt, s->tokens, s->count - 1, s->blocks, &tail,
-                               &tail_tokens);
+    int32_t most = (s->request->apart ? s->request->prompt_count : s->count) - 1;
+    if (c->limits.prefix_cache && most > 0)
+        found = eng_pool_match(c->pool, s->request->salt, s->tokens, most, s->blocks, &tail, &tail_tokens);
     status st = eng_pool_take(c->pool, pages - found, state, s->blocks + found);
     if (st != ST_OK && tail >= 0) {                        /* the page to copy from may be the one we need */
         eng_pool_give(c->pool, tail);
@@ -124,9 +126,11 @@ void node_seq_mark(node_core *c, node_seq *s, int32_t first, int32_t end, eng_pa
 }
 
 void node_seq_publish(node_core *c, node_seq *s) {
-    int32_t full = s->ready / c->limits.page_tokens;
+    const node_request *r = s->request;
+    int32_t known = r->apart && s->ready >= r->prompt_count ? r->prompt_count - 1 : s->ready;
+    int32_t full = known / c->limits.page_tokens;
     if (!c->limits.prefix_cache || full <= s->published) return;
-    eng_pool_publish(c->pool, s->request->salt, s->tokens, full * c->limits.page_tokens, s->blocks);
+    eng_pool_publish(c->pool, r->salt, s->tokens, full * c->limits.page_tokens, s->blocks);
     s->published = full;
 }
 

@@ -26,6 +26,12 @@ status node_service_pairing(const node_facts *facts, const Baton__Node__V1__Pair
     return compare("kv_layout", facts->kv_layout, theirs->kv_layout, err);
 }
 
+status node_service_kv_type(const node_facts *facts, const Baton__Node__V1__Pairing *theirs, eng_kv_type *out, error *err) {
+    if (eng_kv_type_find(theirs->kv_type, out) && eng_kv_type_fits(*out, facts->h)) return ST_OK;
+    return error_set(err, ST_REFUSED, "pairing: kv_type is '%.20s', expected f32, f16, bf16 or (heads are a multiple of 32 wide) q8_0",
+                     theirs->kv_type);
+}
+
 /* ---- tokens ----------------------------------------------------------------------------------------- */
 
 status node_service_ids(const node_facts *facts, const char *field, const int32_t *ids, size_t count,

@@ -10,9 +10,9 @@
 
 /* What a request is judged by. Fixed from open to close. */
 typedef struct node_facts {
-    char digest[40], numerics[96], kv_layout[48];          /* pairing */
-    int32_t V, context, page_tokens;
-    const char *kv_address;
+    char digest[40], numerics[96], kv_layout[48], kv_type[8];      /* pairing */
+    int32_t V, context, page_tokens, h;
+    const char *kv_address;      /* of every rank, with commas */
 } node_facts;
 
 struct node_service {
@@ -27,6 +27,8 @@ struct node_service {
 
 /* Pieces of read, by field; errors name the field, what stood there and what was expected. */
 status node_service_pairing(const node_facts *facts, const Baton__Node__V1__Pairing *theirs, error *err);
+/* What frames are to hold: the decode node's type. */
+status node_service_kv_type(const node_facts *facts, const Baton__Node__V1__Pairing *theirs, eng_kv_type *out, error *err);
 status node_service_tokens(const node_facts *facts, const int32_t *tokens, size_t count, int32_t prompt_count,
                            node_request *r, error *err);
 status node_service_sampling(const node_facts *facts, const Baton__Node__V1__SamplingParams *m,

@@ -29,6 +29,7 @@ typedef struct state_message {
     int32_t pages[ENG_PAGE_STATES];
     Baton__Node__V1__StateCounter counters[COUNTERS_MAX];
     Baton__Node__V1__StateCounter *list[COUNTERS_MAX];
+    Baton__Node__V1__RankState ranks[COLL_RANKS_MAX], *ranks_list[COLL_RANKS_MAX];
 } state_message;
 
 static void add_counter(const metric *x, void *ctx) {
@@ -48,6 +49,20 @@ static void fill_pairing(const node_facts *f, Baton__Node__V1__Pairing *out) {
     out->model_digest = (char *)(uintptr_t)f->digest;
     out->numerics = (char *)(uintptr_t)f->numerics;
     out->kv_layout = (char *)(uintptr_t)f->kv_layout;
+    out->kv_type = (char *)(uintptr_t)f->kv_type;
+}
+
+/* What ranks said when they were asked last. */
+static void add_rank(const node_process *p, int r, state_message *m) {
+    const node_rank_figures *f = &p->watch.ranks[r];
+    Baton__Node__V1__RankState *s = m->ranks_list[r] = &m->ranks[r];
+    baton__node__v1__rank_state__init(s);
+    s->pid = p->rank.met[r].pid;
+    s->group_ms = (double)f->group_us / 1e3;
+    s->kv_bytes_in = f->bytes_in;
+    s->kv_bytes_out = f->bytes_out;
+    m->state.ranks = m->ranks_list;
+    m->state.n_ranks = (size_t)r + 1;
 }
 
 /* Pointers in m look into p and m itself. */
@@ -75,6 +90,7 @@ static void fill_state(node_process *p, state_message *m) {
     s->decode_steps_per_s = c->decode_steps_per_s;
     s->counters = m->list;
     metrics_each(add_counter, m);
+    for (int r = 0; r < p->rank.count && p->rank.count > 1; r++) add_rank(p, r, m);
 }
 
 /* ---- probe: is the engine thread alive, and what does it count? ---------------------------------------- */
@@ -84,6 +100,7 @@ static void answered(void *process) {
     node_watch *w = &p->watch;
     w->probing = false;
     w->answered_ms = clock_now_ms();
+    memcpy(w->ranks, w->ranks_answer, sizeof w->ranks);
     if (memcmp(&w->answer, &w->counts, sizeof w->counts) == 0) return;
     w->counts = w->answer;
     w->version++;
@@ -93,6 +110,7 @@ static void run_probe(node_process *p, node_message *m) {
     (void)m;
     memset(&p->watch.answer, 0, sizeof p->watch.answer);   /* padding too: answers are compared as bytes */
     node_core_counts(p->core, &p->watch.answer);
+    node_link_figures(p, p->watch.ranks_answer);
     while (rpc_loop_post(p->loop, answered, p) != ST_OK) usleep(1000);
 }
 
@@ -121,7 +139,7 @@ static void send_due(node_process *p) {
 
 static bool is_stuck(node_process *p) {
     node_watch *w = &p->watch;
-    uint64_t layers_done = eng_model_layers_done(p->model);
+    uint64_t layers_done = eng_model_layers_done(p->rank.model);
     if (layers_done != w->layers_done) w->answered_ms = clock_now_ms();
     w->layers_done = layers_done;
     return w->probing && clock_now_ms() - w->answered_ms >= STUCK_MS;

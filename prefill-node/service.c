@@ -1,25 +1,24 @@
 /* service.c -- the Prefill method: PrefillRequest into a node_request, events into PrefillEvents. */
+#include "node/rank.h"
 #include "node/service.h"
 #include "prefill-node/prefill.h"
 #include <netdb.h>
 #include <string.h>
 
-enum { ADDRESS_BYTES_MAX = 300 };
-
-/* "host:port" with a host that needs no lookup: the engine thread would wait for it. Decode nodes tell the
- * address as bound, which is numeric. */
-static bool is_numeric(const char *address) {
-    char host[ADDRESS_BYTES_MAX + 1];
-    const char *colon = strrchr(address, ':');
+/* "host:port" of every rank, with commas; hosts that need no lookup: the engine thread would wait for it. Decode
+ * nodes tell addresses as bound, which are numeric. */
+static bool are_numeric(const char *list) {
+    char one[NODE_ADDRESS_MAX], host[NODE_ADDRESS_MAX];
+    const char *port;
     struct addrinfo hints = {.ai_flags = AI_NUMERICHOST}, *found;
-    size_t bytes = colon ? (size_t)(colon - address) : 0;
-    bool bracketed = bytes > 2 && address[0] == '[' && colon[-1] == ']';
-    if (bracketed) address++, bytes -= 2;
-    memcpy(host, address, bytes);
-    host[bytes] = 0;
-    if (bytes == 0 || getaddrinfo(host, NULL, &hints, &found) != 0) return false;
-    freeaddrinfo(found);
-    return true;
+    int count = 0;
+    for (; *list && count < COLL_RANKS_MAX; count++) {
+        if (!node_transfer_next_address(&list, one) || !address_split(one, host, sizeof host, &port) ||
+            getaddrinfo(host, NULL, &hints, &found) != 0)
+            return false;
+        freeaddrinfo(found);
+    }
+    return count > 0 && !*list;
 }
 
 static status read_request(const node_facts *facts, const ProtobufCMessage *message, node_request *r,
@@ -33,11 +32,12 @@ static status read_request(const node_facts *facts, const ProtobufCMessage *mess
         return error_set(err, ST_BAD_INPUT, "skip %d, send_end %d: expected 0 <= skip <= send_end <= %zu",
                          m->skip, m->send_end, m->n_tokens);
     size_t bytes = strlen(m->kv_address);
-    if (m->send_end > m->skip && (bytes == 0 || bytes > ADDRESS_BYTES_MAX || m->ticket == 0))
+    if (m->send_end > m->skip && (bytes == 0 || m->ticket == 0))
         return error_set(err, ST_BAD_INPUT, "kv_address and ticket: expected both where there are tokens to send");
-    if (m->send_end > m->skip && !is_numeric(m->kv_address))
-        return error_set(err, ST_BAD_INPUT, "kv_address '%.80s': expected HOST:PORT with a numeric host",
-                         m->kv_address);
+    if (m->send_end > m->skip && !are_numeric(m->kv_address))
+        return error_set(err, ST_BAD_INPUT, "kv_address '%.80s': expected HOST:PORT with a numeric host, of each of at most %d ranks",
+                         m->kv_address, COLL_RANKS_MAX);
+    TRY(node_service_kv_type(facts, m->pairing, &r->kv_type, err));
     r->kv_address = arena_strndup(r->memory, m->kv_address, bytes);
     if (!r->kv_address) return error_set(err, ST_NO_MEMORY, "no memory for the kv_address");
     r->epoch = m->epoch;

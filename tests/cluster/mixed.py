@@ -72,11 +72,13 @@ def main():
             wait_until(lambda: {n.state for n in nodes().values()} == {'ready', 'mismatch'}, 10, 'every node is judged')
             ready = {id: n for id, n in nodes().items() if n.state == 'ready'}
             print('used together:', sorted(ready))  # what the decode node heard first fits to
-            assert 'other-model' not in ready and len({n.numerics for n in ready.values()}) == 1, nodes()
+            for role in ('prefill', 'decode'):
+                assert len({n.numerics for n in ready.values() if n.role == role}) == 1, nodes()
+            assert 'other-model' not in ready, nodes()
             for _ in range(6):
                 tokens, _, finish = collect(inference.Generate(request(long_text(300), max_tokens=8), timeout=60))
                 assert finish.decode_node in ready and finish.prefill_node in ready, finish
-                assert finish.decode_node != 'decode-1' or tokens == want
+                assert (finish.prefill_node, finish.decode_node) != ('prefill-1', 'decode-1') or tokens == want
         refused_by_the_node(fitting[0])
 
 

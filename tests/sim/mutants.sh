@@ -41,7 +41,7 @@ decode-node/decode.c~s/s->ready = s->cached + tokens;/s->ready = s->count - 1;/~
 decode-node/decode.c~s/        emit_reserved(c, s, 0);/        emit_reserved(c, s, 0); node_seq_end(c, s, ST_OK, NULL); return;/~an answer that was complete already is not said to be
 prefill-node/prefill.c~s/        io->send_abort(io->ctx, s->send);/& node_seq_end(c, s, st, text);/~pages are given back while the link reads them
 prefill-node/prefill.c~s/end = min32(s->ready, s->request->send_end);/end = s->request->send_end;/~rows are pushed before they are computed
-node/seq.c~s/int32_t full = s->ready \/ c->limits.page_tokens;/int32_t full = s->count \/ c->limits.page_tokens;/~pages are published before they are full
+node/seq.c~s/ - 1 : s->ready;/ - 1 : s->count;/~pages are published before they are full
 node/seq.c~s/        s->ready += tail_tokens;/        s->ready += tail_tokens + 1;/~one row more than was copied counts as ready
 node/seq.c~s/        eng_pool_give(c->pool, tail);/        if (st != ST_OK) &/~the page that was copied from stays pinned
 kvtransfer/promise.c~s/if (at->epoch != f->epoch) return KVT_REFUSE_EPOCH;//~frames of any epoch land

@@ -70,6 +70,10 @@ static void refusals(void **state) {
         {"up", 2, "--model"},
         {"up --model /no/such/file", 1, "/no/such/file"},
         {"up --model x --decode 0", 2, "--decode"},
+        {"up --model x --tp 17", 2, "--tp"},
+        {"decode --model x --tp 2 --rank 1", 2, "--group"},
+        {"decode --model x --tp 2 --rank 2 --group a:1", 2, "--rank"},
+        {"prefill --model /no/such --tp 2 --rank 1 --group nowhere", 1, "HOST:PORT"},
         {"up --model x --log-level loud", 2, "loud"},
         {"coordinator --model x", 2, "--nodes"},
         {"coordinator --model x --nodes a:1 --prefill-policy maybe", 2, "maybe"},
@@ -112,7 +116,7 @@ static void help(void **state) {
     (void)state;
     static const struct { const char *words, *has, *lacks; } rows[] = {
         {"--help", "quantize", "etcd"},      {"help", "exit codes", "certs"},
-        {"up --help", "BATON_KV_PAGES", "--tp"}, {"help up", "--prefill N", "--http"},
+        {"up --help", "BATON_KV_PAGES", "--draft"}, {"help up", "--prefill N", "--http"},
         {"generate --help", "--top-p", "--draft"}, {"help --markdown", "| `--listen HOST:PORT`", "certs"},
         {"version", "baton ", "help"},
     };

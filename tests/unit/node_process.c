@@ -32,7 +32,7 @@ static char model_path[] = "/tmp/baton-node-XXXXXX";
 static rpc_loop *loop;           /* the clients' loop: run by the test's own thread */
 static node_process *nodes[2];   /* prefill, decode */
 static rpc_channel *channels[2];
-static char digest[40], numerics[96], layout[48];
+static char digest[40], numerics[96], layout[48], kv_type[8];
 
 /* ---- one request, driven as a coordinator drives it --------------------------------------------------- */
 
@@ -64,6 +64,7 @@ static void fill_pairing(Baton__Node__V1__Pairing *out) {
     out->model_digest = digest;
     out->numerics = numerics;
     out->kv_layout = layout;
+    out->kv_type = kv_type;
 }
 
 static void fill_sampling(const eng_sampling *s, Baton__Node__V1__SamplingParams *out) {
@@ -247,6 +248,7 @@ static void state_message(rpc_stream *s, const ProtobufCMessage *message, void *
     snprintf(digest, sizeof digest, "%s", m->pairing->model_digest);
     snprintf(numerics, sizeof numerics, "%s", m->pairing->numerics);
     snprintf(layout, sizeof layout, "%s", m->pairing->kv_layout);
+    snprintf(kv_type, sizeof kv_type, "%s", m->pairing->kv_type);
     bool quiet = !w->busy && w->pages[ENG_PAGE_FREE] + w->pages[ENG_PAGE_CACHED] == PAGES;
     if (++w->states >= 3 && (!w->until_quiet || quiet)) rpc_stream_cancel(s);
 }

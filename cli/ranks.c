@@ -1,0 +1,73 @@
+/* ranks.c -- a node of several ranks on one machine: `--tp N` starts ranks 1 to N-1 as children of rank 0.
+ *
+ * They meet in shared memory whose number is drawn here, and end when rank 0 dismisses them; if it dies they are
+ * killed by the kernel (child.c). A rank that dies ends the node: rank 0 notices by itself (node/rank.h). Ranks on
+ * several machines are started by hand instead, each with --rank and --group. */
+#include "cli/cli.h"
+#include "engine/cpus.h"
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { END_MS = 3000, LOOK_MS = 10 };
+
+static status draw_group(char out[20], error *err) {
+    uint64_t id;
+    if (getrandom(&id, sizeof id, 0) != (ssize_t)sizeof id) return error_set(err, ST_IO, "no random number: %s", strerror(errno));
+    snprintf(out, 20, "%016llx", (unsigned long long)id);
+    return ST_OK;
+}
+
+static status start(cli_ranks *r, const cli_command *command, const cli_options *o, const eng_cpus_list *cpus, error *err) {
+    char id[64], kv_listen[300], host[256];
+    const char *port;
+    cli_options mine = *o;
+    if (!address_split(o->kv_listen, host, sizeof host, &port))
+        return error_set(err, ST_BAD_INPUT, "--kv-listen '%.100s': expected HOST:PORT", o->kv_listen);
+    snprintf(kv_listen, sizeof kv_listen, strchr(host, ':') ? "[%s]:0" : "%s:0", host);      /* a port of its own */
+    snprintf(id, sizeof id, "%.50s.%d", o->id, r->count + 1);
+    mine.id = id;
+    mine.rank = r->count + 1;
+    mine.pin = cpus->text[0] ? cpus->text : "off";
+    mine.kv_listen = kv_listen;
+    mine.ready_fd = -1;
+    cli_child child = {.command = command, .options = &mine, .environment = r->environment, .keep_fd = -1};
+    pid_t pid = cli_child_start(&child);
+    if (pid < 0) return error_set(err, ST_IO, "rank %lld: %s", (long long)mine.rank, strerror(errno));
+    r->pid[r->count++] = pid;
+    log_write(LOG_INFO, NULL, "rank.started", "%s pid=%d cpus=%s", id, (int)pid, mine.pin);
+    return ST_OK;
+}
+
+status cli_ranks_start(cli_ranks *r, const cli_command *command, cli_options *o, error *err) {
+    static eng_cpus_list cpus[16];
+    int threads = (int)o->threads;
+    *r = (cli_ranks){.count = 0};
+    TRY(draw_group(r->group, err));
+    TRY(eng_cpus_share(o->pin, (int)o->tp, &threads, cpus, err));
+    if (!(r->environment = cli_child_environment())) return error_set(err, ST_NO_MEMORY, "no memory");
+    o->threads = threads;
+    o->group = r->group;
+    status st = ST_OK;
+    for (int i = 1; i < o->tp && st == ST_OK; i++) st = start(r, command, o, &cpus[i], err);
+    o->pin = cpus[0].text[0] ? cpus[0].text : "off";
+    if (st != ST_OK) cli_ranks_end(r);
+    return st;
+}
+
+void cli_ranks_end(cli_ranks *r) {
+    int64_t until_ms = clock_now_ms() + END_MS;
+    for (int i = 0; i < r->count; i++) {
+        while (waitpid(r->pid[i], NULL, WNOHANG) == 0) {
+            if (clock_now_ms() >= until_ms) kill(r->pid[i], SIGKILL);
+            nanosleep(&(struct timespec){.tv_nsec = LOOK_MS * 1000000}, NULL);
+        }
+    }
+    r->count = 0;
+    mem_free(r->environment);
+    r->environment = NULL;
+}
