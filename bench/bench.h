@@ -80,7 +80,7 @@ typedef struct bench_op {
 typedef struct bench_report {
     const char *model, *digest, *kv_type;
     char numerics[64], cpu[96];
-    int threads;
+    int threads, ranks;
     bool quick;
     double weights_bytes;        /* of the matrices that every token meets, as the file has them */
     double weights_macs;         /* multiply-adds of a token in them, output matrix included */
@@ -94,7 +94,9 @@ typedef struct bench_report {
 
 typedef struct bench_options {
     const char *isa, *cache_dir; /* as in eng_options */
-    int threads;
+    int threads;                 /* of each rank */
+    int rank, ranks;             /* of a group; rank 0 measures, the others follow */
+    const char *group;           /* where its ranks meet: coll_meet_at() */
     eng_kv_type kv_type;
     const char *kv_type_name;
     bool quick;                  /* fewer sizes, shorter runs */
@@ -102,7 +104,8 @@ typedef struct bench_options {
     void (*progress)(const char *what, int size);    /* before each measurement; may be NULL */
 } bench_options;
 
-/* Fills *out, whose texts point into g and the options. Sizes beyond the model's context are left out. */
+/* A rank other than 0 returns when rank 0 is done and leaves *out alone.
+ * Fills *out, whose texts point into g and the options. Sizes beyond the model's context are left out. */
 status bench_engine_run(const eng_gguf *g, const bench_options *options, bench_report *out, error *err);
 
 /* ---- report.c, svg.c ----------------------------------------------------------------------------------- */

@@ -190,7 +190,7 @@ static int32_t positions_of(const bench *b, bench_part part, int size) {
 }
 
 /* Room for the greatest of what is wanted; never less than ops need. */
-static status open_pages(bench *b, error *err) {
+static status create_pages(bench *b, error *err) {
     int32_t positions = BENCH_STEP_TOKENS;
     for (int part = 0; part < BENCH_PARTS; part++)
         for (int i = 0; bench_sizes[part][i]; i++) {
@@ -199,7 +199,11 @@ static status open_pages(bench *b, error *err) {
                 positions = needs;
         }
     b->pages = positions / PAGE_TOKENS;
-    TRY(eng_kv_create(b->m, b->pages, PAGE_TOKENS, b->o->kv_type, &b->kv, err));
+    return eng_kv_create(b->m, b->pages, PAGE_TOKENS, b->o->kv_type, &b->kv, err);
+}
+
+static status open_pages(bench *b, error *err) {
+    TRY(create_pages(b, err));
     b->blocks = mem_zalloc((size_t)b->pages, sizeof *b->blocks);
     if (!b->blocks) return error_set(err, ST_NO_MEMORY, "no memory for %d pages", b->pages);
     for (int32_t i = 0; i < b->pages; i++) b->blocks[i] = i;
@@ -238,7 +242,7 @@ static status describe(bench *b, const eng_gguf *g, error *err) {
                          m->shape.context, BENCH_STEP_TOKENS);
     *r = (bench_report){.model = eng_gguf_name(g), .digest = eng_gguf_digest(g),
                         .kv_type = b->o->kv_type_name, .quick = b->o->quick,
-                        .threads = b->o->threads ? b->o->threads : eng_cpus_allowed()};
+                        .threads = b->o->threads ? b->o->threads : eng_cpus_allowed(), .ranks = b->o->ranks};
     snprintf(r->numerics, sizeof r->numerics, "%s", eng_model_numerics(m));
     read_cpu(r->cpu);
     for (int l = 0; l < m->shape.L; l++) {
@@ -269,19 +273,35 @@ static status measure_all(bench *b, error *err) {
     return bench_select_has(s, BENCH_OPS, 0) ? measure_ops(b, err) : ST_OK;
 }
 
+static status lead(bench *b, const eng_gguf *g, error *err) {
+    int V = eng_model_shape(b->m)->V;
+    for (int i = 0; i < BENCH_STEP_TOKENS; i++) b->tokens[i] = (i * 7919 + 13) % V;
+    TRY(describe(b, g, err));
+    TRY(open_pages(b, err));
+    TRY(measure_all(b, err));
+    return eng_dismiss(b->m, err);
+}
+
+/* The same pages and steps as rank 0, as its plans say. */
+static status follow(bench *b, error *err) {
+    TRY(create_pages(b, err));
+    return eng_follow(b->m, b->kv, NULL, err);
+}
+
 status bench_engine_run(const eng_gguf *g, const bench_options *options, bench_report *out, error *err) {
+    enum { MEET_MS = 30000, CALL_MS = 600000 };
+    coll_options group = {.rank = options->rank, .ranks = options->ranks, .open_ms = MEET_MS, .timeout_ms = CALL_MS};
     eng_options engine = {.isa = options->isa, .threads = options->threads,
                           .cache_dir = options->cache_dir,
                           .tokens_max = BENCH_STEP_TOKENS, .logits_max = 64};
     bench b = {.o = options, .r = out, .steps = options->quick ? DECODE_STEPS_QUICK : DECODE_STEPS};
-    TRY(eng_model_open(g, &engine, &b.m, err));
-    int V = eng_model_shape(b.m)->V;
-    for (int i = 0; i < BENCH_STEP_TOKENS; i++) b.tokens[i] = (i * 7919 + 13) % V;
-    status st = describe(&b, g, err);
-    if (st == ST_OK) st = open_pages(&b, err);
-    if (st == ST_OK) st = measure_all(&b, err);
+    if (options->ranks > 1) TRY(coll_meet_at(options->group, &group, err));
+    if (options->ranks > 1) TRY(coll_open(&group, &engine.group, err));
+    status st = eng_model_open(g, &engine, &b.m, err);
+    if (st == ST_OK) st = options->rank ? follow(&b, err) : lead(&b, g, err);
     mem_free(b.blocks);
     eng_kv_destroy(b.kv);
-    eng_model_close(b.m);
+    if (b.m) eng_model_close(b.m);
+    coll_close(engine.group);
     return st;
 }

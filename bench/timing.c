@@ -47,8 +47,7 @@ TIMED(embed, BENCH_OP_EMBED, (eng_context *c, float *x, const eng_matrix *w, con
 TIMED(gather, BENCH_OP_GATHER, (eng_context *c, float *out, const float *x, const eng_batch *b, int D),
       (c, out, x, b, D))
 TIMED(rmsnorm, BENCH_OP_RMSNORM,
-      (eng_context *c, void *out, float *x, const float *y, const float *weight, float eps, int T, int D),
-      (c, out, x, y, weight, eps, T, D))
+      (eng_context *c, void *out, const eng_norm *n), (c, out, n))
 TIMED(matmul, product_of(w), (eng_context *c, float *y, const void *x, const eng_matrix *w, int T),
       (c, y, x, w, T))
 TIMED(rope_append, BENCH_OP_ROPE,

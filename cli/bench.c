@@ -10,6 +10,8 @@ static cli_exit bench(const cli_options *o, const char *const *words, int count)
 
 static const config_row bench_rows[] = {
     CLI_MODEL,
+    CLI_TP,
+    CLI_RANK,
     CLI_ENGINE,
     CLI_KV_DTYPE,
     CLI_TEXT("only", only, NULL, "LIST",
@@ -42,24 +44,22 @@ static status bench_all(const cli_options *o, const eng_gguf *g, const bench_opt
                         error *err) {
     bench_report r;
     TRY(bench_engine_run(g, options, &r, err));
+    if (options->rank) return ST_OK;
     if (o->svg) TRY(write_svg(&r, o->svg, err));
     if (o->json) return bench_report_json(&r, stdout, err);
     bench_report_text(&r, stdout);
     return ST_OK;
 }
 
-static cli_exit bench(const cli_options *o, const char *const *words, int count) {
-    (void)count;
+static cli_exit bench_rank(const cli_options *o) {
     error err = {0};
     char cache_dir[CLI_PATH_MAX];
-    if (strcmp(words[0], "engine") != 0)
-        return cli_usage("bench", "'%.40s' is nothing to measure: expected engine", words[0]);
-    if (!o->model) return cli_usage("bench", "--model FILE is missing");
     eng_kv_type kv_type;
     if (!eng_kv_type_find(o->kv_dtype, &kv_type))
         return cli_usage("bench", "--kv-dtype '%.40s': expected f32, f16, bf16 or q8_0", o->kv_dtype);
     bench_options options = {.isa = o->isa, .cache_dir = cli_cache_dir(o, cache_dir),
-                             .threads = (int)o->threads, .quick = o->quick,
+                             .threads = (int)o->threads, .rank = (int)o->rank, .ranks = (int)o->tp,
+                             .group = o->group, .quick = o->quick,
                              .kv_type = kv_type, .kv_type_name = o->kv_dtype,
                              .progress = say};
     if (bench_select_parse(o->only, o->quick, &options.selection, &err) != ST_OK)
@@ -70,4 +70,21 @@ static cli_exit bench(const cli_options *o, const char *const *words, int count)
     if (st == ST_OK) st = bench_all(o, g, &options, &err);
     eng_gguf_close(g);
     return st == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "bench: %s", err.text);
+}
+
+static cli_exit bench(const cli_options *o, const char *const *words, int count) {
+    (void)count;
+    error err = {0};
+    cli_options mine = *o;
+    cli_ranks others = {.count = 0};
+    if (strcmp(words[0], "engine") != 0)
+        return cli_usage("bench", "'%.40s' is nothing to measure: expected engine", words[0]);
+    if (!o->model) return cli_usage("bench", "--model FILE is missing");
+    cli_exit code = cli_ranks_check(o, "bench");
+    if (code != CLI_OK) return code;
+    if (o->tp > 1 && !o->group && cli_ranks_start(&others, &cli_bench, words[0], &mine, &err) != ST_OK)
+        return cli_complain(CLI_FAILED, "%s", err.text);
+    code = bench_rank(&mine);
+    cli_ranks_end(&others);
+    return code;
 }

@@ -16,7 +16,7 @@
 enum { ROWS_MAX = 64, ARG_BYTES = CLI_PATH_MAX + 64 };
 
 typedef struct arguments {
-    char *at[ROWS_MAX + 3];      /* "baton", the command, its flags, NULL */
+    char *at[ROWS_MAX + 4];      /* "baton", the command, its word, its flags, NULL */
     int count;
     arena *memory;
 } arguments;
@@ -42,6 +42,7 @@ static bool add_row(arguments *a, const config_row *r, const cli_options *o) {
 static bool fill(arguments *a, const cli_child *c) {
     assert(c->command->rows_count <= ROWS_MAX);
     bool fine = (a->memory = arena_create(ARG_BYTES)) && add(a, "baton") && add(a, c->command->name);
+    if (fine && c->word) fine = add(a, c->word);
     for (int i = 0; i < c->command->rows_count && fine; i++) fine = add_row(a, &c->command->rows[i], c->options);
     return fine;
 }

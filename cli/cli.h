@@ -65,6 +65,11 @@ typedef struct cli_command {
     CLI_SWITCH("cache", cache, "true", "keep prepared weights in a file that all nodes of the machine map"), \
     CLI_TEXT("cache-dir", cache_dir, NULL, "DIR",                                                   \
              "where that file is; default $XDG_CACHE_HOME/baton, else ~/.cache/baton")
+#define CLI_RANK                                                                                    \
+    CLI_INT("rank", rank, "0", 0, 15, "R", "with --group: which of the --tp ranks this process is"), \
+    CLI_TEXT("group", group, NULL, "HOST:PORT",                                                     \
+             "ranks on several machines: each is started by hand, rank 0 listens there; "           \
+             "without it a process starts its ranks itself")
 #define CLI_TP CLI_INT("tp", tp, "1", 1, 16, "N", "ranks of a node: processes that share the model (tensor parallelism)")
 #define CLI_KV_DTYPE                                                                                \
     CLI_TEXT("kv-dtype", kv_dtype, "f16", "TYPE", "element of a page: f32, f16, bf16 or q8_0")
@@ -97,6 +102,7 @@ extern const int cli_commands_count;
 
 typedef struct cli_child {
     const cli_command *command;
+    const char *word;            /* beside its flags; NULL: none */
     const cli_options *options;  /* its flags: every row of the command whose value is not NULL */
     char **environment;          /* NULL: this process's, without BATON_ variables */
     const char *log;             /* file that gets its stderr; NULL: this process's */
@@ -119,8 +125,10 @@ typedef struct cli_ranks {
     char **environment;
 } cli_ranks;
 
-/* Shares threads and CPUs out (--threads, --pin), starts ranks 1 and up, and makes *o rank 0's. */
-status cli_ranks_start(cli_ranks *r, const cli_command *command, cli_options *o, error *err);
+/* word: what follows the command, NULL: nothing. Shares threads and CPUs out (--threads, --pin), starts ranks 1 and up, and makes *o rank 0's. */
+status cli_ranks_start(cli_ranks *r, const cli_command *command, const char *word, cli_options *o, error *err);
+/* --tp, --rank and --group fit each other. */
+cli_exit cli_ranks_check(const cli_options *o, const char *command);
 /* They were dismissed: waits a moment, then kills. */
 void cli_ranks_end(cli_ranks *r);
 

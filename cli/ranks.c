@@ -22,20 +22,20 @@ static status draw_group(char out[20], error *err) {
     return ST_OK;
 }
 
-static status start(cli_ranks *r, const cli_command *command, const cli_options *o, const eng_cpus_list *cpus, error *err) {
+static status start(cli_ranks *r, const cli_command *command, const char *word, const cli_options *o, const eng_cpus_list *cpus, error *err) {
     char id[64], kv_listen[300], host[256];
     const char *port;
     cli_options mine = *o;
-    if (!address_split(o->kv_listen, host, sizeof host, &port))
+    if (o->kv_listen && !address_split(o->kv_listen, host, sizeof host, &port))
         return error_set(err, ST_BAD_INPUT, "--kv-listen '%.100s': expected HOST:PORT", o->kv_listen);
-    snprintf(kv_listen, sizeof kv_listen, strchr(host, ':') ? "[%s]:0" : "%s:0", host);      /* a port of its own */
-    snprintf(id, sizeof id, "%.50s.%d", o->id, r->count + 1);
+    if (o->kv_listen) snprintf(kv_listen, sizeof kv_listen, strchr(host, ':') ? "[%s]:0" : "%s:0", host);      /* a port of its own */
+    snprintf(id, sizeof id, "%.50s.%d", o->id ? o->id : command->name, r->count + 1);
     mine.id = id;
     mine.rank = r->count + 1;
     mine.pin = cpus->text[0] ? cpus->text : "off";
-    mine.kv_listen = kv_listen;
+    mine.kv_listen = o->kv_listen ? kv_listen : NULL;
     mine.ready_fd = -1;
-    cli_child child = {.command = command, .options = &mine, .environment = r->environment, .keep_fd = -1};
+    cli_child child = {.command = command, .word = word, .options = &mine, .environment = r->environment, .keep_fd = -1};
     pid_t pid = cli_child_start(&child);
     if (pid < 0) return error_set(err, ST_IO, "rank %lld: %s", (long long)mine.rank, strerror(errno));
     r->pid[r->count++] = pid;
@@ -43,7 +43,14 @@ static status start(cli_ranks *r, const cli_command *command, const cli_options 
     return ST_OK;
 }
 
-status cli_ranks_start(cli_ranks *r, const cli_command *command, cli_options *o, error *err) {
+cli_exit cli_ranks_check(const cli_options *o, const char *command) {
+    if (o->rank >= o->tp)
+        return cli_usage(command, "--rank is %lld: expected below --tp, %lld", (long long)o->rank, (long long)o->tp);
+    if (o->rank > 0 && !o->group) return cli_usage(command, "--rank without --group HOST:PORT");
+    return CLI_OK;
+}
+
+status cli_ranks_start(cli_ranks *r, const cli_command *command, const char *word, cli_options *o, error *err) {
     static eng_cpus_list cpus[16];
     int threads = (int)o->threads;
     *r = (cli_ranks){.count = 0};
@@ -53,7 +60,7 @@ status cli_ranks_start(cli_ranks *r, const cli_command *command, cli_options *o,
     o->threads = threads;
     o->group = r->group;
     status st = ST_OK;
-    for (int i = 1; i < o->tp && st == ST_OK; i++) st = start(r, command, o, &cpus[i], err);
+    for (int i = 1; i < o->tp && st == ST_OK; i++) st = start(r, command, word, o, &cpus[i], err);
     o->pin = cpus[0].text[0] ? cpus[0].text : "off";
     if (st != ST_OK) cli_ranks_end(r);
     return st;

@@ -46,11 +46,8 @@ static const config_row coordinator_rows[] = {
                  "where coordinators connect; port 0 takes a free one"),                           \
         CLI_TEXT("kv-listen", kv_listen, "127.0.0.1:0", "HOST:PORT", "where KV pages arrive"),     \
         CLI_TEXT("id", id, role "-1", "NAME", "its name in logs and `baton nodes`"), CLI_TP,       \
-        CLI_INT("rank", rank, "0", 0, 15, "R", "with --group: which of the --tp ranks this process is"), \
-        CLI_TEXT("group", group, NULL, "HOST:PORT",                                                \
-                 "ranks on several machines: each is started by hand, rank 0 listens there; "      \
-                 "without it the node starts its ranks itself"),                                   \
-        CLI_ENGINE, CLI_PAGES, CLI_GRACE, READY_ROW, CLI_LOG_LEVEL
+        CLI_RANK, CLI_ENGINE,                                                                      \
+        CLI_PAGES, CLI_GRACE, READY_ROW, CLI_LOG_LEVEL
 
 static const config_row prefill_rows[] = {NODE_ROWS("prefill")};
 static const config_row decode_rows[] = {NODE_ROWS("decode")};
@@ -203,12 +200,12 @@ static cli_exit serve_node(const cli_options *o, const cli_command *command) {
     cli_options mine = *o;
     cli_ranks others = {.count = 0};
     if (!o->model) return cli_usage(command->name, "--model FILE is missing");
-    if (o->rank >= o->tp) return cli_usage(command->name, "--rank is %lld: expected below --tp, %lld", (long long)o->rank, (long long)o->tp);
-    if (o->rank > 0 && !o->group) return cli_usage(command->name, "--rank without --group HOST:PORT");
-    cli_exit code = cli_log_setup(o, command->name, o->id);
+    cli_exit code = cli_ranks_check(o, command->name);
+    if (code != CLI_OK) return code;
+    code = cli_log_setup(o, command->name, o->id);
     if (code != CLI_OK) return code;
     if (o->rank == 0) cli_client_hold_signals();
-    if (o->tp > 1 && !o->group && cli_ranks_start(&others, command, &mine, &err) != ST_OK)
+    if (o->tp > 1 && !o->group && cli_ranks_start(&others, command, NULL, &mine, &err) != ST_OK)
         return cli_complain(CLI_FAILED, "%s", err.text);
     code = serve_rank(&mine, command->name);
     cli_ranks_end(&others);

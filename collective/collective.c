@@ -7,7 +7,9 @@
  * Both add in rank order, so which of them it is does not show. */
 #include "collective/internal.h"
 #include <assert.h>
+#include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 enum { FEW = 4096 };                     /* floats */
 
@@ -42,6 +44,21 @@ static status check(const coll_options *o, const coll_transport **out, error *er
         return error_set(err, ST_BAD_INPUT, "time-outs of ranks: %d and %d ms, expected at least 1", o->open_ms,
                          o->timeout_ms);
     return ST_OK;
+}
+
+/* By hand no number is drawn: ranks of one address belong together. */
+status coll_meet_at(const char *where, coll_options *o, error *err) {
+    char host[256], *end;
+    const char *port;
+    o->address = where;
+    if (address_split(where, host, sizeof host, &port)) {
+        o->transport = "tcp";
+        o->id = XXH3_64bits(where, strlen(where));
+        return ST_OK;
+    }
+    o->transport = "shm";
+    o->id = strtoull(where, &end, 16);
+    return strlen(where) == 16 && !*end ? ST_OK : error_set(err, ST_BAD_INPUT, "--group '%.80s': expected HOST:PORT", where);
 }
 
 status coll_open(const coll_options *o, coll **out, error *err) {
@@ -178,6 +195,45 @@ status coll_all_gather(coll *c, const void *mine, void *all, const size_t *bytes
     if (!is_alone(c, &s, err)) s = exchange(c, COLL_GATHER, at, out, in, err);
     if (s == ST_OK) memmove(in[c->rank].data, mine, bytes[c->rank]);
     return s;
+}
+
+status coll_barrier(coll *c, error *err) {
+    span out[COLL_RANKS_MAX], in[COLL_RANKS_MAX];
+    char here = 1, there[COLL_RANKS_MAX];
+    status s = ST_OK;
+    if (is_alone(c, &s, err)) return s;
+    for (int r = 0; r < c->ranks; r++) {
+        out[r] = (span){&here, 1};
+        in[r] = (span){&there[r], 1};
+    }
+    return exchange(c, COLL_BARRIER, 1, out, in, err);
+}
+
+/* All ranks learn whether it went well on all: a rank that could not map it must not be waited for. */
+static status agree(coll *c, status mine, const error *why, error *err) {
+    int32_t said = (int32_t)mine, all[COLL_RANKS_MAX];
+    size_t bytes[COLL_RANKS_MAX];
+    for (int r = 0; r < c->ranks; r++) bytes[r] = sizeof said;
+    TRY(coll_all_gather(c, &said, all, bytes, err));
+    if (mine != ST_OK) return error_set(err, mine, "%s", why->text);
+    for (int r = 0; r < c->ranks; r++)
+        if (all[r] != ST_OK) return error_set(err, (status)all[r], "rank %d has no memory that all ranks see", r);
+    return ST_OK;
+}
+
+status coll_window(coll *c, size_t bytes, void *windows[COLL_RANKS_MAX], error *err) {
+    enum { PAGE = 4096, STAGES = 3 };
+    error why = {.text = ""};
+    void *all = NULL;
+    size_t each = (bytes + PAGE - 1) / PAGE * PAGE;
+    windows[0] = NULL;
+    if (!c->transport || !c->transport->share) return ST_OK;
+    for (int stage = 0; stage < STAGES; stage++) {
+        status s = c->transport->share(c, stage, each * (size_t)c->ranks, &all, &why);
+        TRY(agree(c, s, &why, err));
+    }
+    for (int r = 0; r < c->ranks; r++) windows[r] = (char *)all + (size_t)r * each;
+    return ST_OK;
 }
 
 status coll_broadcast(coll *c, void *data, size_t bytes, error *err) {

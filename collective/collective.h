@@ -33,6 +33,10 @@ typedef struct coll_options {
     int timeout_ms;              /* of a call */
 } coll_options;
 
+/* Where ranks meet, as users say it: "HOST:PORT" is tcp, rank 0 listening there; 16 hex digits are shm and its id, for
+ * ranks that one process started. Fills transport, id and address (borrowed). ST_BAD_INPUT: neither. */
+status coll_meet_at(const char *where, coll_options *o, error *err);
+
 /* Returns when all ranks are there. ST_BAD_INPUT names the option that is wrong; ST_DEADLINE the ranks that
  * did not come; ST_REFUSED a peer of another group, version or number of ranks. */
 status coll_open(const coll_options *options, coll **out, error *err);
@@ -49,6 +53,12 @@ status coll_reserve(coll *c, size_t count, error *err);
 status coll_all_reduce(coll *c, float *x, size_t count, error *err);
 /* all = the ranks' bytes one after the other, bytes[r] of rank r; mine is this rank's. */
 status coll_all_gather(coll *c, const void *mine, void *all, const size_t *bytes, error *err);
+/* Returns when all ranks have called it. */
+status coll_barrier(coll *c, error *err);
+/* Memory of the ranks that all of them see, where the transport has such: windows[r] (bytes, zeroed, page-aligned) is
+ * what rank r takes for its own, until the group is closed. What was written before a call of the group is seen by the others
+ * after it. At most once a group. *windows NULL on all ranks: the transport has none. */
+status coll_window(coll *c, size_t bytes, void *windows[COLL_RANKS_MAX], error *err);
 /* data (bytes) = rank 0's. */
 status coll_broadcast(coll *c, void *data, size_t bytes, error *err);
 

@@ -17,7 +17,7 @@ typedef struct coll_call {
     uint64_t bytes;
 } coll_call;
 
-enum coll_kind { COLL_REDUCE = 1, COLL_GATHER, COLL_BROADCAST, COLL_KINDS };
+enum coll_kind { COLL_REDUCE = 1, COLL_GATHER, COLL_BROADCAST, COLL_BARRIER, COLL_KINDS };
 
 typedef struct coll_transport {
     const char *name;
@@ -28,6 +28,9 @@ typedef struct coll_transport {
     /* Sends out[r] to every other rank r and takes in[r] from it. in[r].bytes is what r sends here; an empty
      * span is not sent. Returns when all that this rank is to have is there and what it sent may be changed. */
     status (*exchange)(coll *c, const coll_call *call, const span *out, const span *in, error *err);
+    /* Rank 0 makes memory of so many bytes under a name that follows from the group, the others find it, and rank 0
+     * takes the name away: three calls with a barrier between. NULL: the transport has no such memory. */
+    status (*share)(coll *c, int stage, size_t bytes, void **out, error *err);
 } coll_transport;
 
 extern const coll_transport coll_shm, coll_tcp;

@@ -8,7 +8,7 @@
  * Two slots are enough: who writes for round k + 2 has seen all others publish round k + 1, and they do that
  * when they have read round k.
  *
- * A rank waits by looking for a while, then asleep on the other's count (futex), and from time to time looks
+ * A rank waits by looking for a while, then lets others run between looks, then waits asleep on the other's count (futex), and from time to time looks
  * whether that process still is (pidfd), the group was given up, or the time is over. Who gives up says so in
  * the segment, so that nobody waits for the time-out. */
 #include "collective/internal.h"
@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -23,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { VERSION = 1, SLOT_BYTES = 1 << 20, LOOKS = 4000, LOOK_MS = 20, OPEN_LOOK_US = 1000 };
+enum { VERSION = 1, SLOT_BYTES = 1 << 20, LOOKS = 4000, YIELDS = 1000, LOOK_MS = 20, OPEN_LOOK_US = 1000 };
 
 typedef struct page {
     coll_call call;
@@ -52,6 +53,8 @@ typedef struct shm {
     size_t bytes;
     uint32_t rounds;
     int pidfd[COLL_RANKS_MAX];               /* -1: none */
+    void *windows;                           /* coll_window() */
+    size_t windows_bytes;
 } shm;
 
 static uint8_t *slot_of(const shm *l, int rank, uint32_t round) {
@@ -150,6 +153,7 @@ static void shm_close(coll *c) {
     for (int r = 0; r < COLL_RANKS_MAX; r++)
         if (l->pidfd[r] >= 0) close(l->pidfd[r]);
     if (l->s) munmap(l->s, l->bytes);
+    if (l->windows) munmap(l->windows, l->windows_bytes);
     mem_free(l);
     c->link = NULL;
 }
@@ -178,9 +182,10 @@ static bool is_gone(const shm *l, int rank) {
 static status await(coll *c, uint32_t round, int rank, int64_t *until_ms, error *err) {
     const shm *l = c->link;
     seat *at = &l->s->seat[rank];
-    for (int i = 0; i < LOOKS; i++) {
+    for (int i = 0; i < LOOKS + YIELDS; i++) {
         if ((int32_t)(atomic_load(&at->published) - round) > 0) return ST_OK;
-        cpu_relax();
+        if (i < LOOKS) cpu_relax();
+        else sched_yield();
     }
     if (!*until_ms) *until_ms = clock_now_ms() + c->timeout_ms;
     for (;;) {
@@ -256,4 +261,36 @@ static status shm_exchange(coll *c, const coll_call *call, const span *out, cons
     return s;
 }
 
-const coll_transport coll_shm = {"shm", shm_open_group, shm_close, shm_abort, shm_exchange};
+/* ---- windows ------------------------------------------------------------------------------------- */
+
+static status map_windows(shm *l, int fd, size_t bytes, error *err) {
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (at == MAP_FAILED) return error_set(err, ST_NO_MEMORY, "shared memory of %zu bytes of ranks: %s", bytes, strerror(errno));
+    l->windows = at;
+    l->windows_bytes = bytes;
+    return ST_OK;
+}
+
+static status shm_share(coll *c, int stage, size_t bytes, void **out, error *err) {
+    shm *l = c->link;
+    char name[48];
+    snprintf(name, sizeof name, "/baton-%016llx-w", (unsigned long long)l->s->id);
+    bool mine = stage == (c->rank ? 1 : 0);
+    if (mine) {
+        int fd = shm_open(name, O_RDWR | O_CLOEXEC | (c->rank ? 0 : O_CREAT | O_EXCL), 0600);
+        if (fd < 0) return error_set(err, ST_IO, "shared memory %s of ranks: %s", name, strerror(errno));
+        int why = c->rank ? 0 : posix_fallocate(fd, 0, (off_t)bytes);
+        status s = why ? error_set(err, ST_NO_MEMORY, "shared memory %s of %zu bytes: %s", name, bytes, strerror(why))
+                       : map_windows(l, fd, bytes, err);
+        close(fd);
+        if (s != ST_OK) {
+            if (c->rank == 0) shm_unlink(name);
+            return s;
+        }
+    }
+    if (stage == 2 && c->rank == 0) shm_unlink(name);
+    *out = l->windows;
+    return ST_OK;
+}
+
+const coll_transport coll_shm = {"shm", shm_open_group, shm_close, shm_abort, shm_exchange, shm_share};

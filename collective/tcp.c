@@ -353,4 +353,4 @@ static status tcp_exchange(coll *c, const coll_call *call, const span *out, cons
     return s;
 }
 
-const coll_transport coll_tcp = {"tcp", tcp_open, tcp_close, tcp_abort, tcp_exchange};
+const coll_transport coll_tcp = {"tcp", tcp_open, tcp_close, tcp_abort, tcp_exchange, NULL};

@@ -63,8 +63,10 @@ status eng_kv_create(const eng_model *m, int32_t pages, int32_t page_tokens, eng
                          page_bytes, bytes >> 20);
     }
     kv->m = m;
+    int group = m->shape.H / m->shape.K;
     kv->pages = (eng_pages){.data = data, .pages = pages, .P = page_tokens, .L = s->L, .K = s->K,
-                            .h = s->h, .type = type, .page_bytes = page_bytes};
+                            .h = s->h, .group = group, .skip = m->own_share->heads_first - m->own_share->kv_first * group,
+                            .type = type, .page_bytes = page_bytes};
     *out = kv;
     return ST_OK;
 }

@@ -47,7 +47,6 @@ static status take_share(eng_model *m, coll *group, error *err) {
     TRY(eng_share_all(&m->shape, ranks, m->share, err));
     const eng_share *s = m->own_share = &m->share[group ? coll_rank(group) : 0];
     m->group = ranks > 1 ? group : NULL;
-    if (m->group) TRY(coll_reserve(group, (size_t)m->tokens_max * (size_t)m->shape.D, err));
     m->own = m->shape;
     m->own.H = s->heads;
     m->own.K = s->kv;
@@ -68,7 +67,8 @@ static status open_model(eng_model *m, const eng_options *o, error *err) {
     mem_free(ld.used);
     TRY(s);
     TRY(prepare_weights(m, o, err));
-    return alloc_scratch(m, err);
+    TRY(alloc_scratch(m, err));
+    return eng_ranks_open(m, err);
 }
 
 status eng_model_open(const eng_gguf *g, const eng_options *options, eng_model **out, error *err) {
@@ -87,8 +87,8 @@ status eng_model_open(const eng_gguf *g, const eng_options *options, eng_model *
 
 static void free_scratch(eng_model *m) {
     eng_scratch *s = &m->s;
-    void *memory[] = {s->x, s->xn, s->qkv, s->att, s->y, s->gu, s->ff, s->last, s->last_y, s->lastn, s->logits};
-    void *host[] = {s->gathered, s->whole, s->token, s->position, s->rows_index, s->wanted, s->tiles, s->angles};
+    void *memory[] = {s->x, s->xn, s->qkv, s->att, s->gu, s->ff, s->last, s->lastn};
+    void *host[] = {s->token, s->position, s->rows_index, s->wanted, s->tiles, s->angles};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) m->op->free(m->c, memory[i]);
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) mem_free(host[i]);
 }
@@ -97,6 +97,7 @@ void eng_model_close(eng_model *m) {
     if (!m) return;
     if (m->c) {
         free_scratch(m);
+        eng_ranks_close(m);
         for (int l = 0; m->layer && l < m->shape.L; l++) {
             eng_layer *w = &m->layer[l];
             m->op->free(m->c, w->norm_attn);
@@ -345,8 +346,8 @@ static status prepare_weights(eng_model *m, const eng_options *o, error *err) {
     all[count++] = &m->output;
     char form[32];
     snprintf(form, sizeof form, "%s", m->op->form ? m->op->form : "none");
-    if (m->group)
-        snprintf(form + strlen(form), sizeof form - strlen(form), "-%dof%d", m->own_share->rank, coll_ranks(m->group));
+    if (m->group)                /* c: the third way to share a model out (share.c) */
+        snprintf(form + strlen(form), sizeof form - strlen(form), "-%dof%dc", m->own_share->rank, coll_ranks(m->group));
     eng_cache_job job = {.form = form, .op = m->op, .c = m->c, .matrices = all, .count = count, .digest = eng_gguf_digest(m->g),
                          .dir = o->cache_dir, .progress = o->progress, .progress_ctx = o->progress_ctx};
     status s = eng_cache_open(&job, &m->cache, err);
@@ -443,18 +444,14 @@ static status alloc_scratch(eng_model *m, error *err) {
     const eng_shape *a = &m->own;
     eng_scratch *s = &m->s;
     size_t T = whole_tiles(m->tokens_max), wanted = whole_tiles(m->logits_max), f = sizeof(float);
-    size_t D = (size_t)a->D, F = (size_t)a->F, V = (size_t)a->V, pairs = (size_t)a->h / 2;
+    size_t D = (size_t)a->D, F = (size_t)a->F, pairs = (size_t)a->h / 2;
     size_t act_D = m->op->act_bytes(m->c, a->D), act_F = m->op->act_bytes(m->c, a->F);
     size_t act_att = m->op->act_bytes(m->c, a->H * a->h);
     bool fine = (s->x = memory(m, T, D * f)) && (s->xn = memory(m, T, act_D)) &&
                 (s->qkv = memory(m, T, (size_t)(a->H + 2 * a->K) * (size_t)a->h * f)) &&
-                (s->att = memory(m, T, act_att)) && (s->y = memory(m, T, D * f)) &&
+                (s->att = memory(m, T, act_att)) &&
                 (s->gu = memory(m, T, 2 * F * f)) && (s->ff = memory(m, T, act_F)) &&
-                (s->last = memory(m, wanted, D * f)) && (s->last_y = memory(m, wanted, D * f)) &&
-                (s->lastn = memory(m, wanted, act_D)) &&
-                (s->logits = memory(m, wanted, V * f)) &&
-                (!m->group || ((s->gathered = host(m, wanted, (size_t)m->shape.V * f)) &&
-                               (s->whole = host(m, wanted, (size_t)m->shape.V * f)))) &&
+                (s->last = memory(m, wanted, D * f)) && (s->lastn = memory(m, wanted, act_D)) &&
                 (s->token = host(m, T, sizeof *s->token)) &&
                 (s->position = host(m, T, sizeof *s->position)) &&
                 (s->rows_index = host(m, T, sizeof *s->rows_index)) &&

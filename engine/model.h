@@ -33,15 +33,19 @@ typedef struct eng_layer {
 typedef struct eng_scratch {
     float *x;                    /* (T,D)       the residual stream       */
     void *xn;                    /* act (T,D)   normed                    */
+    float *shared_x;             /* the same of all ranks, see eng_ranks; NULL: not shared */
+    void *shared_xn;
     float *qkv;                  /* (T,(H+2K)h)                           */
     void *att;                   /* act (T,H*h)                           */
-    float *y;                    /* (T,D)       output of a block         */
+    float *y[2][COLL_RANKS_MAX]; /* (T,D)       output of attention, of the FFN: this rank's, or each rank's */
     float *gu;                   /* (T,2F)      gate and up               */
     void *ff;                    /* act (T,F)                             */
-    float *last, *last_y;        /* (wanted,D)  rows whose logits are asked */
+    float *last, *last_y[COLL_RANKS_MAX];    /* (wanted,D)  rows whose logits are asked */
     void *lastn;                 /* act (wanted,D)                        */
     float *logits;               /* (wanted,V)  of this rank              */
-    float *gathered, *whole;     /* the ranks' logits one after the other; (wanted,V) of all of them */
+    float *theirs[COLL_RANKS_MAX];           /* of each rank              */
+    float *gathered;             /* the ranks' logits one after the other */
+    float *whole;                /* (wanted,V)  of all, rank 0's          */
 
     int32_t *token, *position, *rows_index, *wanted;
     eng_tile *tiles;
@@ -60,6 +64,7 @@ struct eng_model {
     eng_shape shape;             /* of the whole model */
     eng_shape own;               /* of this rank's share */
     coll *group;                 /* NULL: it is alone */
+    bool windows;                /* ranks see each other's y, logits and one x: ranks.c */
     eng_lead lead;
     eng_share share[COLL_RANKS_MAX];     /* of every rank */
     const eng_share *own_share;          /* this rank's of them */
@@ -85,6 +90,27 @@ void eng_lead_copy(coll *group, int32_t dst, int32_t src, int32_t tokens);
 status eng_check_rows(const eng_model *m, const eng_kv *kv, const eng_rows *r, error *err);
 /* eng_step() of this rank alone: rows are checked, the others have been told. */
 status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits, error *err);
+
+/* ranks.c: what stands between the ops where the model is shared. Alone they do nothing but their op. */
+enum { ENG_Y_ATTENTION, ENG_Y_FFN, ENG_Y_NONE };
+/* What the ranks have in common in a step of T rows. */
+typedef struct eng_step_ranks {
+    float *x;                    /* (T,D) */
+    void *xn;                    /* act (T,D) */
+    int first, end;              /* rows that this rank norms */
+} eng_step_ranks;
+
+status eng_ranks_open(eng_model *m, error *err);
+void eng_ranks_close(eng_model *m);
+eng_step_ranks eng_ranks_begin(const eng_model *m, int T);
+void eng_ranks_embed(eng_model *m, const eng_step_ranks *r, const eng_batch *b);     /* the rows that this rank norms */
+float *eng_ranks_y(const eng_model *m, int which);                   /* where this rank's goes */
+/* Every rank's y is there: one by one, or added up. */
+status eng_ranks_sum(eng_model *m, int which, int T, error *err);
+/* x += y, xn = normed x, all T rows. */
+status eng_ranks_norm(eng_model *m, const eng_step_ranks *r, int which, const float *weight, int T, error *err);
+/* The last layer's sum, and logits of the rows asked for: of the whole vocabulary, on rank 0. */
+status eng_ranks_logits(eng_model *m, const eng_step_ranks *r, const eng_batch *b, const float **logits, error *err);
 
 struct eng_kv {
     const eng_model *m;

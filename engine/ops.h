@@ -11,7 +11,8 @@
  *  - Every pointer marked "memory" comes from alloc() and may be device memory; only the back end
  *    follows it. Ops are queued in order (a stream); finish() waits and shows the logits to the host.
  *  - Tensor parallelism: a context is one rank and its matrices are the rank's share; sums over the ranks
- *    stand between the ops (step.c).
+ *    stand between the ops (step.c). Where `shares` says so, memory that ops read and write may be the
+ *    host's and other ranks' too.
  *  - The layout of a page is the back end's: kv_pack/kv_unpack speak the canonical order.
  *
  * Rule for every op: what is computed for a row is the same sequence of operations whatever T is,
@@ -59,14 +60,32 @@ typedef struct eng_batch {
     int wanted_count;
 } eng_batch;
 
+/* Rows [first, end) of T to be normed; y: what is added to x before, the parts of a sum over ranks in their order. */
+typedef struct eng_norm {
+    float *x;                                /* (T,D) */
+    const float *const *y;                   /* parts of (T,D) */
+    int parts;
+    const float *weight;                     /* (D) */
+    float eps;
+    int T, D, first, end;
+} eng_norm;
+
 /* What an op must know of the pages. */
 typedef struct eng_pages {
     void *data;                              /* memory: pages x page_bytes */
     int32_t pages, P;
     int L, K, h;
+    int group, skip;                         /* query heads that read one kv head; of the first kv head's, those that
+                                                another rank has. 0: as many as H/K */
     eng_kv_type type;
     size_t page_bytes;
 } eng_pages;
+
+/* The first query head, of H, that reads kv head k; of K: H. */
+static inline int eng_pages_head(const eng_pages *kv, int k, int H) {
+    int at = k * (kv->group ? kv->group : H / kv->K) - kv->skip;
+    return at < 0 ? 0 : at > H ? H : at;
+}
 
 typedef struct eng_ops {
     const char *name;
@@ -82,6 +101,7 @@ typedef struct eng_ops {
      * own_bytes: what it needs, 0: none, the rows are used where they are. own is 64-aligned memory of
      * the caller; the bytes written depend on the matrix and on `form` alone, so that they can be kept
      * in a file and mapped by other processes (cache.c). */
+    bool shares;                                         /* memory is the host's */
     const char *form;                                    /* "panels-2"; NULL: own_bytes is always 0 */
     size_t (*own_bytes)(const eng_context *c, const eng_matrix *m);
     void (*prepare)(eng_context *c, const eng_matrix *m, void *own);
@@ -97,10 +117,9 @@ typedef struct eng_ops {
     void (*gather)(eng_context *c, float *out, const float *x, const eng_batch *b, int D);
     /*                                        out act(T,C) = x (T,C)                                 */
     void (*activate)(eng_context *c, void *out, const float *x, int T, int C);
-    /*        x (T,D) += y (T,D), not if y is NULL;
+    /* rows [first, end): x (T,D) += ((y0 + y1) + y2) + ..., nothing without parts;
      *                                        out act(T,D) = x / sqrt(mean(x^2) + eps) * weight      */
-    void (*rmsnorm)(eng_context *c, void *out, float *x, const float *y, const float *weight, float eps,
-                    int T, int D);
+    void (*rmsnorm)(eng_context *c, void *out, const eng_norm *n);
     /*                                        y (T,N) = x act(T,C) * w(N,C)^T                        */
     void (*matmul)(eng_context *c, float *y, const void *x, const eng_matrix *w, int T);
     /* qkv (T,(H+2K)h): turns q in place and k on its way into the pages of layer l; v as it is.     */

@@ -3,53 +3,31 @@
  * Products whose outputs are split (q, k, v; gate, up; logits) are followed by one whose inputs are split the same
  * way (attn_out; down), so a block needs two sums over the ranks and nothing else.
  *
- *   heads    whole kv groups while there are as many as ranks; else ranks share a group's query heads, and each
- *            has a copy of its K and V
- *   FFN      what evens out the load of the heads, in blocks of 32 columns
+ *   heads    query heads, evenly; a kv head goes to each rank that has a query head of its group, so the ranks at a
+ *            border may both have it (whole groups, where the kv heads divide by the ranks)
+ *   FFN      evenly, in blocks of 32 columns
  *   logits   the vocabulary, in panels of 16
  *
- * Counts need not divide: 9 heads in 3 groups are 3 and 6 heads for two ranks, and the FFN the other way. */
+ * Counts need not divide: 9 heads in 3 groups are 4 and 5 heads for two ranks, the middle kv head on both. Whole
+ * groups would be 3 and 6: a third of the KV less on one rank, but the ranks meet between attention and FFN, so that
+ * all wait for the slower in each, and the FFN cannot make up for it (both measured: bench/README.md). */
 #include "engine/model.h"
 
 enum { FFN_UNIT = 32, VOCAB_UNIT = 16 };
 
 static void share_heads(const eng_shape *s, int ranks, eng_share *out) {
-    int r = out->rank, group_heads = s->H / s->K;
-    if (s->K >= ranks) {
-        out->kv_first = s->K * r / ranks;
-        out->kv = s->K * (r + 1) / ranks - out->kv_first;
-        out->heads_first = out->kv_first * group_heads;
-        out->heads = out->kv * group_heads;
-        return;
-    }
-    int group = r * s->K / ranks;                        /* of this rank; the ranks of a group are neighbours */
-    int first = (group * ranks + s->K - 1) / s->K, end = ((group + 1) * ranks + s->K - 1) / s->K;
-    int from = group_heads * (r - first) / (end - first), to = group_heads * (r - first + 1) / (end - first);
-    out->kv_first = group;
-    out->kv = 1;
-    out->heads_first = group * group_heads + from;
-    out->heads = to - from;
+    int r = out->rank, group = s->H / s->K;
+    out->heads_first = s->H * r / ranks;
+    out->heads = s->H * (r + 1) / ranks - out->heads_first;
+    out->kv_first = out->heads_first / group;
+    out->kv = (out->heads_first + out->heads - 1) / group + 1 - out->kv_first;
 }
 
-/* Weights of a layer's attention, in columns of D. */
-static int64_t attention_load(const eng_shape *s, const eng_share *of) {
-    return (int64_t)(2 * of->heads + 2 * of->kv) * s->h;
-}
-
-/* Up to and with rank r, the ranks have their share of all of a layer's weights. */
 static void share_ffn(const eng_shape *s, eng_share *all, int ranks) {
-    int64_t load = 3 * (int64_t)s->F, before = 0;
-    int units = s->F / FFN_UNIT, at = 0;
-    for (int r = 0; r < ranks; r++) load += attention_load(s, &all[r]);
+    int units = s->F / FFN_UNIT;
     for (int r = 0; r < ranks; r++) {
-        before += attention_load(s, &all[r]);
-        int64_t wanted = (load * (r + 1) / ranks - before + 3 * FFN_UNIT / 2) / (3 * FFN_UNIT);
-        int least = at + 1, most = units - (ranks - 1 - r);
-        int end = wanted < least ? least : wanted > most ? most : (int)wanted;
-        if (r == ranks - 1) end = units;
-        all[r].ffn_first = at * FFN_UNIT;
-        all[r].ffn = (end - at) * FFN_UNIT;
-        at = end;
+        all[r].ffn_first = units * r / ranks * FFN_UNIT;
+        all[r].ffn = units * (r + 1) / ranks * FFN_UNIT - all[r].ffn_first;
     }
 }
 

@@ -1,16 +1,14 @@
 /* step.c -- one forward pass over any mix of rows: prefill chunks, decode tokens, drafts to verify.
  *
  * A llama block is x += attention(norm(x)); x += ffn(norm(x)); the norm that follows does the adding. Every
- * call below is one op of the back end's table (ops.h), the shape of what it writes on the right. Nothing is
- * allocated. */
+ * call below is one op of the back end's table (ops.h), the shape of what it writes on the right; those of ranks.c are
+ * ops, too, but of all ranks together. Nothing is allocated. */
 #include "engine/model.h"
 #include <assert.h>
 #include <math.h>
 #include <string.h>
 
 static void gather_batch(eng_model *m, const eng_kv *kv, const eng_rows *rows, int count, eng_batch *b);
-static status sum_ranks(eng_model *m, float *y, int T, error *err);
-static status gather_logits(eng_model *m, int wanted, const float **logits, error *err);
 
 status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits,
                 error *err) {
@@ -24,60 +22,34 @@ status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, 
     eng_context *c = m->c;
     eng_scratch *s = &m->s;
     const eng_pages *pages = &kv->pages;
-    int D = m->own.D, H = m->own.H, F = m->own.F;
-    float eps = m->eps, scale = (float)(1 / sqrt(m->shape.h));
+    int H = m->own.H, F = m->own.F, y = ENG_Y_NONE;                /* what x lacks    */
+    float scale = (float)(1 / sqrt(m->shape.h));
     eng_batch b;
     gather_batch(m, kv, rows, count, &b);
     int T = b.T;
+    eng_step_ranks r = eng_ranks_begin(m, T);
 
     op->begin(c, &b);
-    const float *y = NULL;                                         /* what x lacks    */
-    op->embed(c, s->x, &m->embed, &b);                             /* (T,D)           */
+    eng_ranks_embed(m, &r, &b);                                    /* (T,D)           */
     for (int l = 0; l < m->shape.L; l++) {
         const eng_layer *w = &m->layer[l];
-        op->rmsnorm(c, s->xn, s->x, y, w->norm_attn, eps, T, D);   /* act (T,D)       */
-        op->matmul(c, s->qkv, s->xn, &w->qkv, T);                  /* (T,(H+2K)h)     */
+        TRY(eng_ranks_norm(m, &r, y, w->norm_attn, T, err));       /* act (T,D)       */
+        op->matmul(c, s->qkv, r.xn, &w->qkv, T);                   /* (T,(H+2K)h)     */
         op->rope_append(c, s->qkv, pages, l, &b, H);               /* q; pages of k,v */
         op->attention(c, s->att, s->qkv, pages, l, &b, H, scale);  /* act (T,H*h)     */
-        op->matmul(c, s->y, s->att, &w->attn_out, T);              /* (T,D)           */
-        TRY(sum_ranks(m, s->y, T, err));
-        y = s->y;
+        y = ENG_Y_ATTENTION;
+        op->matmul(c, eng_ranks_y(m, y), s->att, &w->attn_out, T); /* (T,D)           */
+        TRY(eng_ranks_sum(m, y, T, err));
 
-        op->rmsnorm(c, s->xn, s->x, y, w->norm_ffn, eps, T, D);    /* act (T,D)       */
-        op->matmul(c, s->gu, s->xn, &w->gate_up, T);               /* (T,2F)          */
+        TRY(eng_ranks_norm(m, &r, y, w->norm_ffn, T, err));        /* act (T,D)       */
+        op->matmul(c, s->gu, r.xn, &w->gate_up, T);                /* (T,2F)          */
         op->silu_mul(c, s->ff, s->gu, T, F);                       /* act (T,F)       */
-        op->matmul(c, s->y, s->ff, &w->down, T);                   /* (T,D)           */
-        TRY(sum_ranks(m, s->y, T, err));
+        y = ENG_Y_FFN;
+        op->matmul(c, eng_ranks_y(m, y), s->ff, &w->down, T);      /* (T,D)           */
+        if (l + 1 < m->shape.L) TRY(eng_ranks_sum(m, y, T, err));
         atomic_fetch_add_explicit(&m->layers_done, 1, memory_order_relaxed);
     }
-    op->gather(c, s->last, s->x, &b, D);                           /* (wanted,D)      */
-    op->gather(c, s->last_y, y, &b, D);                            /* (wanted,D)      */
-    op->rmsnorm(c, s->lastn, s->last, s->last_y, m->norm_out, eps, b.wanted_count, D);
-    op->matmul(c, s->logits, s->lastn, &m->output, b.wanted_count); /* (wanted,V)     */
-    *logits = op->finish(c, s->logits, (size_t)b.wanted_count * (size_t)m->own.V);
-    return m->group ? gather_logits(m, b.wanted_count, logits, err) : ST_OK;
-}
-
-/* ---- the other ranks --------------------------------------------------------------------------- */
-
-/* y (T,D) = sum over ranks of y. */
-static status sum_ranks(eng_model *m, float *y, int T, error *err) {
-    return m->group ? coll_all_reduce(m->group, y, (size_t)T * (size_t)m->shape.D, err) : ST_OK;
-}
-
-/* Each rank's (wanted,V) side by side. */
-static status gather_logits(eng_model *m, int wanted, const float **logits, error *err) {
-    const float *from = m->s.gathered;
-    size_t bytes[COLL_RANKS_MAX];
-    int ranks = coll_ranks(m->group);
-    for (int r = 0; r < ranks; r++) bytes[r] = (size_t)wanted * (size_t)m->share[r].vocab * sizeof *from;
-    TRY(coll_all_gather(m->group, *logits, m->s.gathered, bytes, err));
-    for (int r = 0; r < ranks; r++)
-        for (int i = 0; i < wanted; i++, from += m->share[r].vocab)
-            memcpy(m->s.whole + (size_t)i * (size_t)m->shape.V + m->share[r].vocab_first, from,
-                   (size_t)m->share[r].vocab * sizeof *from);
-    *logits = m->s.whole;
-    return ST_OK;
+    return eng_ranks_logits(m, &r, &b, logits, err);               /* (wanted,V)      */
 }
 
 /* ---- the batch --------------------------------------------------------------------------------- */

@@ -195,7 +195,7 @@ typedef struct node_options {
     const char *isa;             /* engine's; NULL: auto */
     int threads;                 /* of each rank; 0: what the machine allows */
     int rank, ranks;             /* of a tensor-parallel group; 0 and 1 ranks: alone */
-    const char *group;           /* where its ranks meet: rank.c */
+    const char *group;           /* where its ranks meet: coll_meet_at() */
     int32_t kv_pages, page_tokens;
     eng_kv_type kv_type;
     int32_t sequences_max, step_tokens_max, chunk_tokens;

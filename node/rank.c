@@ -1,31 +1,16 @@
 /* rank.c -- one rank of a node: its group, its share of the model, its pages, its KV port. */
 #include "node/rank.h"
-#include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 enum { OPEN_MS = 30000, LOAD_MS = 600000 };    /* until all ranks are there; until all have read the model */
 
 /* ---- the group ------------------------------------------------------------------------------------- */
 
-/* "HOST:PORT": ranks started by hand, maybe on several machines. 16 hex digits: those that a process started
- * itself, whose shared memory has that number. */
 static status open_group(node_rank *k, const node_options *o, error *err) {
-    char host[256], *end;
-    const char *port;
-    coll_options group = {.transport = "tcp", .rank = o->rank, .ranks = o->ranks, .address = o->group, .open_ms = OPEN_MS,
-                          .timeout_ms = LOAD_MS};
-    if (address_split(o->group, host, sizeof host, &port)) {
-        group.id = XXH3_64bits(o->group, strlen(o->group));
-    } else {
-        group.transport = "shm";
-        group.id = strtoull(o->group, &end, 16);
-        if (strlen(o->group) != 16 || *end)
-            return error_set(err, ST_BAD_INPUT, "--group '%.80s': expected HOST:PORT", o->group);
-    }
+    coll_options group = {.rank = o->rank, .ranks = o->ranks, .open_ms = OPEN_MS, .timeout_ms = LOAD_MS};
+    TRY(coll_meet_at(o->group, &group, err));
     return coll_open(&group, &k->group, err);
 }
 

@@ -267,7 +267,18 @@ static void take_span(const attend *a, const work *w, int first, int end, int co
 /* ---- a pair's splits --------------------------------------------------------------------------- */
 
 static const eng_tile *tile_of(const attend *a, int pair) { return &a->b->tiles[pair / a->kv->K]; }
-static int queries_of(const attend *a, int pair) { return tile_of(a, pair)->count * a->G; }
+
+/* Query heads [first, end) of the pair's kv head; a rank may have a part of a group. */
+typedef struct heads {
+    int first, count;
+} heads;
+
+static heads heads_of(const attend *a, int pair) {
+    int k = pair % a->kv->K, first = eng_pages_head(a->kv, k, a->H);
+    return (heads){first, eng_pages_head(a->kv, k + 1, a->H) - first};
+}
+
+static int queries_of(const attend *a, int pair) { return tile_of(a, pair)->count * heads_of(a, pair).count; }
 
 static int splits_of(const attend *a, int pair) {
     const eng_tile *tile = tile_of(a, pair);
@@ -282,9 +293,10 @@ static void reset(const attend *a, const state *s, int n) {
 /* w->q: the pair's queries in the order row, head of the group. */
 static void load_queries(const attend *a, const work *w, int pair) {
     const eng_tile *tile = tile_of(a, pair);
-    int h = a->kv->h, row = (a->H + 2 * a->kv->K) * h, head = pair % a->kv->K;
-    for (int i = 0; i < tile->count * a->G; i++) {
-        const float *q = a->qkv + (size_t)(tile->row + i / a->G) * (size_t)row + (head * a->G + i % a->G) * h;
+    int h = a->kv->h, row = (a->H + 2 * a->kv->K) * h;
+    heads g = heads_of(a, pair);
+    for (int i = 0; i < tile->count * g.count; i++) {
+        const float *q = a->qkv + (size_t)(tile->row + i / g.count) * (size_t)row + (g.first + i % g.count) * h;
         for (int d = 0; d < h; d++) w->q[i * a->width + d] = q[d] * a->scale;
     }
 }
@@ -293,15 +305,15 @@ static void load_queries(const attend *a, const work *w, int pair) {
  * them, as far as their own position. */
 static void take_split(const attend *a, const work *w, int pair, int split) {
     const eng_tile *tile = tile_of(a, pair);
-    int position = a->b->position[tile->row], all = position + tile->count;
+    int position = a->b->position[tile->row], all = position + tile->count, G = heads_of(a, pair).count;
     int end = least(all, (split + 1) * SPLIT);
-    reset(a, &w->part, tile->count * a->G);
+    reset(a, &w->part, tile->count * G);
     for (int at = split * SPLIT; at < end; at += SPAN) {
         load_span(a, w, a->b->rows[tile->rows_index].blocks, pair % a->kv->K, at, least(end - at, SPAN), all);
         int r = at > position ? at - position : 0;
         for (; r < tile->count && position + r - at + 1 < SPAN; r++)
-            take_span(a, w, r * a->G, (r + 1) * a->G, position + r - at + 1);
-        take_span(a, w, r * a->G, tile->count * a->G, SPAN);
+            take_span(a, w, r * G, (r + 1) * G, position + r - at + 1);
+        take_span(a, w, r * G, tile->count * G, SPAN);
     }
 }
 
@@ -321,10 +333,11 @@ static void merge(const attend *a, const state *to, const state *from, int n) {
 
 static void write_out(const attend *a, const state *s, int pair) {
     const eng_tile *tile = tile_of(a, pair);
-    int h = a->kv->h, head = pair % a->kv->K;
-    for (int i = 0; i < tile->count * a->G; i++) {
+    int h = a->kv->h;
+    heads g = heads_of(a, pair);
+    for (int i = 0; i < tile->count * g.count; i++) {
         const float *from = s->acc + i * a->width;
-        size_t row = (size_t)(tile->row + i / a->G), query = (size_t)(head * a->G + i % a->G);
+        size_t row = (size_t)(tile->row + i / g.count), query = (size_t)(g.first + i % g.count);
         float *to = a->out + (row * (size_t)a->H + query) * (size_t)h;
         for (int d = 0; d < h; d++) to[d] = from[d] / s->sum[i];
     }
@@ -438,7 +451,7 @@ static bool shares_splits(const attend *a, int pairs) {
 
 void ISA_NAME(attention)(eng_context *c, void *out, const float *qkv, const eng_pages *kv, int l,
                          const eng_batch *b, int H, float scale) {
-    attend a = {.c = c, .out = out, .qkv = qkv, .kv = kv, .b = b, .l = l, .H = H, .G = H / kv->K,
+    attend a = {.c = c, .out = out, .qkv = qkv, .kv = kv, .b = b, .l = l, .H = H, .G = kv->group ? kv->group : H / kv->K,
                 .width = (int)rounded((size_t)kv->h), .scale = scale * 1.44269504f};
     int pairs = b->tiles_count * kv->K;
     if (shares_splits(&a, pairs)) run_splits(&a, pairs);

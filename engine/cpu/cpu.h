@@ -33,7 +33,7 @@ void eng_cpu_kv_unpack(eng_context *c, const eng_pages *kv, const int32_t *block
                        const eng_kv_box *box, const void *in);
 
 #define ENG_CPU_SHARED_OPS                                                                          \
-    .close = eng_cpu_close, .numerics = eng_cpu_numerics, .alloc = eng_cpu_alloc,                    \
+    .shares = true, .close = eng_cpu_close, .numerics = eng_cpu_numerics, .alloc = eng_cpu_alloc,                    \
     .free = eng_cpu_free, .copy_in = eng_cpu_copy_in, .begin = eng_cpu_begin,              \
     .finish = eng_cpu_finish, .embed = eng_cpu_embed, .gather = eng_cpu_gather,                      \
     .kv_copy = eng_cpu_kv_copy, .kv_pack = eng_cpu_kv_pack, .kv_unpack = eng_cpu_kv_unpack

@@ -19,8 +19,7 @@
 /* What one instruction set offers to the tables in table.c and amx.c. */
 #define ISA_FUNCTIONS(isa)                                                                           \
     status open_##isa(int threads, const eng_shape *shape, eng_context **out, error *err);           \
-    void rmsnorm_##isa(eng_context *c, void *out, float *x, const float *y, const float *weight,      \
-                       float eps, int T, int D);                                                     \
+    void rmsnorm_##isa(eng_context *c, void *out, const eng_norm *n);                                \
     void silu_mul_##isa(eng_context *c, void *out, const float *gu, int T, int F);                    \
     void matmul_##isa(eng_context *c, float *y, const void *x, const eng_matrix *w, int T);           \
     void rope_append_##isa(eng_context *c, float *qkv, const eng_pages *kv, int l, const eng_batch *b, \

@@ -60,22 +60,29 @@ static void finish_row(void *out, int T, int C, int t) {
 
 typedef struct row_work {
     float *out;
-    const float *in, *weight;
-    float *x;
-    float eps;
-    int T, width, rows_a_task;
+    const float *in;
+    const eng_norm *norm;
+    int T, width, first, end, rows_a_task;
 } row_work;
 
 static void run_rows(eng_context *c, row_work *w, void (*task)(void *, int, int)) {
-    w->rows_a_task = isa_rows_a_task(c, w->T);
-    eng_team_run(c->team, (w->T + w->rows_a_task - 1) / w->rows_a_task, task, w);
+    int rows = w->end - w->first;
+    w->rows_a_task = isa_rows_a_task(c, rows);
+    eng_team_run(c->team, (rows + w->rows_a_task - 1) / w->rows_a_task, task, w);
 }
 
-static int first_row(const row_work *w, int task) { return task * w->rows_a_task; }
+static int first_row(const row_work *w, int task) { return w->first + task * w->rows_a_task; }
 
 static int last_row(const row_work *w, int task) {
     int end = first_row(w, task + 1);
-    return end < w->T ? end : w->T;
+    return end < w->end ? end : w->end;
+}
+
+/* Columns i .. of the sum over the ranks, row at floats from their begin. */
+INLINE lanes add_parts(const eng_norm *n, size_t at, int i) {
+    lanes v = load(n->y[0] + at + i);
+    for (int p = 1; p < n->parts; p++) v = add_lanes(v, load(n->y[p] + at + i));
+    return v;
 }
 
 static void rmsnorm_task(void *ctx, int task, int thread) {
@@ -83,22 +90,22 @@ static void rmsnorm_task(void *ctx, int task, int thread) {
     (void)thread;
     for (int t = first_row(w, task); t < last_row(w, task); t++) {
         size_t at = (size_t)t * (size_t)w->width;
-        float *x = w->x + at, *out = w->out + at;
+        const eng_norm *n = w->norm;
+        float *x = n->x + at, *out = w->out + at;
         lanes sum = spread(0);
         for (int i = 0; i < w->width; i += LANES) {
             lanes v = load(x + i);
-            if (w->in) store(x + i, v = add_lanes(v, load(w->in + at + i)));
+            if (n->parts) store(x + i, v = add_lanes(v, add_parts(n, at, i)));
             sum = add_product(sum, v, v);
         }
-        float scale = 1 / sqrtf(total(sum) / (float)w->width + w->eps);
-        for (int i = 0; i < w->width; i++) out[i] = x[i] * scale * w->weight[i];
+        float scale = 1 / sqrtf(total(sum) / (float)w->width + n->eps);
+        for (int i = 0; i < w->width; i++) out[i] = x[i] * scale * n->weight[i];
         finish_row(w->out, w->T, w->width, t);
     }
 }
 
-void ISA_NAME(rmsnorm)(eng_context *c, void *out, float *x, const float *y, const float *weight, float eps,
-                       int T, int D) {
-    row_work w = {.out = out, .in = y, .x = x, .weight = weight, .eps = eps, .T = T, .width = D};
+void ISA_NAME(rmsnorm)(eng_context *c, void *out, const eng_norm *n) {
+    row_work w = {.out = out, .norm = n, .T = n->T, .width = n->D, .first = n->first, .end = n->end};
     run_rows(c, &w, rmsnorm_task);
 }
 
@@ -118,7 +125,7 @@ static void silu_task(void *ctx, int task, int thread) {
 }
 
 void ISA_NAME(silu_mul)(eng_context *c, void *out, const float *gu, int T, int F) {
-    row_work w = {.out = out, .in = gu, .T = T, .width = F};
+    row_work w = {.out = out, .in = gu, .T = T, .width = F, .end = T};
     run_rows(c, &w, silu_task);
 }
 
@@ -133,6 +140,6 @@ static void act_task(void *ctx, int task, int thread) {
 }
 
 void ISA_NAME(activate)(eng_context *c, void *out, const float *x, int T, int C) {
-    row_work w = {.out = out, .in = x, .T = T, .width = C};
+    row_work w = {.out = out, .in = x, .T = T, .width = C, .end = T};
     run_rows(c, &w, act_task);
 }

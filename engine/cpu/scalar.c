@@ -25,19 +25,24 @@ static void scalar_activate(eng_context *c, void *out, const float *x, int T, in
     memcpy(out, x, (size_t)T * (size_t)C * sizeof *x);
 }
 
-/* x[t][i] += y[t][i], then
+/* x[t][i] += (y0[t][i] + y1[t][i]) + ..., then
  * out[t][i] = x[t][i] / sqrt(mean_i(x[t][i]^2) + eps) * weight[i]          (Zhang and Sennrich 2019)
- * x, y, out: (T,D); weight: (D). */
-static void scalar_rmsnorm(eng_context *c, void *out, float *x, const float *y, const float *weight, float eps,
-                           int T, int D) {
+ * x, y, out: (T,D), of which rows [first, end); weight: (D). */
+static void scalar_rmsnorm(eng_context *c, void *out, const eng_norm *n) {
+    int D = n->D;
     (void)c;
-    for (int t = 0; t < T; t++) {
-        float *row = x + (size_t)t * (size_t)D, *to = (float *)out + (size_t)t * (size_t)D;
+    for (int t = n->first; t < n->end; t++) {
+        size_t at = (size_t)t * (size_t)D;
+        float *row = n->x + at, *to = (float *)out + at;
         float sum = 0;
-        for (int i = 0; y && i < D; i++) row[i] += y[(size_t)t * (size_t)D + (size_t)i];
+        for (int i = 0; n->parts && i < D; i++) {
+            float all = n->y[0][at + (size_t)i];
+            for (int p = 1; p < n->parts; p++) all += n->y[p][at + (size_t)i];
+            row[i] += all;
+        }
         for (int i = 0; i < D; i++) sum += row[i] * row[i];
-        float scale = 1 / sqrtf(sum / (float)D + eps);
-        for (int i = 0; i < D; i++) to[i] = row[i] * scale * weight[i];
+        float scale = 1 / sqrtf(sum / (float)D + n->eps);
+        for (int i = 0; i < D; i++) to[i] = row[i] * scale * n->weight[i];
     }
 }
 
@@ -113,17 +118,19 @@ static void scalar_attend(float *out, const float *q, const eng_pages *kv, int l
     for (int d = 0; d < h; d++) out[d] /= sum;
 }
 
-/* Query head i reads kv head i / (H/K)                         (GQA, Ainslie et al. 2023).
+/* Query head i reads kv head i / (H/K), of the whole model     (GQA, Ainslie et al. 2023).
  * qkv: (T,(H+2K)h) with q turned; out: (T,H*h). */
 static void scalar_attention(eng_context *c, void *out, const float *qkv, const eng_pages *kv, int l,
                              const eng_batch *b, int H, float scale) {
     (void)c;
     int h = kv->h, K = kv->K;
     for (int t = 0; t < b->T; t++)
-        for (int i = 0; i < H; i++)
+        for (int i = 0, k = 0; i < H; i++) {
+            while (i >= eng_pages_head(kv, k + 1, H)) k++;
             scalar_attend((float *)out + ((size_t)t * (size_t)H + (size_t)i) * (size_t)h,
                           qkv + (size_t)t * (size_t)((H + 2 * K) * h) + (size_t)(i * h), kv, l,
-                          i / (H / K), b->rows[b->rows_index[t]].blocks, b->position[t], scale);
+                          k, b->rows[b->rows_index[t]].blocks, b->position[t], scale);
+        }
 }
 
 /* out[t][i] = silu(gate[t][i]) * up[t][i]                              (SwiGLU, Shazeer 2020)

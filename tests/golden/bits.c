@@ -77,9 +77,10 @@ static void by_rows(bits *b) {
         size_t bytes;
         void *out = new_rows(b, C, &bytes);
         if (op == 0) b->op->activate(b->c, out, x, T, C);
-        if (op == 1) b->op->rmsnorm(b->c, out, x, NULL, weight, 1e-5f, T, C);
+        if (op == 1) b->op->rmsnorm(b->c, out, &(eng_norm){.x = x, .weight = weight, .eps = 1e-5f, .T = T, .D = C, .end = T});
         if (op == 2) b->op->silu_mul(b->c, out, x, T, C);
-        if (op == 3) b->op->rmsnorm(b->c, out, x, x + T * C, weight, 1e-5f, T, C);
+        if (op == 3) b->op->rmsnorm(b->c, out, &(eng_norm){.x = x, .y = (const float *[]){x + T * C}, .parts = 1, .weight = weight,
+                                                   .eps = 1e-5f, .T = T, .D = C, .end = T});
         add_line(b, names[op], 0, out, bytes);
         b->op->free(b->c, out);
     }

@@ -173,26 +173,33 @@ static void products_agree(void **state) {
 /* The floats of activations come first, with every back end. */
 static void norms_and_gates_agree(void **state) {
     (void)state;
-    static float x[T * C], y[T * C], weight[C], gu[2 * T * C], sum[2][T * C];
+    static float x[T * C], y[3 * T * C], weight[C], gu[2 * T * C], sum[2][T * C];
+    const float *const parts[3] = {y, y + T * C, y + 2 * T * C};
     fill(x, T * C, 3);
     fill(weight, C, 4);
     fill(gu, 2 * T * C, 5);
-    fill(y, T * C, 6);
+    fill(y, 3 * T * C, 6);
     const eng_ops *spec = eng_ops_find("scalar");
     eng_context *s = open_ops(spec, 1);
     for (int k = 0; eng_ops_at(k); k++) {
         const eng_ops *op = eng_ops_at(k);
         eng_context *c = open_ops(op, 3);
         float *a = spec->alloc(s, T * spec->act_bytes(s, C)), *b = op->alloc(c, (T + 16) * op->act_bytes(c, C));
-        for (int which = 0; which < 3; which++) {
+        for (int which = 0; which < 4; which++) {            /* norms with 0, 1 and 3 parts; silu_mul */
             for (int i = 0; i < 2; i++) memcpy(sum[i], x, sizeof x);
-            if (which == 2) spec->silu_mul(s, a, gu, T, C);
-            else spec->rmsnorm(s, a, sum[0], which ? y : NULL, weight, 1e-5f, T, C);
-            if (which == 2) op->silu_mul(c, b, gu, T, C);
-            else op->rmsnorm(c, b, sum[1], which ? y : NULL, weight, 1e-5f, T, C);
+            eng_norm n = {.x = sum[0], .y = parts, .parts = which == 2 ? 3 : which, .weight = weight, .eps = 1e-5f, .T = T, .D = C, .end = T};
+            if (which == 3) spec->silu_mul(s, a, gu, T, C);
+            else spec->rmsnorm(s, a, &n);
+            if (which == 3) op->silu_mul(c, b, gu, T, C);
+            n.x = sum[1];
+            for (int first = 0; first < T && which < 3; first = n.end) {     /* row by row, from one rank and another */
+                n.first = first;
+                n.end = first + 1 + first % 2 < T ? first + 1 + first % 2 : T;
+                op->rmsnorm(c, b, &n);
+            }
             for (int i = 0; i < T * C; i++) assert_true(fabsf(a[i] - b[i]) < 1e-5f);
             assert_memory_equal(sum[0], sum[1], sizeof x);
-            assert_true((which == 1) == (memcmp(sum[1], x, sizeof x) != 0));
+            assert_true((which == 1 || which == 2) == (memcmp(sum[1], x, sizeof x) != 0));
         }
         spec->free(s, a);
         op->free(c, b);
