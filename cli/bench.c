@@ -55,8 +55,7 @@ static cli_exit bench_rank(const cli_options *o) {
     error err = {0};
     char cache_dir[CLI_PATH_MAX];
     eng_kv_type kv_type;
-    if (!eng_kv_type_find(o->kv_dtype, &kv_type))
-        return cli_usage("bench", "--kv-dtype '%.40s': expected f32, f16, bf16 or q8_0", o->kv_dtype);
+    if (cli_kv_type("--kv-dtype", o->kv_dtype, &kv_type, &err) != ST_OK) return cli_usage("bench", "%s", err.text);
     bench_options options = {.isa = o->isa, .cache_dir = cli_cache_dir(o, cache_dir),
                              .threads = (int)o->threads, .rank = (int)o->rank, .ranks = (int)o->tp,
                              .group = o->group, .quick = o->quick,

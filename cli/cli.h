@@ -4,6 +4,7 @@
 #define BATON_CLI_H
 
 #include "base/base.h"
+#include "engine/engine.h"
 #include "proto/baton.pb-c.h"
 #include "rpc/rpc.h"
 #include <sys/types.h>
@@ -20,7 +21,7 @@ enum { CLI_PATH_MAX = 4096 };
 
 /* Every option of every command has its place here; each command fills those of its rows. */
 typedef struct cli_options {
-    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *pin, *kv_dtype, *prefill_policy, *group;
+    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *pin, *kv_dtype, *prompt_kv_dtype, *prefill_policy, *group;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
     const char *out, *system, *type, *cache_dir, *only, *svg;
     int64_t prefill, decode, tp, prefill_tp, decode_tp, rank, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
@@ -150,6 +151,8 @@ void cli_help_markdown(FILE *out);
 cli_exit cli_complain(cli_exit code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* What a missing or contradicting flag gets: the line, and where to read on. */
 cli_exit cli_usage(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* ST_BAD_INPUT names the flag and the types there are. */
+status cli_kv_type(const char *flag, const char *name, eng_kv_type *out, error *err);
 cli_exit cli_log_setup(const cli_options *o, const char *command, const char *process);
 
 /* ---- client.c ------------------------------------------------------------------------------------ */

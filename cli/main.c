@@ -41,6 +41,11 @@ cli_exit cli_usage(const char *command, const char *fmt, ...) {
     return CLI_USAGE;
 }
 
+status cli_kv_type(const char *flag, const char *name, eng_kv_type *out, error *err) {
+    if (eng_kv_type_find(name, out)) return ST_OK;
+    return error_set(err, ST_BAD_INPUT, "%s '%.40s': expected f32, f16, bf16 or q8_0", flag, name);
+}
+
 cli_exit cli_log_setup(const cli_options *o, const char *command, const char *process) {
     log_level level;
     if (!log_level_parse(o->log_level, &level))

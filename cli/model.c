@@ -26,6 +26,8 @@ static const config_row perplexity_rows[] = {
     CLI_INT("context", context, "512", 4, 1048576, "N", "tokens of one chunk"),
     CLI_ENGINE,
     CLI_KV_DTYPE,
+    CLI_TEXT("prompt-kv-dtype", prompt_kv_dtype, NULL, "TYPE",
+             "the first half of each chunk is read into pages of this type and handed to the others: a prefill node's"),
     CLI_JSON,
 };
 static const config_row logits_rows[] = {
@@ -58,7 +60,7 @@ typedef struct loaded {
     eng_gguf *gguf;
     eng_vocab *vocab;
     eng_model *model;
-    eng_kv *kv;
+    eng_kv *kv, *prompt_kv;      /* the second: of --prompt-kv-dtype */
     int32_t *blocks;
 } loaded;
 
@@ -95,9 +97,12 @@ static status open_model(const cli_options *o, int64_t tokens, loaded *l, error 
                          (long long)tokens, context);
     int32_t pages = (int32_t)((tokens + PAGE_TOKENS - 1) / PAGE_TOKENS);
     eng_kv_type kv_type;
-    if (!eng_kv_type_find(o->kv_dtype, &kv_type))
-        return error_set(err, ST_BAD_INPUT, "--kv-dtype '%.40s': expected f32, f16, bf16 or q8_0", o->kv_dtype);
+    TRY(cli_kv_type("--kv-dtype", o->kv_dtype, &kv_type, err));
     TRY(eng_kv_create(l->model, pages, PAGE_TOKENS, kv_type, &l->kv, err));
+    if (o->prompt_kv_dtype) {
+        TRY(cli_kv_type("--prompt-kv-dtype", o->prompt_kv_dtype, &kv_type, err));
+        TRY(eng_kv_create(l->model, pages, PAGE_TOKENS, kv_type, &l->prompt_kv, err));
+    }
     l->blocks = arena_alloc(l->memory, (size_t)pages * sizeof *l->blocks);
     if (!l->blocks) return error_set(err, ST_NO_MEMORY, "no memory for %d pages", pages);
     for (int32_t i = 0; i < pages; i++) l->blocks[i] = i;
@@ -106,6 +111,7 @@ static status open_model(const cli_options *o, int64_t tokens, loaded *l, error 
 
 static void close_all(loaded *l) {
     eng_kv_destroy(l->kv);
+    eng_kv_destroy(l->prompt_kv);
     eng_model_close(l->model);
     eng_vocab_close(l->vocab);
     eng_gguf_close(l->gguf);
@@ -200,8 +206,30 @@ static void add_rows(void *ctx, int32_t position, int32_t rows, const float *log
     }
 }
 
-/* Chunks of N tokens; predictions from position N/2 on count; the incomplete last chunk is dropped.
- */
+/* Positions [0, tokens) from pages of one type into pages of the other, as frames of the latter's type bring them. */
+static status hand_over(loaded *l, int32_t tokens, error *err) {
+    const eng_shape *s = eng_model_shape(l->model);
+    eng_kv_box box = {.layers = 1, .heads = s->K, .tokens = tokens, .type = eng_kv_element(l->kv)};
+    void *frame = mem_alloc(eng_kv_box_bytes(l->kv, &box));
+    if (!frame) return error_set(err, ST_NO_MEMORY, "no memory for the KV of %d tokens", tokens);
+    for (; box.layer_first < s->L; box.layer_first++) {
+        eng_kv_pack(l->prompt_kv, l->blocks, &box, frame);
+        eng_kv_unpack(l->kv, l->blocks, &box, frame);
+    }
+    mem_free(frame);
+    return ST_OK;
+}
+
+/* The part of a chunk whose predictions do not count. */
+static status read_context(loaded *l, const int32_t *tokens, int32_t count, error *err) {
+    eng_kv *own = l->kv;
+    if (l->prompt_kv) l->kv = l->prompt_kv;
+    status st = compute(l, tokens, 0, count, NULL, NULL, NULL, err);
+    l->kv = own;
+    return st == ST_OK && l->prompt_kv ? hand_over(l, count, err) : st;
+}
+
+/* Chunks of N tokens; predictions from position N/2 on count; the incomplete last chunk is dropped. */
 static status perplexity_all(const cli_options *o, loaded *l, error *err) {
     const char *text;
     size_t bytes;
@@ -216,7 +244,7 @@ static status perplexity_all(const cli_options *o, loaded *l, error *err) {
     sum s = {.V = eng_model_shape(l->model)->V};
     for (int32_t at = 0; at + N <= count; at += N) {
         s.tokens = tokens + at;
-        TRY(compute(l, s.tokens, 0, N / 2, NULL, NULL, NULL, err));
+        TRY(read_context(l, s.tokens, N / 2, err));
         TRY(compute(l, s.tokens, N / 2, N - 1, add_rows, &s, NULL, err));
         if (!o->json)
             fprintf(stderr, "chunk %d of %d: %.4f\n", at / N + 1, count / N,

@@ -162,8 +162,7 @@ static cli_exit serve_rank(const cli_options *o, const char *role) {
     char cache_dir[CLI_PATH_MAX];
     progress said = {.id = o->id, .said_ms = clock_now_ms()};
     eng_kv_type kv_type;
-    if (!eng_kv_type_find(o->kv_dtype, &kv_type))
-        return cli_usage(role, "--kv-dtype '%.40s': expected f32, f16, bf16 or q8_0", o->kv_dtype);
+    if (cli_kv_type("--kv-dtype", o->kv_dtype, &kv_type, &err) != ST_OK) return cli_usage(role, "%s", err.text);
     if (eng_cpus_pin(o->pin, &err) != ST_OK) return cli_usage(role, "%s", err.text);
     node_options options = {.id = o->id,
                             .rank = (int)o->rank,
