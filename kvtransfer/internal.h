@@ -223,6 +223,7 @@ void kvt_node_destroy(kvt_node *n);
 void kvt_node_wake(kvt_node *n);          /* [lock] held */
 void kvt_node_due(kvt_node *n, int64_t at_ms);
 
-uint32_t kvt_crc32c_table(uint32_t crc, const void *data, size_t bytes);
+/* One of the ways to compute it, the table first; false: this machine has no such. For tests. */
+bool kvt_crc32c_way(int way, uint32_t crc, const void *data, size_t bytes, uint32_t *out);
 
 #endif
