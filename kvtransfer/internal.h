@@ -4,7 +4,7 @@
  *   link.c       one connection: bytes in, bytes out, HELLO           owns kvt_link
  *   receive.c    promises kept: judge, land, end                      owns kvt_receipt
  *   send.c       rows cut into frames, ended by ACK                   owns kvt_send
- *   transport.c  how bytes get to another process
+ *   transport.c  how bytes get to another process: tcp.c, shm.c
  *
  * Two domains, and no third:
  *   - what is marked [lock] is shared by all threads under node->lock;
@@ -37,30 +37,52 @@ typedef struct kvt_address {
     socklen_t bytes;
 } kvt_address;
 
-/* ---- transport.c: one row a transport ---------------------------------------------------------
+/* ---- transport.c, tcp.c, shm.c: one row a transport -------------------------------------------
  *
- * Each gives a stream: a descriptor that does not block, that epoll reports for as long as read() has bytes
- * (read() is not called to the end at every turn), and that close() ends. errno is as of sockets. A peer that
- * vanished is the transport's to notice, within KVT_STALL_MS: nothing else ends a link that is only listened to.
- * resolve() is called on the engine's thread: addresses, no lookups. */
+ * Each gives a stream of bytes with a descriptor that never blocks and that epoll reports while read() has
+ * bytes (read() is not called to the end at every turn). A transport whose bytes epoll cannot see has
+ * ready(): its descriptor then only has to wake the loop. errno is as of sockets. A peer that vanished is the
+ * transport's to notice, within KVT_STALL_MS: nothing else ends a link that is only listened to.
+ * resolve() is called on the engine's thread: addresses, no lookups.
+ *
+ * A transport that is memory may offer it (all four of reserve, commit, view, consume, or none): frames are
+ * then packed into it and landed from it, without a copy between. */
+
+typedef struct kvt_stream {
+    int fd;                      /* what epoll waits for; the transport's own fields follow */
+} kvt_stream;
 
 typedef struct kvt_transport {
     const char *name;
     status (*resolve)(const char *text, kvt_address *out, error *err);
     /* Listens and writes the address as bound. */
-    status (*listen)(const char *text, int *fd, char bound[KVT_ADDRESS_MAX], error *err);
-    int (*accept)(int listen_fd);                     /* -1: errno says why */
-    int (*connect)(const kvt_address *to);            /* on its way; -1: errno */
-    int (*connected)(int fd);                         /* 0, or the errno of the attempt */
-    ssize_t (*read)(int fd, void *out, size_t bytes); /* 0: closed; -1: errno */
-    ssize_t (*write)(int fd, const struct iovec *iov, int count);
-    int (*unsent)(int fd);       /* written bytes the peer's host has not acknowledged; -1: unknown */
+    status (*listen)(const char *text, kvt_stream **out, char bound[KVT_ADDRESS_MAX], error *err);
+    kvt_stream *(*accept)(kvt_stream *listener);      /* NULL: errno says why */
+    kvt_stream *(*connect)(const kvt_address *to);    /* on its way; NULL: errno */
+    int (*connected)(kvt_stream *s);                  /* 0, or the errno of the attempt */
+    void (*close)(kvt_stream *s);                     /* a listener too */
+    ssize_t (*read)(kvt_stream *s, void *out, size_t bytes);     /* 0: closed; -1: errno */
+    ssize_t (*write)(kvt_stream *s, const struct iovec *iov, int count);
+    int (*unsent)(kvt_stream *s);        /* written bytes the peer's host has not taken; -1: unknown */
+
+    /* NULL: epoll tells. Else asked before every sleep: which of EPOLLIN and EPOLLOUT (want) hold now; when
+     * none does, the descriptor will become readable as soon as one may. */
+    uint32_t (*ready)(kvt_stream *s, uint32_t want);
+    unsigned char *(*reserve)(kvt_stream *s, size_t bytes);      /* room for so many; NULL: errno */
+    void (*commit)(kvt_stream *s, size_t bytes);                 /* that much of it is filled: it leaves */
+    /* The next bytes of the stream in one piece, NULL: errno as read()'s, 0: closed. The peer may still
+     * change them: what must not change between two looks is copied. */
+    const unsigned char *(*view)(kvt_stream *s, size_t bytes);
+    void (*consume)(kvt_stream *s, size_t bytes);
 } kvt_transport;
 
-extern const kvt_transport kvt_transports[];
+extern const kvt_transport kvt_tcp, kvt_shm;
+extern const kvt_transport *const kvt_transports[];
 extern const int kvt_transports_count;
 /* NULL: the default. ST_UNSUPPORTED lists the known names. */
 status kvt_transport_find(const char *name, const kvt_transport **out, error *err);
+/* A TCP socket bound to text, not listening. reuse: also while old connections of that port fade out. */
+status kvt_tcp_bind(const char *text, bool reuse, int *out, char bound[KVT_ADDRESS_MAX], error *err);
 
 /* ---- receipt: the node's half of one promise ------------------------------------------------- */
 
@@ -124,11 +146,11 @@ typedef enum kvt_link_expects { EXPECT_HEADER, EXPECT_PAYLOAD, EXPECT_REFUSED } 
 
 struct kvt_link {
     kvt_node *node;
-    int fd;                               /* -1: no socket, fed by hand (fuzzing) */
+    kvt_stream *stream;                   /* NULL: dead, or fed by hand (fuzzing) */
     int slot;                             /* in node->links */
     bool outgoing;
     kvt_link_state state;
-    bool wants_write;                     /* what epoll was told */
+    bool wants_write;                     /* waits until the stream takes bytes */
     char address[KVT_ADDRESS_MAX];        /* outgoing: the pool's key */
     int64_t deadline_ms;                  /* of CONNECTING and HELLO */
     int64_t progress_ms;                  /* bytes last left, or were last acknowledged */
@@ -140,21 +162,24 @@ struct kvt_link {
     uint32_t got;                         /* bytes of the current part */
     uint32_t crc;                         /* of the payload so far */
     char pairing[KVT_PAIRING_MAX + 1];    /* the peer's */
-    unsigned char *body;                  /* one payload; made for the first promised box, kept */
+    unsigned char *body;                  /* one payload; made for the first promised box, kept; not used
+                                             where the transport has a view */
     bool told;                            /* a refusal was answered; the last one was of: */
     uint64_t told_ticket;
     uint32_t told_epoch;
 
     unsigned char control[KVT_CONTROL_BYTES];
     size_t control_bytes, control_sent;
-    unsigned char *out;                   /* one DATA frame, header and payload; made for the first */
+    unsigned char *out;                   /* one DATA frame, header and payload; made for the first, or
+                                             the transport's memory while out_bytes */
+    bool direct;                          /* out is the transport's */
     size_t out_bytes, out_sent;
     kvt_send *ready_head, *ready_tail;
     int sends;                            /* that live on this link */
 };
 
-/* Fails when every slot is taken or memory is short; then fd is closed. */
-kvt_link *kvt_link_create(kvt_node *n, int fd, bool outgoing, const char *address);
+/* Fails when every slot is taken or memory is short; then the stream is closed. */
+kvt_link *kvt_link_create(kvt_node *n, kvt_stream *stream, bool outgoing, const char *address);
 /* A link to address, pooled or new; NULL: why says what went wrong. */
 kvt_link *kvt_link_to(kvt_node *n, const char *address, const kvt_address *peer, error *why);
 void kvt_link_event(kvt_link *l, uint32_t events);
@@ -197,7 +222,8 @@ struct kvt_node {
     const kvt_transport *transport;
     char address[KVT_ADDRESS_MAX];
     char pairing[KVT_PAIRING_MAX + 1];
-    int listen_fd, epoll_fd, wake_fd;
+    kvt_stream *listener;                 /* NULL: only sends */
+    int epoll_fd, wake_fd;
     bool running;                         /* the thread exists */
     pthread_t thread;
     pthread_mutex_t lock;

@@ -81,10 +81,10 @@ const char *kvt_verdict_name(kvt_verdict v);
 
 kvt_promises *kvt_promises_create(int count_max);
 void kvt_promises_destroy(kvt_promises *p);
-/* Room for tokens [token_first, token_end) of every layer and of heads [head_first, head_first + heads). The lease ends at now_ms +
- * lease_ms unless a frame that lands renews it. ST_AGAIN: table full. ST_BAD_INPUT: a geometry or range
- * that cannot be, or the ticket is still promised (whatever its epoch): remove the old promise first,
- * then the newer epoch's may be added at once. */
+/* Room for tokens [token_first, token_end) of every layer and of heads [head_first, head_first + heads). The
+ * lease ends at now_ms + lease_ms unless a frame that lands renews it. ST_AGAIN: table full. ST_BAD_INPUT: a
+ * geometry or range that cannot be, or the ticket is still promised (whatever its epoch): remove the old
+ * promise first, then the newer epoch's may be added at once. */
 status kvt_promises_add(kvt_promises *p, uint64_t ticket, uint32_t epoch, const kvt_geometry *g,
                         uint32_t token_first, uint32_t token_end, uint32_t lease_ms, int64_t now_ms,
                         void *owner);
@@ -117,7 +117,8 @@ typedef struct kvt_options {
     const char *pairing;         /* both ends must say the same (digest, numerics) in HELLO; at most
                                     KVT_PAIRING_MAX bytes; NULL: "" */
     const char *transport;       /* a name of kvt_transports (transport.c), NULL: the first; an unknown
-                                    one is refused with the known ones */
+                                    one is refused with the known ones. Both ends need the same: a peer
+                                    that comes by another is refused */
     int promises_max;            /* 0: 4096 */
 } kvt_options;
 
@@ -130,7 +131,7 @@ void kvt_node_close(kvt_node *n);
 
 /* Receiving side. All three callbacks on the node's thread. */
 typedef struct kvt_sink {
-    /* A checked box: copy it into place now. box->payload_bytes bytes, canonical order. */
+    /* A checked box: copy it into place now. box->payload_bytes bytes, canonical order, any alignment. */
     void (*land)(void *ctx, const kvt_frame *box, const void *payload);
     /* Once per promise, last call for it. After this no byte of this ticket can land: the fence.
      * ST_OK: everything landed, and every sender has said END. ST_PEER_LOST (a link that carried rows, before
@@ -155,13 +156,13 @@ void kvt_revoke(kvt_node *n, uint64_t ticket);
 typedef struct kvt_send kvt_send;
 
 typedef struct kvt_source {
-    /* Fill out with the box's elements in canonical order. The rows were pushed, so they are final. */
+    /* Fill out with the box's elements in canonical order, any alignment. The rows were pushed, so they are
+     * final. */
     void (*pack)(void *ctx, const kvt_frame *box, void *out);
-    /* Once, last call: ST_OK the receiver has all rows of the send's heads; otherwise why not (ST_PEER_LOST, ST_PEER_STALE
-     * the receiver knows this ticket no more, ST_REFUSED pairing differs, ST_BAD_INPUT outside the
-     * promise, ST_CORRUPT it misses rows, ST_CANCELED, ST_DEADLINE, ST_NO_MEMORY). Pages may be
-     * unpinned from here on. bytes and wire_us: payload sent, time from first push. why: a sentence,
-     * borrowed. */
+    /* Once, last call: ST_OK the receiver has all rows of the send's heads; otherwise why not (ST_PEER_LOST,
+     * ST_PEER_STALE the receiver knows this ticket no more, ST_REFUSED pairing differs, ST_BAD_INPUT outside
+     * the promise, ST_CORRUPT it misses rows, ST_CANCELED, ST_DEADLINE, ST_NO_MEMORY). Pages may be unpinned
+     * from here on. bytes and wire_us: payload sent, time from first push. why: a sentence, borrowed. */
     void (*ended)(void *ctx, status s, uint64_t bytes, int64_t wire_us, const char *why);
 } kvt_source;
 

@@ -2,7 +2,9 @@
  *
  * In: kvt_link_want() says where the next bytes of the stream belong, kvt_link_took() that they are
  * there. So payload goes from the socket straight into the link's one body buffer, its CRC taken piece
- * by piece while it is hot, and a test can feed bytes without a socket.
+ * by piece while it is hot, and a test can feed bytes without a socket. Where the transport has a view,
+ * payload is not moved: it is summed and landed in the transport's memory [land_view]; headers are copied
+ * out all the same, for the peer may change what has been checked.
  *
  *   EXPECT_HEADER  --64 bytes--> decoded; a bad header ends the link
  *        DATA a promise wants     -> EXPECT_PAYLOAD -> CRC -> [kvt_receive_frame] -> EXPECT_HEADER
@@ -10,10 +12,10 @@
  *        HELLO                    -> EXPECT_PAYLOAD -> CRC -> [hello_taken]       -> EXPECT_HEADER
  *        END, ABORT, ACK          -> at once
  *
- * Out: one staged DATA frame and one buffer of control frames, written together by one sendmsg. The
- * next frame is staged only when both are empty and the socket takes bytes: what has not left yet is
- * still pages, not a queue. A staged frame goes before control, so that an END or ABORT follows the
- * rows it speaks of.
+ * Out: one staged DATA frame (in the transport's memory, if it offers some) and one buffer of control frames,
+ * written together by one sendmsg. The next frame is staged only when both are empty and the socket takes bytes:
+ * what has not left yet is still pages, not a queue. A staged frame goes before control, so that an END or ABORT
+ * follows the rows it speaks of.
  *
  * Memory a peer can make us hold: the struct (some 18 KB), and KVT_PAYLOAD_MAX once it sent a box that a
  * promise wanted. Both stay as long as the link: senders close theirs when idle, and freeing 1 MB
@@ -23,7 +25,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <unistd.h>
 
 enum { TURN_BYTES = 4 << 20 }; /* read or written before other links have their turn */
 
@@ -41,26 +42,27 @@ static int free_slot(const kvt_node *n) {
     return -1;
 }
 
-kvt_link *kvt_link_create(kvt_node *n, int fd, bool outgoing, const char *address) {
+kvt_link *kvt_link_create(kvt_node *n, kvt_stream *stream, bool outgoing, const char *address) {
     int slot = free_slot(n);
     kvt_link *l = slot < 0 ? NULL : mem_zalloc(1, sizeof *l);
-    if (!l) goto close_fd;
-    *l = (kvt_link){.node = n, .fd = fd, .slot = slot, .outgoing = outgoing};
+    if (!l) goto close_stream;
+    *l = (kvt_link){.node = n, .stream = stream, .slot = slot, .outgoing = outgoing};
     l->state = outgoing ? LINK_CONNECTING : LINK_HELLO;
     l->wants_write = outgoing; /* connecting is waiting for the socket to take bytes */
     l->progress_ms = n->now_ms;
     l->deadline_ms = n->now_ms + KVT_CONNECT_MS;
     snprintf(l->address, sizeof l->address, "%s", address);
-    struct epoll_event want = {.events = outgoing ? EPOLLIN | EPOLLOUT : EPOLLIN, .data.ptr = l};
-    if (fd >= 0 && epoll_ctl(n->epoll_fd, EPOLL_CTL_ADD, fd, &want)) goto free_link;
+    struct epoll_event want = {.events = outgoing && !n->transport->ready ? EPOLLIN | EPOLLOUT : EPOLLIN,
+                               .data.ptr = l};
+    if (stream && epoll_ctl(n->epoll_fd, EPOLL_CTL_ADD, stream->fd, &want)) goto free_link;
     n->links[slot] = l;
     metric_add(&links_open, 1);
     kvt_node_due(n, l->deadline_ms);
     return l;
 free_link:
     mem_free(l);
-close_fd:
-    if (fd >= 0) close(fd);
+close_stream:
+    if (stream) n->transport->close(stream);
     return NULL;
 }
 
@@ -69,12 +71,12 @@ kvt_link *kvt_link_to(kvt_node *n, const char *address, const kvt_address *peer,
         kvt_link *l = n->links[i];
         if (l && l->outgoing && l->state != LINK_DEAD && !strcmp(l->address, address)) return l;
     }
-    int fd = n->transport->connect(peer);
-    if (fd < 0) {
-        error_set(why, ST_PEER_LOST, "connect to %s: %s", address, strerror(errno));
+    kvt_stream *stream = n->transport->connect(peer);
+    if (!stream) {
+        error_set(why, ST_PEER_LOST, "connect to %s over %s: %s", address, n->transport->name, strerror(errno));
         return NULL;
     }
-    kvt_link *l = kvt_link_create(n, fd, true, address);
+    kvt_link *l = kvt_link_create(n, stream, true, address);
     if (!l)
         error_set(why, ST_NO_MEMORY, "link to %s: no memory, or all %d links taken", address,
                   KVT_LINKS_MAX);
@@ -88,8 +90,10 @@ void kvt_link_fail(kvt_link *l, status s, const char *why) {
     l->state = LINK_DEAD;
     l->node->links_dead = true;
     metric_add(&links_open, -1);
-    if (l->fd >= 0) close(l->fd);
-    l->fd = -1;
+    if (l->stream) l->node->transport->close(l->stream);
+    if (l->direct) l->out = NULL; /* was the stream's */
+    l->direct = false;
+    l->stream = NULL;
     if (l->outgoing)
         kvt_send_link_lost(l, s, why);
     else
@@ -107,7 +111,7 @@ void kvt_link_destroy(kvt_link *l) {
 /* Bytes the peer's host acknowledged are progress even when the socket takes no new ones: a slow link
  * is not a dead one. */
 static void look_at_progress(kvt_link *l, int64_t now_ms, int64_t *due_ms) {
-    int unsent = l->node->transport->unsent(l->fd);
+    int unsent = l->node->transport->unsent(l->stream);
     if (unsent != l->unsent) l->progress_ms = now_ms;
     l->unsent = unsent;
     if (now_ms + KVT_LOOK_MS < *due_ms) *due_ms = now_ms + KVT_LOOK_MS;
@@ -139,14 +143,27 @@ static bool unwritten(const kvt_link *l) {
 void kvt_link_arm(kvt_link *l) {
     bool want = l->state == LINK_CONNECTING || unwritten(l) ||
                 (l->state == LINK_READY && l->ready_head);
-    if (l->state == LINK_DEAD || l->fd < 0 || want == l->wants_write) return;
-    struct epoll_event ev = {.events = want ? EPOLLIN | EPOLLOUT : EPOLLIN, .data.ptr = l};
-    epoll_ctl(l->node->epoll_fd, EPOLL_CTL_MOD, l->fd, &ev);
+    if (l->state == LINK_DEAD || !l->stream || want == l->wants_write) return;
     l->wants_write = want;
+    if (l->node->transport->ready) return; /* the loop asks the stream itself */
+    struct epoll_event ev = {.events = want ? EPOLLIN | EPOLLOUT : EPOLLIN, .data.ptr = l};
+    epoll_ctl(l->node->epoll_fd, EPOLL_CTL_MOD, l->stream->fd, &ev);
+}
+
+/* A frame that was staged in the transport's memory leaves whole. */
+static ssize_t commit(kvt_link *l) {
+    size_t bytes = l->out_bytes;
+    l->node->transport->commit(l->stream, bytes);
+    l->out = NULL;
+    l->direct = false;
+    l->out_bytes = 0;
+    l->progress_ms = l->node->now_ms;
+    return (ssize_t)bytes;
 }
 
 /* Bytes written by one call: -1 the link is dead, 0 the socket is full. */
 static ssize_t write_once(kvt_link *l) {
+    if (l->direct) return commit(l);
     struct iovec iov[2];
     int count = 0;
     if (l->out_sent < l->out_bytes)
@@ -155,7 +172,7 @@ static ssize_t write_once(kvt_link *l) {
     if (l->control_sent < l->control_bytes)
         iov[count++] =
             (struct iovec){l->control + l->control_sent, l->control_bytes - l->control_sent};
-    ssize_t n = l->fd < 0 ? 0 : l->node->transport->write(l->fd, iov, count);
+    ssize_t n = !l->stream ? 0 : l->node->transport->write(l->stream, iov, count);
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) n = 0;
     if (n < 0) {
         char why[KVT_ADDRESS_MAX + 100];
@@ -242,7 +259,7 @@ static void hello_taken(kvt_link *l) {
     if (l->outgoing) kvt_send_link_ready(l);
 }
 
-static void payload_taken(kvt_link *l) {
+static void payload_taken(kvt_link *l, const void *payload) {
     l->expects = EXPECT_HEADER;
     l->got = 0;
     if (l->crc != l->frame.payload_crc) {
@@ -256,14 +273,14 @@ static void payload_taken(kvt_link *l) {
         hello_taken(l);
     } else {
         metric_add(&received_bytes, l->frame.payload_bytes);
-        kvt_receive_frame(l, &l->frame, l->body);
+        kvt_receive_frame(l, &l->frame, payload);
     }
 }
 
 /* Payload is read only for a box that a promise wants; the buffer is made for the first of them. */
 static void expect_data(kvt_link *l) {
     l->expects = kvt_receive_check(l, &l->frame) == KVT_TAKE ? EXPECT_PAYLOAD : EXPECT_REFUSED;
-    if (l->state == LINK_DEAD || l->expects == EXPECT_REFUSED || l->body) return;
+    if (l->state == LINK_DEAD || l->expects == EXPECT_REFUSED || l->body || l->node->transport->view) return;
     l->body = mem_alloc(KVT_PAYLOAD_MAX);
     if (!l->body) {
         log_write(LOG_WARN, NULL, "kv.link", "closed: no memory for a payload buffer");
@@ -292,7 +309,7 @@ static void header_taken(kvt_link *l) {
         refuse_stream(l, l->state == LINK_HELLO ? "first frame is no HELLO" : "frame out of place");
     } else if (l->frame.kind == KVT_HELLO) {
         l->expects = EXPECT_PAYLOAD;
-        if (!l->frame.payload_bytes) payload_taken(l);
+        if (!l->frame.payload_bytes) payload_taken(l, NULL);
     } else if (l->frame.kind == KVT_DATA) {
         expect_data(l);
     } else if (l->frame.kind == KVT_ACK) {
@@ -328,18 +345,40 @@ void kvt_link_took(kvt_link *l, size_t n) {
     if (l->expects == EXPECT_PAYLOAD) l->crc = kvt_crc32c(l->crc, at, n);
     if (l->got < l->frame.payload_bytes) return;
     if (l->expects == EXPECT_PAYLOAD) {
-        payload_taken(l);
+        payload_taken(l, l->body);
     } else {
         l->expects = EXPECT_HEADER;
         l->got = 0;
     }
 }
 
+/* A box as it lies in the transport's memory. Its sender may change it after the CRC: then it spoils rows of
+ * its own ticket, which it could have sent so in the first place. */
+static ssize_t land_view(kvt_link *l) {
+    const kvt_transport *t = l->node->transport;
+    uint32_t bytes = l->frame.payload_bytes;
+    const unsigned char *payload = t->view(l->stream, bytes);
+    if (!payload) return errno ? -1 : 0;
+    l->crc = kvt_crc32c(0, payload, bytes);
+    payload_taken(l, payload);
+    if (l->state != LINK_DEAD) t->consume(l->stream, bytes);
+    return bytes;
+}
+
+/* Reads into what is expected: -1: errno, 0: closed. */
+static ssize_t read_once(kvt_link *l) {
+    void *into;
+    if (l->expects == EXPECT_PAYLOAD && l->frame.kind == KVT_DATA && l->node->transport->view)
+        return land_view(l);
+    size_t room = kvt_link_want(l, &into);
+    ssize_t n = l->node->transport->read(l->stream, into, room);
+    if (n > 0) kvt_link_took(l, (size_t)n);
+    return n;
+}
+
 static void read_some(kvt_link *l) {
     for (size_t turn = 0; turn < TURN_BYTES && l->state != LINK_DEAD;) {
-        void *into;
-        size_t room = kvt_link_want(l, &into);
-        ssize_t n = l->node->transport->read(l->fd, into, room);
+        ssize_t n = read_once(l);
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return;
         if (n <= 0) {
             char why[KVT_ADDRESS_MAX + 100];
@@ -348,16 +387,16 @@ static void read_some(kvt_link *l) {
             kvt_link_fail(l, ST_PEER_LOST, why);
             return;
         }
-        kvt_link_took(l, (size_t)n);
         turn += (size_t)n;
     }
 }
 
 static void connected(kvt_link *l) {
-    int failed = l->node->transport->connected(l->fd);
+    int failed = l->node->transport->connected(l->stream);
     if (failed) {
         char why[KVT_ADDRESS_MAX + 100];
-        snprintf(why, sizeof why, "connect to %s: %s", l->address, strerror(failed));
+        snprintf(why, sizeof why, "connect to %s over %s: %s", l->address, l->node->transport->name,
+                 strerror(failed));
         kvt_link_fail(l, ST_PEER_LOST, why);
         return;
     }

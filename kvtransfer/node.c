@@ -27,8 +27,8 @@ static void *run(void *node);
 kvt_node *kvt_node_create(int promises_max, const char *pairing) {
     kvt_node *n = mem_zalloc(1, sizeof *n);
     if (!n) return NULL;
-    n->listen_fd = n->epoll_fd = n->wake_fd = -1;
-    n->transport = &kvt_transports[0];
+    n->epoll_fd = n->wake_fd = -1;
+    n->transport = kvt_transports[0];
     n->now_ms = clock_now_ms();
     n->due_ms = INT64_MAX;
     snprintf(n->pairing, sizeof n->pairing, "%s", pairing ? pairing : "");
@@ -63,7 +63,7 @@ static void end_all(kvt_node *n) {
 /* The thread has ended, or never was: nobody but the caller knows the node now. */
 void kvt_node_destroy(kvt_node *n) {
     if (n->promises && !n->running) end_all(n);
-    close_fd(n->listen_fd);
+    if (n->listener) n->transport->close(n->listener);
     close_fd(n->wake_fd);
     close_fd(n->epoll_fd);
     kvt_promises_destroy(n->promises);
@@ -100,12 +100,12 @@ status kvt_node_open(const kvt_options *o, kvt_node **out, error *err) {
     kvt_node *n = kvt_node_create(o->promises_max, o->pairing);
     if (!n) return error_set(err, ST_NO_MEMORY, "no memory for a KV node");
     n->transport = transport;
-    if (o->listen && (s = transport->listen(o->listen, &n->listen_fd, n->address, err)) != ST_OK)
+    if (o->listen && (s = transport->listen(o->listen, &n->listener, n->address, err)) != ST_OK)
         goto destroy_node;
     n->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     n->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (n->epoll_fd < 0 || n->wake_fd < 0 || !watch(n, n->wake_fd, &n->wake_fd) ||
-        (o->listen && !watch(n, n->listen_fd, &n->listen_fd)) || !start(n)) {
+        (n->listener && !watch(n, n->listener->fd, &n->listener)) || !start(n)) {
         s = error_set(err, ST_IO, "KV node: no descriptor or thread: %s", strerror(errno));
         goto destroy_node;
     }
@@ -145,9 +145,9 @@ void kvt_node_due(kvt_node *n, int64_t at_ms) {
 /* Without descriptors left, accept() would make the loop spin: the listener rests a moment. */
 static void accept_some(kvt_node *n) {
     for (int i = 0; i < ACCEPTS_A_TURN; i++) {
-        int fd = n->transport->accept(n->listen_fd);
-        if (fd >= 0) {
-            if (!kvt_link_create(n, fd, false, "peer"))
+        kvt_stream *s = n->transport->accept(n->listener);
+        if (s) {
+            if (!kvt_link_create(n, s, false, "peer"))
                 log_write(LOG_WARN, NULL, "kv.link", "refused: no memory, or all %d links taken",
                           KVT_LINKS_MAX);
             continue;
@@ -155,7 +155,7 @@ static void accept_some(kvt_node *n) {
         if (errno == ECONNABORTED || errno == EINTR) continue;
         if (errno == EAGAIN || errno == EWOULDBLOCK) return;
         log_write(LOG_WARN, NULL, "kv.accept", "pausing %d ms: %s", ACCEPT_PAUSE_MS, strerror(errno));
-        epoll_ctl(n->epoll_fd, EPOLL_CTL_DEL, n->listen_fd, NULL);
+        epoll_ctl(n->epoll_fd, EPOLL_CTL_DEL, n->listener->fd, NULL);
         n->accept_again_ms = n->now_ms + ACCEPT_PAUSE_MS;
         kvt_node_due(n, n->accept_again_ms);
         return;
@@ -176,7 +176,7 @@ static void sweep(kvt_node *n) {
     n->due_ms = INT64_MAX; /* ending something may set new deadlines meanwhile */
     if (n->accept_again_ms && n->now_ms >= n->accept_again_ms) {
         n->accept_again_ms = 0;
-        watch(n, n->listen_fd, &n->listen_fd);
+        watch(n, n->listener->fd, &n->listener);
     } else if (n->accept_again_ms) {
         due = n->accept_again_ms;
     }
@@ -201,10 +201,24 @@ static int sleep_ms(kvt_node *n, bool *closing) {
 static void dispatch(kvt_node *n, const struct epoll_event *e) {
     if (e->data.ptr == &n->wake_fd)
         woken(n);
-    else if (e->data.ptr == &n->listen_fd)
+    else if (e->data.ptr == &n->listener)
         accept_some(n);
     else
         kvt_link_event(e->data.ptr, e->events);
+}
+
+/* What epoll cannot see. true: there was something, and there may be more. */
+static bool look_at_streams(kvt_node *n) {
+    bool any = false;
+    if (!n->transport->ready) return false;
+    for (int i = 0; i < KVT_LINKS_MAX; i++) {
+        kvt_link *l = n->links[i];
+        if (!l || l->state == LINK_DEAD) continue;
+        uint32_t events = n->transport->ready(l->stream, EPOLLIN | (l->wants_write ? EPOLLOUT : 0));
+        if (events) kvt_link_event(l, events);
+        any |= events != 0;
+    }
+    return any;
 }
 
 static void *run(void *node) {
@@ -214,6 +228,7 @@ static void *run(void *node) {
         bool closing;
         int timeout_ms = sleep_ms(n, &closing);
         if (closing) break;
+        if (look_at_streams(n)) timeout_ms = 0;
         int count = epoll_wait(n->epoll_fd, events, EVENTS_A_TURN, timeout_ms);
         n->now_ms = clock_now_ms();
         for (int i = 0; i < count; i++) dispatch(n, &events[i]);

@@ -15,12 +15,13 @@
  * only at its turn. Sends of one link take turns frame by frame. */
 #include "kvtransfer/internal.h"
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 
-/* What a frame is cut to. Packed, summed and handed to the kernel while it stays in a core's second
- * level cache: over loopback 1.4 times as fast as frames of KVT_PAYLOAD_MAX. One token of one layer may
- * be more. */
-enum { FRAME_BYTES = 128 << 10 };
+/* What a frame is cut to. Packed, summed and handed on while it stays in a core's second level cache: over
+ * loopback 1.4 times as fast as frames of KVT_PAYLOAD_MAX; with half of it receivers copy shorter runs and
+ * wake more often (bench/README.md). One token of one layer may be more. */
+enum { FRAME_BYTES = 256 << 10 };
 
 METRIC(sent_bytes, "baton_kv_bytes_sent_total", NULL, METRIC_COUNTER, "KV payload bytes packed");
 METRIC(sent_frames, "baton_kv_frames_sent_total", NULL, METRIC_COUNTER, "KV data frames packed");
@@ -278,9 +279,12 @@ void kvt_send_acked(kvt_link *l, const kvt_frame *ack) {
 
 /* ---- the node's thread: frames --------------------------------------------------------------- */
 
+/* One token of one layer, K and V. */
+static uint32_t token_bytes(const kvt_send *s) { return 2 * s->g.heads * s->g.row_bytes; }
+
 /* Takes the next slab out of what was pushed. false: nothing is left; *end: and nothing will come. */
 static bool take_slab(kvt_send *s, bool *end) {
-    uint32_t unit = 2 * s->g.heads * s->g.row_bytes; /* one token of one layer, K and V */
+    uint32_t unit = token_bytes(s);
     uint32_t tokens_max = unit < FRAME_BYTES ? FRAME_BYTES / unit : 1;
     pthread_mutex_lock(&s->node->lock);
     bool any = s->ranges_count > 0;
@@ -322,10 +326,22 @@ static kvt_frame next_box(kvt_send *s) {
     return f;
 }
 
-/* Packs, sums and encodes straight into the link's one frame buffer. */
-static bool stage(kvt_link *l, kvt_send *s) {
+/* Where a frame is made: the transport's memory, or the link's one buffer. ST_AGAIN: no room yet; ST_PEER_LOST:
+ * errno says why there will be none. */
+static status frame_room(kvt_link *l, const kvt_send *s) {
+    const kvt_transport *t = l->node->transport;
+    uint32_t unit = token_bytes(s);
+    if (t->reserve && l->stream) {
+        l->out = t->reserve(l->stream, KVT_FRAME_BYTES + (unit < FRAME_BYTES ? FRAME_BYTES : unit));
+        l->direct = l->out != NULL;
+        return l->out ? ST_OK : errno == EAGAIN ? ST_AGAIN : ST_PEER_LOST;
+    }
     if (!l->out) l->out = mem_alloc(KVT_FRAME_BYTES + KVT_PAYLOAD_MAX);
-    if (!l->out) return false;
+    return l->out ? ST_OK : ST_NO_MEMORY;
+}
+
+/* Packs, sums and encodes straight to where the frame leaves from. */
+static void stage(kvt_link *l, kvt_send *s) {
     kvt_frame f = next_box(s);
     unsigned char *payload = l->out + KVT_FRAME_BYTES;
     s->source->pack(s->ctx, &f, payload);
@@ -335,21 +351,28 @@ static bool stage(kvt_link *l, kvt_send *s) {
     s->bytes += f.payload_bytes;
     metric_add(&sent_frames, 1);
     metric_add(&sent_bytes, f.payload_bytes);
-    return true;
 }
 
 bool kvt_send_fill(kvt_link *l) {
     for (kvt_send *s; (s = l->ready_head);) {
         bool end = false;
-        leave_turns(l, s);
         if (s->slab.first < s->slab.end || take_slab(s, &end)) {
-            if (!stage(l, s)) {
-                finish(s, ST_NO_MEMORY, "no memory for a frame buffer");
+            status room = frame_room(l, s);
+            if (room == ST_AGAIN) return false; /* it keeps its turn */
+            if (room == ST_PEER_LOST) {
+                kvt_link_fail(l, ST_PEER_LOST, strerror(errno));
+                return false;
+            }
+            if (room != ST_OK) {
+                finish(s, room, "no memory for a frame buffer");
                 continue;
             }
+            leave_turns(l, s);
+            stage(l, s);
             make_ready(s); /* behind the others */
             return true;
         }
+        leave_turns(l, s);
         if (!end) continue;
         s->end_sent = true;
         s->since_ms = l->node->now_ms;

@@ -1,5 +1,6 @@
 baton_test(unit/kvt_frame kvtransfer base)
 baton_test(unit/kvt_promise kvtransfer base)
 baton_test(unit/kvt_node kvtransfer base)
+baton_test(unit/kvt_shm kvtransfer base)
 fuzz_target(frame kvtransfer base)
 fuzz_target(kvt_stream kvtransfer base)

@@ -94,7 +94,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         kvt_promise(n, t, 1, &geometry, 0, TOKENS, 1000000, &sink, (void *)(uintptr_t)t);
     int told_sender = 0;
     bool outgoing = data[0] & 8;
-    kvt_link *l = kvt_link_create(n, -1, outgoing, "127.0.0.1:1");
+    kvt_link *l = kvt_link_create(n, NULL, outgoing, "127.0.0.1:1");
     l->state = data[0] & 1 ? LINK_READY : LINK_HELLO;
     kvt_send *s = outgoing ? begin_send(n, l, &told_sender) : NULL;
     feed(l, data[0], data + 1, bytes - 1);

@@ -2,23 +2,23 @@
  * is refused never lands, everybody is told exactly once, nothing is left behind.
  *
  * A `half` is one end of a ticket, receiver or sender, and checks the contract of its callbacks as they
- * come. Peers that misbehave are plain sockets ("raw"). */
+ * come. Peers that misbehave write by hand to a stream of the transport ("raw"). */
 #include "kvtransfer/internal.h"
-#include <arpa/inet.h>
 #include <assert.h>
 #include <dirent.h>
 #include <errno.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-static const char *transport;    /* of the run */
+static const kvt_transport *table;   /* of the run */
+static const char *transport;        /* its name */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 
@@ -109,11 +109,11 @@ static void source_ended(void *ctx, status s, uint64_t bytes, int64_t wire_us, c
 static const kvt_sink sink = {land, sink_ended};
 static const kvt_source source = {pack, source_ended};
 
-/* Waits at most 10 s for ended() and returns its status. */
+/* Waits at most a minute for ended() and returns its status. */
 static status outcome(half *x) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += 10;
+    until.tv_sec += 60;
     pthread_mutex_lock(&lock);
     while (!x->ended)
         if (pthread_cond_timedwait(&changed, &lock, &until)) break;
@@ -234,59 +234,93 @@ static void await_links(int64_t count) {
     assert_int_equal(links_open(), count);
 }
 
-/* ---- raw peers: plain sockets ---------------------------------------------------------------- */
+/* ---- raw peers: frames by hand over the transport's streams ---------------------------------- */
 
-static int raw_socket(void) {
-    struct timeval patience = {.tv_sec = 5};
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    return fd;
+enum { PATIENCE_MS = 5000 };
+
+/* Waits until one of the events may hold; false: PATIENCE_MS are over. */
+static bool raw_await(kvt_stream *s, uint32_t events, int64_t until_ms) {
+    int64_t left = until_ms - clock_now_ms();
+    if (left <= 0) return false;
+    if (table->ready) {
+        if (table->ready(s, events)) return true;
+        events = EPOLLIN;
+    }
+    struct pollfd p = {.fd = s->fd, .events = events & EPOLLOUT ? POLLIN | POLLOUT : POLLIN};
+    return poll(&p, 1, (int)left) > 0;
 }
 
-static int raw_connect_by(int fd, const char *address) {
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    at.sin_port = htons((uint16_t)atoi(strrchr(address, ':') + 1));
-    assert_int_equal(connect(fd, (struct sockaddr *)&at, sizeof at), 0);
-    return fd;
+/* NULL: the node closed at once, and the transport noticed while connecting. */
+static kvt_stream *raw_try(const char *address) {
+    kvt_address at;
+    error err = {0};
+    if (table->resolve(address, &at, &err)) fail_msg("%s", err.text);
+    return table->connect(&at);
 }
 
-static int raw_connect(const char *address) { return raw_connect_by(raw_socket(), address); }
-
-static int raw_listen(char address[40]) {
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t bytes = sizeof at;
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    assert_int_equal(bind(fd, (struct sockaddr *)&at, sizeof at), 0);
-    assert_int_equal(listen(fd, 8), 0);
-    getsockname(fd, (struct sockaddr *)&at, &bytes);
-    snprintf(address, 40, "127.0.0.1:%d", ntohs(at.sin_port));
-    return fd;
+static kvt_stream *raw_connect(const char *address) {
+    kvt_stream *s = raw_try(address);
+    assert_non_null(s);
+    return s;
 }
 
-static void raw_write(int fd, const void *data, size_t bytes) {
+static kvt_stream *raw_listen(char address[KVT_ADDRESS_MAX]) {
+    kvt_stream *listener = NULL;
+    assert_int_equal(table->listen("127.0.0.1:0", &listener, address, NULL), ST_OK);
+    return listener;
+}
+
+static kvt_stream *raw_accept(kvt_stream *listener) {
+    struct pollfd p = {.fd = listener->fd, .events = POLLIN};
+    assert_int_equal(poll(&p, 1, PATIENCE_MS), 1);
+    return table->accept(listener);
+}
+
+static void raw_close(kvt_stream *s) { table->close(s); }
+
+static void raw_write(kvt_stream *s, const void *data, size_t bytes) {
+    int64_t until_ms = clock_now_ms() + PATIENCE_MS;
     while (bytes) {
-        ssize_t n = send(fd, data, bytes, MSG_NOSIGNAL);
+        struct iovec iov = {(void *)(uintptr_t)data, bytes};
+        ssize_t n = table->write(s, &iov, 1);
+        if (n < 0 && (errno == EAGAIN || errno == ENOTCONN) && raw_await(s, EPOLLOUT, until_ms)) continue;
         if (n <= 0) return; /* closed by the node: the test looks at that itself */
         data = (const char *)data + n;
         bytes -= (size_t)n;
     }
 }
 
-static void raw_header(int fd, const kvt_frame *f) {
+/* What came of so many bytes until the stream closed (*closed) or patience ended. */
+static size_t raw_read_bytes(kvt_stream *s, void *out, size_t bytes, bool *closed) {
+    int64_t until_ms = clock_now_ms() + PATIENCE_MS;
+    size_t done = 0;
+    *closed = false;
+    while (done < bytes && !*closed) {
+        ssize_t n = table->read(s, (char *)out + done, bytes - done);
+        if (n > 0) done += (size_t)n;
+        else if (n < 0 && (errno == EAGAIN || errno == ENOTCONN)) {
+            if (!raw_await(s, EPOLLIN, until_ms)) break;
+        } else *closed = n == 0 || errno == ECONNRESET;
+    }
+    return done;
+}
+
+static void raw_header(kvt_stream *fd, const kvt_frame *f) {
     unsigned char wire[KVT_FRAME_BYTES];
     kvt_frame_encode(f, wire);
     raw_write(fd, wire, sizeof wire);
 }
 
-static kvt_frame raw_read(int fd) {
+static kvt_frame raw_read(kvt_stream *fd) {
     unsigned char wire[KVT_FRAME_BYTES];
     kvt_frame f;
-    assert_int_equal(recv(fd, wire, sizeof wire, MSG_WAITALL), sizeof wire);
+    bool closed;
+    assert_int_equal(raw_read_bytes(fd, wire, sizeof wire, &closed), sizeof wire);
     assert_int_equal(kvt_frame_decode(wire, &f, NULL), ST_OK);
     return f;
 }
 
-static void raw_hello(int fd, const char *pairing) {
+static void raw_hello(kvt_stream *fd, const char *pairing) {
     uint32_t bytes = (uint32_t)strlen(pairing);
     raw_header(fd, &(kvt_frame){.kind = KVT_HELLO, .payload_bytes = bytes,
                                 .payload_crc = kvt_crc32c(0, pairing, bytes)});
@@ -294,26 +328,27 @@ static void raw_hello(int fd, const char *pairing) {
 }
 
 /* A sender's link, both HELLOs done. */
-static int raw_link(kvt_node *n) {
+static kvt_stream *raw_link(kvt_node *n) {
     char pairing[KVT_PAIRING_MAX];
-    int fd = raw_connect(kvt_node_address(n));
+    bool closed;
+    kvt_stream *fd = raw_connect(kvt_node_address(n));
     raw_hello(fd, "pair");
     kvt_frame f = raw_read(fd);
     assert_int_equal(f.kind, KVT_HELLO);
-    assert_int_equal(recv(fd, pairing, f.payload_bytes, MSG_WAITALL), 4);
+    assert_int_equal(raw_read_bytes(fd, pairing, f.payload_bytes, &closed), 4);
     return fd;
 }
 
-/* The node closes within the socket's 5 s. */
-static void assert_closed(int fd) {
-    char byte[512];
-    ssize_t n;
-    while ((n = recv(fd, byte, sizeof byte, 0)) > 0) {}
-    assert_true(n == 0 || errno == ECONNRESET);
-    close(fd);
+/* The node closes it in time. */
+static void assert_closed(kvt_stream *fd) {
+    char bytes[4096];
+    bool closed = false;
+    while (!closed && raw_read_bytes(fd, bytes, sizeof bytes, &closed) == sizeof bytes) {}
+    assert_true(closed);
+    raw_close(fd);
 }
 
-static void assert_ack(int fd, const kvt_frame *of, status code) {
+static void assert_ack(kvt_stream *fd, const kvt_frame *of, status code) {
     kvt_frame ack = raw_read(fd);
     assert_int_equal(ack.kind, KVT_ACK);
     assert_true(ack.ticket == of->ticket && ack.epoch == of->epoch);
@@ -321,7 +356,7 @@ static void assert_ack(int fd, const kvt_frame *of, status code) {
 }
 
 /* What was written to this link has been judged: an END of an unknown ticket is answered behind it. */
-static void raw_sync(int fd) {
+static void raw_sync(kvt_stream *fd) {
     kvt_frame unknown = {.kind = KVT_END, .ticket = 99, .epoch = 99};
     raw_header(fd, &unknown);
     assert_ack(fd, &unknown, ST_PEER_STALE);
@@ -329,7 +364,8 @@ static void raw_sync(int fd) {
 
 static kvt_frame box_of(const half *r, uint32_t token, uint32_t tokens) {
     kvt_frame f = {.kind = KVT_DATA, .ticket = r->ticket, .epoch = r->epoch, .layers = r->g.layers,
-                   .head_first = r->g.head_first, .heads = r->g.heads, .token_first = token, .tokens = tokens, .type = r->g.type};
+                   .head_first = r->g.head_first, .heads = r->g.heads, .token_first = token,
+                   .tokens = tokens, .type = r->g.type};
     f.payload_bytes = f.layers * 2 * f.heads * tokens * r->g.row_bytes;
     return f;
 }
@@ -351,7 +387,7 @@ static unsigned char *filled(const half *r, kvt_frame *f) {
     return payload;
 }
 
-static void raw_data(int fd, const half *r, kvt_frame f) {
+static void raw_data(kvt_stream *fd, const half *r, kvt_frame f) {
     unsigned char *payload = filled(r, &f);
     raw_header(fd, &f);
     raw_write(fd, payload, f.payload_bytes);
@@ -460,7 +496,7 @@ static void refusals_are_counted_and_told(void **state) {
     kvt_node *n = node_open("127.0.0.1:0", "pair");
     half r = receiver(7, 3, &small, 0, 32);
     assert_int_equal(promise(n, &r, 10000), ST_OK);
-    int fd = raw_link(n);
+    kvt_stream *fd = raw_link(n);
     struct {
         const char *reason;
         kvt_frame f;
@@ -493,7 +529,7 @@ static void refusals_are_counted_and_told(void **state) {
     assert_int_equal(refused("duplicate"), duplicates + 1);
     assert_int_equal(r.lands, 2);
     assert_whole(&r, 32);
-    close(fd);
+    raw_close(fd);
     kvt_node_close(n);
     free(r.memory);
 }
@@ -526,7 +562,7 @@ static void flipped_payload_bit(void **state) {
     assert_int_equal(promise(n, &other, 10000), ST_OK);
     assert_int_equal(promise(n, &untouched, 10000), ST_OK);
     int64_t before = refused("crc");
-    int fd = raw_link(n);
+    kvt_stream *fd = raw_link(n);
     raw_data(fd, &other, box_of(&other, 0, 5));
     kvt_frame f = box_of(&r, 0, 8);
     unsigned char *payload = filled(&r, &f);
@@ -553,7 +589,7 @@ static void bad_header(int at, unsigned char flip, bool repair) {
     half r = receiver(7, 1, &small, 0, 32);
     assert_int_equal(promise(n, &r, 10000), ST_OK);
     int64_t before = refused("header");
-    int fd = raw_link(n);
+    kvt_stream *fd = raw_link(n);
     raw_data(fd, &r, box_of(&r, 0, 4));
     unsigned char wire[KVT_FRAME_BYTES];
     kvt_frame f = box_of(&r, 4, 8);
@@ -584,13 +620,13 @@ static void peer_closes_in_mid_frame(void **state) {
     kvt_node *n = node_open("127.0.0.1:0", "pair");
     half r = receiver(7, 1, &small, 0, 32);
     assert_int_equal(promise(n, &r, 10000), ST_OK);
-    int fd = raw_link(n);
+    kvt_stream *fd = raw_link(n);
     raw_data(fd, &r, box_of(&r, 0, 11));
     kvt_frame f = box_of(&r, 11, 8);
     unsigned char *payload = filled(&r, &f);
     raw_header(fd, &f);
     raw_write(fd, payload, f.payload_bytes / 2);
-    close(fd);
+    raw_close(fd);
     assert_int_equal(outcome(&r), ST_PEER_LOST);
     assert_int_equal(r.landed, 11);
     assert_int_equal(r.lands, 1);
@@ -606,7 +642,7 @@ static void late_frames_never_land(void **state) {
     kvt_node *n = node_open("127.0.0.1:0", "pair");
     half old = receiver(7, 1, &small, 0, 32), fresh = receiver(7, 2, &small, 0, 32);
     assert_int_equal(promise(n, &old, 10000), ST_OK);
-    int fd = raw_link(n);
+    kvt_stream *fd = raw_link(n);
     kvt_frame f = box_of(&old, 0, 8);
     unsigned char *payload = filled(&old, &f);
     raw_header(fd, &f);
@@ -629,7 +665,7 @@ static void late_frames_never_land(void **state) {
     assert_int_equal(old.lands, 0);
     assert_untouched(&old);
     assert_whole(&fresh, 32);
-    close(fd);
+    raw_close(fd);
     kvt_node_close(n);
     free(payload);
     free(old.memory), free(fresh.memory);
@@ -662,7 +698,7 @@ static void lease_ends(void **state) {
     half r = receiver(7, 1, &small, 0, 32);
     int64_t began = clock_now_ms();
     assert_int_equal(promise(n, &r, 300), ST_OK);
-    int fd = raw_link(n);
+    kvt_stream *fd = raw_link(n);
     raw_data(fd, &r, box_of(&r, 0, 3));
     assert_int_equal(outcome(&r), ST_DEADLINE);
     assert_in_range(clock_now_ms() - began, 300, 60000);
@@ -671,7 +707,7 @@ static void lease_ends(void **state) {
     raw_data(fd, &r, late);
     assert_ack(fd, &late, ST_PEER_STALE);
     assert_int_equal(r.lands, 1);
-    close(fd);
+    raw_close(fd);
     kvt_node_close(n);
     free(r.memory);
 }
@@ -739,7 +775,7 @@ static void ends_after_all_rows(void **state) {
     kvt_node *n = node_open("127.0.0.1:0", "pair");
     half r = receiver(7, 1, &shared, 0, 32), lower = part_of(&r, 2, 1), upper = part_of(&r, 3, 2);
     assert_int_equal(promise(n, &r, 10000), ST_OK);
-    int first = raw_link(n), second = raw_link(n);
+    kvt_stream *first = raw_link(n), *second = raw_link(n);
     raw_data(first, &lower, box_of(&lower, 0, 32));
     raw_data(second, &upper, box_of(&upper, 0, 32));
     raw_sync(first);
@@ -757,7 +793,7 @@ static void ends_after_all_rows(void **state) {
     assert_int_equal(outcome(&r), ST_OK);
     assert_int_equal(r.lands, 2);
     assert_whole(&r, 32);
-    close(first), close(second);
+    raw_close(first), raw_close(second);
     kvt_node_close(n);
     free(r.memory);
 }
@@ -768,19 +804,19 @@ static void rank_lost_before_its_end(void **state) {
     kvt_node *n = node_open("127.0.0.1:0", "pair");
     half r = receiver(7, 1, &shared, 0, 32), lower = part_of(&r, 2, 1), upper = part_of(&r, 3, 2);
     assert_int_equal(promise(n, &r, 10000), ST_OK);
-    int done = raw_link(n), lost = raw_link(n), late = raw_link(n);
+    kvt_stream *done = raw_link(n), *lost = raw_link(n), *late = raw_link(n);
     raw_data(done, &lower, box_of(&lower, 0, 32));
     kvt_frame end = plain(&lower, KVT_END), stale = plain(&upper, KVT_END);
     raw_header(done, &end);
     assert_ack(done, &end, ST_OK);
     raw_data(lost, &upper, box_of(&upper, 0, 20));
-    close(lost);
+    raw_close(lost);
     assert_int_equal(outcome(&r), ST_PEER_LOST);
     assert_int_equal(r.landed, 20);
     assert_whole(&r, 20);
     raw_header(late, &stale);
     assert_ack(late, &stale, ST_PEER_STALE);
-    close(done), close(late);
+    raw_close(done), raw_close(late);
     kvt_node_close(n);
     free(r.memory);
 }
@@ -791,7 +827,7 @@ static void rank_ends_short(void **state) {
     kvt_node *n = node_open("127.0.0.1:0", "pair");
     half r = receiver(7, 1, &shared, 0, 32), lower = part_of(&r, 2, 1), upper = part_of(&r, 3, 2);
     assert_int_equal(promise(n, &r, 10000), ST_OK);
-    int first = raw_link(n), second = raw_link(n);
+    kvt_stream *first = raw_link(n), *second = raw_link(n);
     raw_data(first, &lower, box_of(&lower, 0, 32));
     raw_sync(first);
     raw_data(second, &upper, box_of(&upper, 0, 31));
@@ -802,7 +838,7 @@ static void rank_ends_short(void **state) {
     assert_int_equal(r.landed, 31);
     raw_header(first, &other);
     assert_ack(first, &other, ST_PEER_STALE);
-    close(first), close(second);
+    raw_close(first), raw_close(second);
     kvt_node_close(n);
     free(r.memory);
 }
@@ -836,12 +872,12 @@ static void strangers_are_closed(void **state) {
     unsigned char noise[4096];
     srand(7);
     for (int i = 0; i < 20; i++) {
-        int fd = raw_connect(kvt_node_address(n));
+        kvt_stream *fd = raw_connect(kvt_node_address(n));
         for (size_t b = 0; b < sizeof noise; b++) noise[b] = (unsigned char)rand();
         raw_write(fd, noise, sizeof noise);
         assert_closed(fd);
     }
-    int fd = raw_connect(kvt_node_address(n)); /* a frame before any HELLO */
+    kvt_stream *fd = raw_connect(kvt_node_address(n)); /* a frame before any HELLO */
     raw_header(fd, &(kvt_frame){.kind = KVT_END, .ticket = 1});
     assert_closed(fd);
     int64_t began = clock_now_ms();            /* one that says nothing */
@@ -855,35 +891,44 @@ static void links_are_bounded(void **state) {
     (void)state;
     enum { EXTRA = 4 };
     kvt_node *n = node_open("127.0.0.1:0", "pair");
-    int fds[KVT_LINKS_MAX];
+    kvt_stream *fds[KVT_LINKS_MAX];
     for (int i = 0; i < KVT_LINKS_MAX; i++) fds[i] = raw_link(n);
-    for (int i = 0; i < EXTRA; i++) assert_closed(raw_connect(kvt_node_address(n)));
-    for (int i = 0; i < KVT_LINKS_MAX; i++) close(fds[i]);
+    for (int i = 0; i < EXTRA; i++) {
+        kvt_stream *extra = raw_try(kvt_node_address(n));
+        if (extra) assert_closed(extra);
+    }
+    for (int i = 0; i < KVT_LINKS_MAX; i++) raw_close(fds[i]);
     nap_ms(100);
-    close(raw_link(n)); /* there is room again */
+    raw_close(raw_link(n)); /* there is room again */
     kvt_node_close(n);
 }
 
-/* No descriptor left: the listener rests instead of spinning, and takes the peer when there is one. */
+/* No descriptor left: the listener rests instead of spinning, and takes the peer when there is one. The node's
+ * thread waits for its lock while the peer connects and the limit is set. */
 static void descriptors_run_out(void **state) {
     (void)state;
     struct rlimit before, tight;
+    struct timespec spent, later;
     kvt_node *n = node_open("127.0.0.1:0", "pair");
-    int fd = raw_socket();
     getrlimit(RLIMIT_NOFILE, &before);
     tight = before;
-    tight.rlim_cur = (rlim_t)fd + 1; /* descriptors are given lowest first: all below are taken */
+    pthread_mutex_lock(&n->lock);
+    kvt_node_wake(n);
+    kvt_stream *fd = raw_connect(kvt_node_address(n));
+    int spare = dup(0);          /* the lowest that is free */
+    close(spare);
+    tight.rlim_cur = (rlim_t)spare;
     setrlimit(RLIMIT_NOFILE, &tight);
-    struct timespec spent, later;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &spent);
-    raw_connect_by(fd, kvt_node_address(n));
+    pthread_mutex_unlock(&n->lock);
     nap_ms(400);
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &later);
+    assert_int_equal(links_open(), 0);
     assert_true((later.tv_sec - spent.tv_sec) * 1000 + (later.tv_nsec - spent.tv_nsec) / 1000000 < 200);
     setrlimit(RLIMIT_NOFILE, &before);
     raw_hello(fd, "pair");
     assert_int_equal(raw_read(fd).kind, KVT_HELLO);
-    close(fd);
+    raw_close(fd);
     kvt_node_close(n);
 }
 
@@ -906,10 +951,10 @@ static void pairing_differs(void **state) {
 
 static void nobody_listens(void **state) {
     (void)state;
-    char address[40];
+    char address[KVT_ADDRESS_MAX];
     kvt_node *a = node_open(NULL, "pair");
     half out = {.ticket = 1, .epoch = 1, .g = small};
-    close(raw_listen(address));
+    raw_close(raw_listen(address));
     assert_int_equal(begin(a, address, &out, 5000), ST_OK);
     assert_int_equal(outcome(&out), ST_PEER_LOST);
     assert_non_null(strstr(out.why, "refused"));
@@ -921,12 +966,12 @@ static void nobody_listens(void **state) {
 /* A stopped process: its kernel takes the connection and a window full of bytes, then nothing. */
 static void receiver_is_silent(void **state) {
     (void)state;
-    char address[40];
-    int listener = raw_listen(address);
+    char address[KVT_ADDRESS_MAX];
+    kvt_stream *listener = raw_listen(address);
     kvt_node *a = node_open(NULL, "pair");
     half out = {.ticket = 1, .epoch = 1, .g = smollm};
     assert_int_equal(begin(a, address, &out, 600), ST_OK);
-    int fd = accept(listener, NULL, NULL);
+    kvt_stream *fd = raw_accept(listener);
     raw_hello(fd, "pair");
     for (uint32_t i = 0; i < 4000; i++) {
         int64_t before = clock_now_ms();
@@ -939,14 +984,14 @@ static void receiver_is_silent(void **state) {
     assert_in_range(out.bytes, 1, 64 << 20); /* what was packed is what sockets hold, no more */
     kvt_send_close(out.send);
     kvt_node_close(a);
-    close(fd);
-    close(listener);
+    raw_close(fd);
+    raw_close(listener);
 }
 
 static void receiver_never_says_hello(void **state) {
     (void)state;
-    char address[40];
-    int listener = raw_listen(address);
+    char address[KVT_ADDRESS_MAX];
+    kvt_stream *listener = raw_listen(address);
     kvt_node *a = node_open(NULL, "pair");
     half out = {.ticket = 1, .epoch = 1, .g = small};
     assert_int_equal(begin(a, address, &out, 10000), ST_OK);
@@ -954,7 +999,7 @@ static void receiver_never_says_hello(void **state) {
     assert_non_null(strstr(out.why, "HELLO"));
     kvt_send_close(out.send);
     kvt_node_close(a);
-    close(listener);
+    raw_close(listener);
 }
 
 /* A ticket acknowledged before its END, or with a code that is none, is no success. */
@@ -965,20 +1010,20 @@ static void lying_acks(void **state) {
         status expected;
     } rows[] = {{ST_OK, ST_CORRUPT}, {UINT32_MAX, ST_INTERNAL}};
     for (int i = 0; i < 2; i++) {
-        char address[40];
-        int listener = raw_listen(address);
+        char address[KVT_ADDRESS_MAX];
+        kvt_stream *listener = raw_listen(address);
         kvt_node *a = node_open(NULL, "pair");
         half out = {.ticket = 1, .epoch = 1, .g = small};
         assert_int_equal(begin(a, address, &out, 5000), ST_OK);
-        int fd = accept(listener, NULL, NULL);
+        kvt_stream *fd = raw_accept(listener);
         raw_hello(fd, "pair");
         raw_header(fd, &(kvt_frame){.kind = KVT_ACK, .ticket = 1, .epoch = 2});
         raw_header(fd, &(kvt_frame){.kind = KVT_ACK, .ticket = 1, .epoch = 1, .code = rows[i].code});
         assert_int_equal(outcome(&out), rows[i].expected);
         kvt_send_close(out.send);
         kvt_node_close(a);
-        close(fd);
-        close(listener);
+        raw_close(fd);
+        raw_close(listener);
     }
 }
 
@@ -1178,27 +1223,28 @@ static void open_refuses(void **state) {
     (void)state;
     kvt_node *n = NULL;
     error err = {0};
-    char taken[40], pairing[KVT_PAIRING_MAX + 2];
-    int fd = raw_listen(taken);
+    char taken[KVT_ADDRESS_MAX], pairing[KVT_PAIRING_MAX + 2];
+    kvt_stream *fd = raw_listen(taken);
     memset(pairing, 'x', sizeof pairing);
     pairing[sizeof pairing - 1] = 0;
     assert_int_equal(kvt_node_open(&(kvt_options){.transport = "pigeon"}, &n, &err), ST_UNSUPPORTED);
     assert_non_null(strstr(err.text, "pigeon"));
     assert_non_null(strstr(err.text, "tcp"));
     assert_int_equal(kvt_node_open(&(kvt_options){.pairing = pairing}, &n, &err), ST_BAD_INPUT);
-    assert_int_equal(kvt_node_open(&(kvt_options){.listen = taken}, &n, &err), ST_IO);
+    assert_int_equal(kvt_node_open(&(kvt_options){.listen = taken, .transport = transport}, &n, &err), ST_IO);
     assert_non_null(strstr(err.text, taken));
     static const char *const bad[] = {"", "host", ":1", "h:", "127.0.0.1:x", "127.0.0.1:65536", "::1:5"};
     n = node_open(NULL, "pair");
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         half s = {.ticket = 1, .g = small};
         kvt_node *none = NULL;
-        assert_int_equal(kvt_node_open(&(kvt_options){.listen = bad[i]}, &none, &err), ST_BAD_INPUT);
+        kvt_options o = {.listen = bad[i], .transport = transport};
+        assert_int_equal(kvt_node_open(&o, &none, &err), ST_BAD_INPUT);
         assert_int_equal(begin(n, bad[i], &s, 1), ST_BAD_INPUT);
     }
     kvt_node_close(n);
     kvt_node_close(NULL);
-    close(fd);
+    raw_close(fd);
 }
 
 /* Every test over one transport of the table. */
@@ -1235,6 +1281,7 @@ static int run(const kvt_transport *t) {
         cmocka_unit_test(every_allocation_may_fail),
         cmocka_unit_test(open_refuses),
     };
+    table = t;
     transport = t->name;
     return cmocka_run_group_tests_name(t->name, tests, NULL, NULL);
 }
@@ -1242,6 +1289,6 @@ static int run(const kvt_transport *t) {
 int main(void) {
     int failed = 0;
     log_setup("test", LOG_ERROR);
-    for (int i = 0; i < kvt_transports_count; i++) failed += run(&kvt_transports[i]);
+    for (int i = 0; i < kvt_transports_count; i++) failed += run(kvt_transports[i]);
     return failed;
 }

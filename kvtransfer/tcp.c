@@ -1,0 +1,147 @@
+/* tcp.c -- streams over TCP. No socket buffer sizes are set: the kernel's own tuning goes higher than it lets us
+ * ask. */
+#include "kvtransfer/internal.h"
+#include <errno.h>
+#include <linux/sockios.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+enum { BACKLOG = 128 };
+
+static status tcp_resolve(const char *text, kvt_address *out, error *err) {
+    char host[KVT_ADDRESS_MAX];
+    const char *port;
+    if (!address_split(text, host, sizeof host, &port))
+        return error_set(err, ST_BAD_INPUT, "KV address \"%.80s\": expected host:port", text);
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *found;
+    int rc = getaddrinfo(host, port, &hints, &found);
+    if (rc)
+        return error_set(err, ST_BAD_INPUT, "KV address \"%.80s\": %s", text, gai_strerror(rc));
+    memcpy(&out->sa, found->ai_addr, found->ai_addrlen);
+    out->bytes = found->ai_addrlen;
+    freeaddrinfo(found);
+    return ST_OK;
+}
+
+/* Small frames leave at once; a peer that vanished is known within KVT_STALL_MS, whether we were
+ * sending (user timeout, which also ends a window that stays shut) or only listening (keepalive). */
+static void tcp_tune(int fd) {
+    int on = 1, stall_ms = KVT_STALL_MS, idle_s = 4, interval_s = 2, probes = 3;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &stall_ms, sizeof stall_ms);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+}
+
+static bool name_bound(int fd, char bound[KVT_ADDRESS_MAX]) {
+    kvt_address at = {.bytes = sizeof at.sa};
+    char host[INET6_ADDRSTRLEN + 20], port[8];
+    if (getsockname(fd, (struct sockaddr *)&at.sa, &at.bytes)) return false;
+    if (getnameinfo((struct sockaddr *)&at.sa, at.bytes, host, sizeof host, port, sizeof port,
+                    NI_NUMERICHOST | NI_NUMERICSERV))
+        return false;
+    snprintf(bound, KVT_ADDRESS_MAX, at.sa.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
+    return true;
+}
+
+status kvt_tcp_bind(const char *text, bool reuse, int *out, char bound[KVT_ADDRESS_MAX], error *err) {
+    kvt_address at;
+    TRY(tcp_resolve(text, &at, err));
+    int on = 1;
+    int fd = socket(at.sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) goto fail;
+    if (reuse) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(fd, (struct sockaddr *)&at.sa, at.bytes) || !name_bound(fd, bound)) goto fail;
+    *out = fd;
+    return ST_OK;
+fail:
+    error_set(err, ST_IO, "KV listen address \"%.80s\": %s", text, strerror(errno));
+    if (fd >= 0) close(fd);
+    return ST_IO;
+}
+
+/* Owns fd from here on; NULL: no memory, fd is closed. */
+static kvt_stream *stream_of(int fd) {
+    kvt_stream *s = mem_alloc(sizeof *s);
+    if (s) {
+        s->fd = fd;
+    } else {
+        close(fd);
+        errno = ENOMEM;
+    }
+    return s;
+}
+
+static status tcp_listen(const char *text, kvt_stream **out, char bound[KVT_ADDRESS_MAX], error *err) {
+    int fd;
+    TRY(kvt_tcp_bind(text, true, &fd, bound, err));
+    if (listen(fd, BACKLOG)) {
+        error_set(err, ST_IO, "KV listen address \"%.80s\": %s", text, strerror(errno));
+        close(fd);
+        return ST_IO;
+    }
+    *out = stream_of(fd);
+    return *out ? ST_OK : error_set(err, ST_NO_MEMORY, "KV listen address \"%.80s\": no memory", text);
+}
+
+static kvt_stream *tcp_accept(kvt_stream *listener) {
+    int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) return NULL;
+    tcp_tune(fd);
+    return stream_of(fd);
+}
+
+static kvt_stream *tcp_connect(const kvt_address *to) {
+    int fd = socket(to->sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) return NULL;
+    tcp_tune(fd);
+    if (!connect(fd, (const struct sockaddr *)&to->sa, to->bytes) || errno == EINPROGRESS)
+        return stream_of(fd);
+    int why = errno;
+    close(fd);
+    errno = why;
+    return NULL;
+}
+
+static int tcp_connected(kvt_stream *s) {
+    int why = 0;
+    socklen_t bytes = sizeof why;
+    return getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &why, &bytes) ? errno : why;
+}
+
+static void tcp_close(kvt_stream *s) {
+    close(s->fd);
+    mem_free(s);
+}
+
+static ssize_t tcp_read(kvt_stream *s, void *out, size_t bytes) { return recv(s->fd, out, bytes, 0); }
+
+static ssize_t tcp_write(kvt_stream *s, const struct iovec *iov, int count) {
+    struct msghdr message = {.msg_iov = (struct iovec *)iov, .msg_iovlen = (size_t)count};
+    return sendmsg(s->fd, &message, MSG_NOSIGNAL);
+}
+
+static int tcp_unsent(kvt_stream *s) {
+    int bytes;
+    return ioctl(s->fd, SIOCOUTQ, &bytes) ? -1 : bytes;
+}
+
+const kvt_transport kvt_tcp = {
+    .name = "tcp",
+    .resolve = tcp_resolve,
+    .listen = tcp_listen,
+    .accept = tcp_accept,
+    .connect = tcp_connect,
+    .connected = tcp_connected,
+    .close = tcp_close,
+    .read = tcp_read,
+    .write = tcp_write,
+    .unsent = tcp_unsent,
+};
+
