@@ -1,7 +1,9 @@
-/* bench.c -- baton bench engine: how fast the engine runs a model here, and how fast the machine could.
- * What is measured and how it is shown stands in bench/. */
+/* bench.c -- baton bench engine: how fast the engine runs a model here, and how fast the machine could; baton
+ * bench transfer: the same of KV on its way to another process. What is measured and how it is shown stands in
+ * bench/. */
 #include "cli/cli.h"
 #include "bench/bench.h"
+#include "bench/transfer.h"
 #include "engine/cpus.h"
 #include <errno.h>
 #include <string.h>
@@ -22,7 +24,8 @@ static const config_row bench_rows[] = {
 };
 
 const cli_command cli_bench = {
-    "bench", "engine", "How fast a model runs on this machine, beside the machine's limits.",
+    "bench", "engine|transfer",
+    "How fast a model runs (engine) or KV gets to another process (transfer: --quick, --json only) here.",
     CLI_ROWS(bench_rows), 1, 1, bench};
 
 static void say(const char *what, int size) {
@@ -51,6 +54,15 @@ static status bench_all(const cli_options *o, const eng_gguf *g, const bench_opt
     return ST_OK;
 }
 
+static cli_exit transfer(const cli_options *o) {
+    static bench_transfer_report r;
+    error err = {0};
+    status st = bench_transfer_run(o->quick, say, &r, &err);
+    if (st == ST_OK && o->json) st = bench_transfer_json(&r, stdout, &err);
+    else if (st == ST_OK) bench_transfer_text(&r, stdout);
+    return st == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "bench: %s", err.text);
+}
+
 static cli_exit bench_rank(const cli_options *o) {
     error err = {0};
     char cache_dir[CLI_PATH_MAX];
@@ -76,8 +88,9 @@ static cli_exit bench(const cli_options *o, const char *const *words, int count)
     error err = {0};
     cli_options mine = *o;
     cli_ranks others = {.count = 0};
+    if (strcmp(words[0], "transfer") == 0) return transfer(o);
     if (strcmp(words[0], "engine") != 0)
-        return cli_usage("bench", "'%.40s' is nothing to measure: expected engine", words[0]);
+        return cli_usage("bench", "'%.40s' is nothing to measure: expected engine or transfer", words[0]);
     if (!o->model) return cli_usage("bench", "--model FILE is missing");
     cli_exit code = cli_ranks_check(o, "bench");
     if (code != CLI_OK) return code;

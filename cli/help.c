@@ -11,9 +11,9 @@ void cli_help_all(FILE *out) {
     for (int i = 0; i < cli_commands_count; i++) {
         char call[60];
         snprintf(call, sizeof call, "%s %s", cli_commands[i]->name, cli_commands[i]->words);
-        fprintf(out, "  %-18s %s\n", call, cli_commands[i]->about);
+        fprintf(out, "  %-22s %s\n", call, cli_commands[i]->about);
     }
-    fputs("  version            print the version\n\n"
+    fputs("  version                print the version\n\n"
           "baton COMMAND --help lists a command's flags. Each flag is also a BATON_ variable and a "
           "key of a\n"
           "YAML file (--config FILE); flags win over variables, variables over the file.\n"

@@ -11,15 +11,21 @@
 #include <cmocka.h>
 #include <jansson.h>
 
-static json_t *measure(const char *flags) {
+static json_t *run(const char *flags) {
     char line[1000];
-    snprintf(line, sizeof line, "'%s' bench engine --no-cache --threads 2 --model '%s' --json %s 2>/dev/null", BATON, TINY, flags);
+    snprintf(line, sizeof line, "'%s' bench %s --json 2>/dev/null", BATON, flags);
     FILE *out = popen(line, "r");
     json_error_t why;
     json_t *all = json_loadf(out, 0, &why);
-    if (!all) fail_msg("baton bench engine %s: %s", flags, why.text);
+    if (!all) fail_msg("baton bench %s: %s", flags, why.text);
     assert_int_equal(pclose(out), 0);
     return all;
+}
+
+static json_t *measure(const char *flags) {
+    char all[900];
+    snprintf(all, sizeof all, "engine --no-cache --threads 2 --model '%s' %s", TINY, flags);
+    return run(all);
 }
 
 static void assert_positive(const json_t *value, const char *key) {
@@ -123,8 +129,36 @@ static void spreads(void **state) {
     assert_true(s.median == 8 && s.min == 7 && s.max == 9);
 }
 
+/* Every transport, the plain socket and memcpy, at every size. */
+static void transfers(void **state) {
+    (void)state;
+    static const char *const names[] = {"tcp", "shm", "socket", "memcpy"};
+    json_t *all = run("transfer --quick");
+    const json_t *rows = json_object_get(all, "rows"), *row, *size;
+    size_t i, k;
+    assert_int_equal(json_array_size(rows), sizeof names / sizeof *names);
+    json_array_foreach(rows, i, row) {
+        assert_string_equal(json_string_value(json_object_get(row, "name")), names[i]);
+        assert_int_equal(json_array_size(json_object_get(row, "sizes")), 5);
+        json_array_foreach(json_object_get(row, "sizes"), k, size) {
+            assert_int_equal(json_integer_value(json_object_get(size, "bytes")), (64 << 10) << 2 * k);
+            assert_spread(size, "bytes_s");
+            assert_spread(size, "of_socket");
+            assert_spread(size, "of_memcpy");
+            assert_positive(json_object_get(size, "cpu_ns_byte_out"), "cpu_ns_byte_out");
+            assert_positive(json_object_get(size, "cpu_ns_byte_in"), "cpu_ns_byte_in");
+        }
+        assert_spread(row, "handoff_ms");
+        assert_spread(row, "handoff_of_socket");
+        assert_spread(row, "handoff_of_memcpy");
+        if (i < 2) assert_spread(row, "first_token_new_link_ms");
+    }
+    json_decref(all);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(quick_run), cmocka_unit_test(one_point),
-                                       cmocka_unit_test(selections), cmocka_unit_test(spreads)};
+                                       cmocka_unit_test(selections), cmocka_unit_test(spreads),
+                                       cmocka_unit_test(transfers)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

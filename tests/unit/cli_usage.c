@@ -90,6 +90,7 @@ static void refusals(void **state) {
         {"logits --model x", 2, "--tokens"},
         {"bench", 2, "engine"},
         {"bench load --model x", 2, "load"},
+        {"bench transfer engine", 2, "unexpected word"},
         {"bench engine", 2, "--model"},
         {"bench engine --model x --only prefill:3", 2, "prefill:3"},
         {"bench engine --model x --kv-dtype f8", 2, "f8"},
