@@ -4,7 +4,9 @@
 #include <dirent.h>
 #include <poll.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/wait.h>
 
 #include <cmocka.h>
 
@@ -105,23 +107,27 @@ static shm_stream *dial(const char *address) {
     return of(s);
 }
 
-static void say(shm_stream *x, const kvt_frame *f, const void *payload) {
+/* A frame, and the first bytes of its payload. */
+static void say_part(shm_stream *x, const kvt_frame *f, const void *payload, size_t bytes) {
     unsigned char wire[KVT_FRAME_BYTES];
     kvt_frame_encode(f, wire);
-    struct iovec iov[2] = {{wire, sizeof wire}, {(void *)(uintptr_t)payload, f->payload_bytes}};
-    assert_int_equal(shm_write(&x->s, iov, f->payload_bytes ? 2 : 1), sizeof wire + f->payload_bytes);
+    struct iovec iov[2] = {{wire, sizeof wire}, {(void *)(uintptr_t)payload, bytes}};
+    assert_int_equal(shm_write(&x->s, iov, bytes ? 2 : 1), sizeof wire + bytes);
 }
+
+static void say(shm_stream *x, const kvt_frame *f, const void *payload) { say_part(x, f, payload, f->payload_bytes); }
 
 static void say_hello(shm_stream *x) {
     say(x, &(kvt_frame){.kind = KVT_HELLO, .payload_bytes = 4, .payload_crc = kvt_crc32c(0, "pair", 4)}, "pair");
 }
 
-static void say_box(shm_stream *x, uint64_t ticket) {
+/* All of a ticket in one box; bytes: of it that are written. */
+static void say_box(shm_stream *x, uint64_t ticket, size_t bytes) {
     unsigned char payload[BOX_BYTES];
     memset(payload, 7, sizeof payload);
-    say(x, &(kvt_frame){.kind = KVT_DATA, .ticket = ticket, .epoch = 1, .layers = 2, .heads = 1, .tokens = TOKENS,
-                        .type = 1, .payload_bytes = BOX_BYTES, .payload_crc = kvt_crc32c(0, payload, BOX_BYTES)},
-        payload);
+    kvt_frame f = {.kind = KVT_DATA, .ticket = ticket, .epoch = 1, .layers = 2, .heads = 1, .tokens = TOKENS,
+                   .type = 1, .payload_bytes = BOX_BYTES, .payload_crc = kvt_crc32c(0, payload, BOX_BYTES)};
+    say_part(x, &f, payload, bytes);
 }
 
 /* ---- tests ----------------------------------------------------------------------------------- */
@@ -247,13 +253,13 @@ static void sender_scribbles(void **state) {
     promise(b, 99, &other);
     shm_stream *good = dial(kvt_node_address(b));
     say_hello(good);
-    say_box(good, 99);
+    say_box(good, 99, BOX_BYTES);
     for (uint64_t i = 0; i < 3; i++) {
         half in = {0};
         promise(b, i, &in);
         shm_stream *x = dial(kvt_node_address(b));
         say_hello(x);
-        say_box(x, i);
+        say_box(x, i, BOX_BYTES);
         for (int k = 0; k < 1000 && __atomic_load_n(&x->out.shared->tail, __ATOMIC_ACQUIRE) != x->out.own; k++)
             poll(NULL, 0, 5);    /* the box has landed */
         memset(x->map, 0xff, sizeof(counters) * 2);
@@ -290,6 +296,34 @@ static void receiver_scribbles(void **state) {
     kvt_node_close(a);
     shm_close(&x->s);
     shm_close(listener);
+}
+
+/* A process that is killed with half a box written: the kernel tells its end, and the half never lands. */
+static void sender_is_killed(void **state) {
+    (void)state;
+    char address[KVT_ADDRESS_MAX] = "";
+    int pipe_fds[2];
+    assert_int_equal(pipe(pipe_fds), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (read(pipe_fds[0], address, sizeof address) != sizeof address) _exit(1);
+        shm_stream *x = dial(address);
+        say_hello(x);
+        say_box(x, 1, BOX_BYTES / 2);
+        raise(SIGKILL);
+    }
+    kvt_node *b = node_open("shm", "127.0.0.1:0");
+    half in = {0};
+    promise(b, 1, &in);
+    snprintf(address, sizeof address, "%s", kvt_node_address(b));
+    assert_int_equal(write(pipe_fds[1], address, sizeof address), sizeof address);
+    assert_int_equal(outcome(&in), ST_PEER_LOST);
+    assert_int_equal(in.landed, 0);
+    int how = 0;
+    assert_int_equal(waitpid(pid, &how, 0), pid);
+    assert_true(WIFSIGNALED(how));
+    close(pipe_fds[0]), close(pipe_fds[1]);
+    kvt_node_close(b);
 }
 
 /* Each names its transport, and nobody hangs. */
@@ -336,6 +370,7 @@ int main(void) {
         cmocka_unit_test(ring_goes_round),  cmocka_unit_test(counters_are_checked),
         cmocka_unit_test(sender_scribbles), cmocka_unit_test(receiver_scribbles),
         cmocka_unit_test(other_transport),  cmocka_unit_test(addresses),
+        cmocka_unit_test(sender_is_killed),
     };
     log_setup("test", LOG_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);
