@@ -21,7 +21,7 @@ enum { CLI_PATH_MAX = 4096 };
 
 /* Every option of every command has its place here; each command fills those of its rows. */
 typedef struct cli_options {
-    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *pin, *kv_dtype, *prompt_kv_dtype, *prefill_policy, *group;
+    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
     const char *out, *system, *type, *cache_dir, *only, *svg;
     int64_t prefill, decode, tp, prefill_tp, decode_tp, rank, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
@@ -78,6 +78,8 @@ typedef struct cli_command {
     CLI_INT("kv-pages", kv_pages, "1024", 1, 2147483647, "N", "KV pages of a node"),                \
     CLI_INT("page-tokens", page_tokens, "16", 1, 4096, "N", "tokens a page holds"),                 \
     CLI_KV_DTYPE,                                                                                   \
+    CLI_TEXT("kv-transport", kv_transport, "tcp", "NAME",                                            \
+             "how KV pages travel: tcp, or shm between processes of one machine; the same on all nodes"), \
     CLI_SWITCH("prefix-cache", prefix_cache, "true", "keep prompts' pages for later requests"),     \
     CLI_INT("sequences", sequences, "64", 1, 65536, "N", "requests a node takes at once; more are refused"), \
     CLI_INT("step-tokens", step_tokens, "512", 1, 65536, "N", "most rows of one step"),             \

@@ -172,6 +172,7 @@ static cli_exit serve_rank(const cli_options *o, const char *role) {
                             .model = o->model,
                             .listen = o->listen,
                             .kv_listen = o->kv_listen,
+                            .kv_transport = o->kv_transport,
                             .isa = o->isa,
                             .threads = (int)o->threads,
                             .kv_pages = (int32_t)o->kv_pages,

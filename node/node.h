@@ -192,6 +192,7 @@ typedef struct node_options {
     const char *role;            /* "prefill" or "decode": what it tells the coordinator it is for */
     const char *model;           /* path */
     const char *listen, *kv_listen;              /* "host:port", port 0: any */
+    const char *kv_transport;    /* kvtransfer's; NULL: its first */
     const char *isa;             /* engine's; NULL: auto */
     int threads;                 /* of each rank; 0: what the machine allows */
     int rank, ranks;             /* of a tensor-parallel group; 0 and 1 ranks: alone */

@@ -166,7 +166,8 @@ static void fill_facts(node_process *p, const node_options *o) {
     snprintf(f->digest, sizeof f->digest, "%s", eng_gguf_digest(p->rank.gguf));
     snprintf(f->kv_type, sizeof f->kv_type, "%s", eng_kv_type_name(o->kv_type));
     snprintf(f->numerics, sizeof f->numerics, "%s/tp-%d/kv-%s", eng_model_numerics(p->rank.model), p->rank.count, f->kv_type);
-    snprintf(f->kv_layout, sizeof f->kv_layout, "L%dK%dh%d", shape->L, shape->K, shape->h);
+    snprintf(f->kv_layout, sizeof f->kv_layout, "L%dK%dh%d%s%s", shape->L, shape->K, shape->h, o->kv_transport ? "/" : "",
+             o->kv_transport ? o->kv_transport : "");
     for (int r = 0; r < p->rank.count; r++)
         used += (size_t)snprintf(p->kv_addresses + used, sizeof p->kv_addresses - used, "%s%s", r ? "," : "", p->rank.met[r].kv_address);
     f->kv_address = p->kv_addresses;

@@ -40,7 +40,7 @@ static status open_kvt(node_rank *k, const node_options *o, const node_limits *l
     const eng_shape *s = eng_model_shape(k->model);
     char pairing[120];
     snprintf(pairing, sizeof pairing, "%s L%dK%dh%d", eng_gguf_digest(k->gguf), s->L, s->K, s->h);
-    kvt_options options = {.listen = o->kv_listen, .pairing = pairing, .promises_max = l->sequences_max};
+    kvt_options options = {.listen = o->kv_listen, .transport = o->kv_transport, .pairing = pairing, .promises_max = l->sequences_max};
     TRY(kvt_node_open(&options, &k->kvt, err));
     if (strlen(kvt_node_address(k->kvt)) < NODE_ADDRESS_MAX) return ST_OK;
     return error_set(err, ST_BAD_INPUT, "--kv-listen: '%.100s' is longer than %d bytes", kvt_node_address(k->kvt), NODE_ADDRESS_MAX - 1);
