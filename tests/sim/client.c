@@ -2,12 +2,14 @@
 #include "tests/sim/sim.h"
 #include <string.h>
 
-/* The answer without a cluster: no pages, no batch, no faults. */
+/* The answer without a cluster: no pages, no batch, no faults; after the `emitted` tokens that stand. Read apart, the
+ * prompt's rows but the last are a prefill node's. */
 static void answer_alone(sim *s, sim_request *r) {
-    uint64_t state = 0, cells[SIM_LAYERS];
+    uint64_t state = 0, cells[SIM_LAYERS], numerics = sim_numerics(s, false);
     float logits[SIM_V];
-    int32_t count = r->prompt_count;
-    for (int32_t i = 0; i < count; i++) sim_engine_row(&state, r->tokens[i], cells);
+    int32_t count = r->prompt_count + r->emitted;
+    for (int32_t i = 0; i < count; i++)
+        sim_engine_row(&state, r->tokens[i], sim_numerics(s, r->apart && i < r->prompt_count - 1), cells);
     while (count < r->prompt_count + r->max_tokens) {
         eng_sampled sampled;
         sim_engine_logits(state, logits);
@@ -15,14 +17,29 @@ static void answer_alone(sim *s, sim_request *r) {
             sim_fail(s, "the reference can not be sampled");
         r->tokens[count++] = sampled.token;
         if (sampled.token == SIM_END_TOKEN && !r->ignore_eos) break;
-        sim_engine_row(&state, sampled.token, cells);
+        sim_engine_row(&state, sampled.token, numerics, cells);
     }
     r->answer_count = count - r->prompt_count;
+}
+
+static bool answered(const sim_request *r) {
+    bool ended = r->emitted && r->tokens[r->prompt_count + r->emitted - 1] == SIM_END_TOKEN && !r->ignore_eos;
+    return ended || r->emitted == r->max_tokens;
+}
+
+void sim_client_reread(sim *s, sim_request *r, bool apart) {
+    if (r->apart == apart) return;
+    r->apart = apart;
+    if (!answered(r)) answer_alone(s, r);
 }
 
 static void submit(sim *s, sim_event *at) {
     sim_request *r = &s->requests[at->a];
     if (r->finished) return;
+    if (s->apart && s->nodes[1].heard_life == 0) {           /* before it heard of a prefill node it knows of no border */
+        sim_at(s, s->now_us + 1000, submit)->a = at->a;
+        return;
+    }
     coord_event e = {.kind = COORD_SUBMIT, .request = (uint64_t)at->a + 1};
     char id[16];
     snprintf(id, sizeof id, "r%d", (int)at->a);
@@ -127,10 +144,21 @@ void sim_client_finish(sim *s, const coord_action *a) {
     finish(s, r);
 }
 
+/* A conversation goes on: what was answer to an earlier request is prompt to this one. */
+static const sim_request *earlier(sim *s, const sim_request *r, int32_t *shared) {
+    const sim_request *q = &s->requests[sim_range(s, 0, SIM_REQUESTS_MAX - 1)];
+    if (q >= r || !sim_chance(s, 0.7)) return NULL;
+    *shared = q->prompt_count + (int32_t)sim_range(s, 0, q->answer_count);
+    return q;
+}
+
 static void invent(sim *s, sim_request *r, int32_t bases[3][200], int longest) {
     const int32_t *base = bases[sim_range(s, 0, 2)];
     r->prompt_count = (int32_t)sim_range(s, 1, longest);
     int32_t shared = sim_chance(s, 0.7) ? (int32_t)sim_range(s, 0, r->prompt_count) : 0;
+    const sim_request *before = earlier(s, r, &shared);
+    if (before) base = before->tokens;
+    if (before && r->prompt_count < shared) r->prompt_count = shared < 200 ? shared : 200;
     for (int32_t i = 0; i < r->prompt_count; i++)
         r->tokens[i] = i < shared ? base[i] : (int32_t)sim_range(s, 0, SIM_V - 1);
     r->max_tokens = (int32_t)sim_range(s, 1, sim_chance(s, 0.5) ? 8 : 40);
@@ -138,7 +166,9 @@ static void invent(sim *s, sim_request *r, int32_t bases[3][200], int longest) {
     r->sampling.seed = sim_random(s);
     if (sim_chance(s, 0.5)) r->sampling.temperature = 1.0f;
     if (sim_chance(s, 0.2)) r->sampling.repetition = 1.3f;
-    r->salt = (uint64_t)sim_range(s, 0, 1);
+    r->salt = before ? before->salt : (uint64_t)sim_range(s, 0, 1);
+    r->apart = s->apart;
+    r->decode_node = -1;
     r->ignore_eos = sim_chance(s, 0.5);
     r->deadline_ms = INT64_MAX;
     r->submit_us = sim_range(s, 1000, s->heal_us);

@@ -50,6 +50,8 @@ static void say_end(sim *s, sim_stream *st, status code, const char *text) {
 
 static void say_token(sim *s, sim_stream *st, const node_event *e) {
     message m = {.e = {.kind = st->prefill ? COORD_FIRST_TOKEN : COORD_TOKENS}};
+    if (s->bug == BUG_HINT_SAID) m.e.kind = COORD_TOKENS;
+    if (!st->prefill) st->said++;
     m.token = e->token.sampled.token;
     m.e.tokens.index = e->token.index;
     m.e.tokens.count = 1;
@@ -80,6 +82,7 @@ void sim_coordinator_node_event(sim *s, sim_node *n, const node_event *e) {
         m.e.reserved.ticket = e->reserved.ticket;
         m.e.reserved.cached = e->reserved.cached;
         m.e.reserved.wanted = e->reserved.wanted;
+        s->seen[SEEN_APART_HIT] += st->apart && e->reserved.cached > 0;
         snprintf(m.address, sizeof m.address, "%d:%u", n->slot, n->life);
         say(s, st, &m);
         break;
@@ -103,6 +106,8 @@ void sim_coordinator_node_event(sim *s, sim_node *n, const node_event *e) {
         break;
     case NODE_END:
         st->ended = true;
+        s->seen[SEEN_APART_SHORT] += st->apart && e->end.st == ST_PEER_STALE;
+        s->seen[SEEN_APART_PREEMPTED] += st->apart && e->end.st == ST_AGAIN && st->said > 0;
         say_end(s, st, e->end.st, e->end.text);
         break;
     }
@@ -152,8 +157,25 @@ static int64_t to_node(sim *s, sim_stream *st) {
     return st->to_node_us = at_us > st->to_node_us ? at_us : st->to_node_us + 1;
 }
 
+/* A prompt is read apart in every attempt, unless no prefill node came for apart_ms: then the answer goes on from
+ * another reading of it. */
+static void check_apart(sim *s, sim_request *q, const coord_action *a) {
+    bool apart = a->decode.apart;
+    bool waited = s->limits.apart_ms < SIM_PATIENT_MS && s->now_us / 1000 >= q->submit_us / 1000 + s->limits.apart_ms;
+    if (apart != s->apart && !(s->apart && waited) && s->bug != BUG_NUMERICS_LOST)
+        sim_fail(s, "request %d: attempt %u reads its prompt %s", (int)a->request - 1, a->attempt,
+                 apart ? "apart" : "on the decode node");
+    if (s->bug != BUG_NUMERICS_LOST) sim_client_reread(s, q, apart);
+    s->seen[SEEN_APART] += apart;
+    s->seen[SEEN_APART_GAVE_UP] += s->apart && !apart;
+    s->seen[SEEN_APART_FAILOVER] += apart && q->emitted && q->decode_node != a->node;
+    s->seen[SEEN_APART_WAITED] += apart && a->attempt == 1 && s->now_us - q->submit_us >= 100000;
+    q->decode_node = a->node;
+}
+
 static void send_start(sim *s, const coord_action *a, bool prefill) {
-    const sim_request *q = &s->requests[a->request - 1];
+    sim_request *q = &s->requests[a->request - 1];
+    if (!prefill) check_apart(s, q, a);
     sim_stream *st = sim_alloc(sizeof *st);
     if (s->streams_count == s->streams_room) {
         s->streams_room = s->streams_room ? 2 * s->streams_room : 64;
@@ -162,13 +184,14 @@ static void send_start(sim *s, const coord_action *a, bool prefill) {
     s->streams[s->streams_count++] = st;
     *st = (sim_stream){.handle = (uint64_t)s->streams_count, .request = (int)a->request - 1,
                        .node = a->node, .attempt = a->attempt, .life = s->nodes[a->node].life,
-                       .prefill = prefill};
+                       .prefill = prefill, .apart = !prefill && a->decode.apart};
     start *m = sim_alloc(sizeof *m);
     const int32_t *tokens = prefill ? a->prefill.tokens : a->decode.tokens;
     int32_t count = prefill ? a->prefill.count : a->decode.count;
-    if (count != q->prompt_count + q->emitted || memcmp(tokens, q->tokens, (size_t)count * sizeof *tokens) != 0)
+    int32_t whole = q->prompt_count + (prefill && q->apart ? 0 : q->emitted);
+    if (count != whole || memcmp(tokens, q->tokens, (size_t)count * sizeof *tokens) != 0)
         sim_fail(s, "request %d: attempt %u begins with %d tokens, expected the %d of prompt and answer so far",
-                 st->request, st->attempt, count, q->prompt_count + q->emitted);
+                 st->request, st->attempt, count, whole);
     m->handle = st->handle;
     m->r = (node_request){.handle = st->handle, .id = "sim", .epoch = a->attempt, .count = count,
                           .prompt_count = q->prompt_count, .sampling = q->sampling, .salt = q->salt,
@@ -184,6 +207,8 @@ static void send_start(sim *s, const coord_action *a, bool prefill) {
     } else {
         m->r.max_tokens = a->decode.max_tokens;
         m->r.local_tokens_max = a->decode.local_tokens_max;
+        m->r.apart = st->apart && s->bug != BUG_APART_LOST;
+        if (st->apart && s->bug != BUG_SALT_LOST) m->r.salt ^= 2;        /* as coordinator/leg.c */
     }
     sim_event *e = sim_at_node(s, to_node(s, st), st->node, st->life, begin);
     e->dropped = no_answer;
@@ -264,6 +289,7 @@ static void beat(sim *s, sim_event *at) {
     *state = (coord_node){.role = n->prefill ? COORD_PREFILL : COORD_DECODE,
                           .draining = n->draining,
                           .epoch = s->bug == BUG_NODE_LOST_LOST ? 1 : n->life,
+                          .numerics = s->bug == BUG_NUMERICS_LOST ? 1 : n->numerics,
                           .capacity = n->sequences_max,
                           .pages_total = n->pages,
                           .pages_available = eng_pool_available(n->core->pool),
@@ -314,12 +340,11 @@ void sim_coordinator_gone(sim *s, sim_node *n) {
 }
 
 void sim_coordinator_create(sim *s) {
-    s->limits = coord_limits_default;
     s->limits.queue_max = (int32_t)sim_range(s, 0, 20);
     s->limits.requests_max = (int32_t)sim_range(s, 1, 40);
     s->limits.local_tokens_max = (int32_t)sim_range(s, 0, 32);
     s->limits.avoid_ms = (int32_t)sim_range(s, 20, 200);
-    s->limits.prefill = (coord_prefill_policy)sim_range(s, 0, 2);
+    s->limits.apart_ms = sim_chance(s, 0.2) ? (int32_t)sim_range(s, 10, 150) : SIM_PATIENT_MS;
     s->core = coord_core_create(&s->limits);
     s->tick_us = INT64_MAX;
     s->nodes_count = (int)sim_range(s, 2, SIM_NODES_MAX);

@@ -47,6 +47,15 @@ node/seq.c~s/        eng_pool_give(c->pool, tail);/        if (st != ST_OK) &/~t
 kvtransfer/promise.c~s/if (at->epoch != f->epoch) return KVT_REFUSE_EPOCH;//~frames of any epoch land
 kvtransfer/promise.c~s/    at->expires_ms = now_ms + at->lease_ms;/    at->expires_ms = INT64_MAX;/~a lease never ends once a frame has come
 kvtransfer/promise.c~s/    for (size_t row = 0; row < (size_t)at->g.layers/    for (size_t row = 0; row < (size_t)1/~a token counts as landed when its first layer has
+coordinator/request.c~s/if (r->apart || relay(c, r, e, SIDE_PREFILL))/if (relay(c, r, e, SIDE_PREFILL))/~apart: the prefill node's first token is said
+coordinator/request.c~s/a->prefill.count = r->apart ? r->prompt_count : r->count;/a->prefill.count = r->count;/~apart: a prefill node is sent answer tokens
+coordinator/request.c~s/r->apart_until_ms = c->now_ms + c->limits.apart_ms;/r->apart_until_ms = c->now_ms;/~apart: nobody waits for a prefill node
+coordinator/route.c~s/if (nodes\[i\].known \&\& /if (nodes[i].alive \&\& /~apart: with its prefill nodes lost a cluster has no border any more
+decode-node/decode.c~s/    if (lacks_prompt(s)) node_seq_end(c, s, ST_PEER_STALE.*/    if (0) return;/~apart: what did not land is computed on the decode node
+decode-node/decode.c~s/    if (lacks_prompt(s)) node_seq_end(c, s, ST_AGAIN.*//~apart: a prompt whose pages were lost is computed on the decode node
+decode-node/decode.c~s/return (s->request->apart ? s->request->prompt_count : s->count) - 1; }/return s->count - 1; }/~apart: answer positions are wanted of a prefill node
+node/seq.c~s/int32_t known = .*/int32_t known = s->ready;/~apart: answer pages are offered as prompt pages
+node/seq.c~s/(s->request->apart ? s->request->prompt_count : s->count) - 1;/s->count - 1;/~apart: answer positions are looked for among prompt pages
 TABLE
 echo "$((count - missed)) of $count mutants found"
 [ $missed -eq 0 ]

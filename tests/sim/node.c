@@ -13,9 +13,11 @@ void sim_engine_fold(uint64_t *state, const uint64_t cells[SIM_LAYERS]) {
     for (int l = 0; l < SIM_LAYERS; l++) *state = sim_mix(*state, cells[l]);
 }
 
+uint64_t sim_numerics(const sim *s, bool prefill) { return s->mixed && prefill ? 2 : 1; }
+
 /* The cells of one token from all that is before it, and the state with it. */
-void sim_engine_row(uint64_t *state, int32_t token, uint64_t cells[SIM_LAYERS]) {
-    for (int l = 0; l < SIM_LAYERS; l++) cells[l] = sim_mix(*state + (uint64_t)l, (uint64_t)token);
+void sim_engine_row(uint64_t *state, int32_t token, uint64_t numerics, uint64_t cells[SIM_LAYERS]) {
+    for (int l = 0; l < SIM_LAYERS; l++) cells[l] = sim_mix(*state + (uint64_t)l, numerics << 32 | (uint64_t)token);
     sim_engine_fold(state, cells);
 }
 
@@ -35,7 +37,18 @@ static void check_write(sim_node *n, int32_t page, const char *what) {
                  eng_pool_pins(n->core->pool, page));
 }
 
+/* Rows that this sequence had before: its pages were taken from it in between. */
+static void see_resumed(sim_node *n, const eng_rows *r) {
+    const node_seq *q = n->core->first;
+    while (q && q->blocks != r->blocks) q = q->next;
+    if (!q || !q->request->apart) return;
+    sim_stream *st = n->s->streams[q->request->handle - 1];
+    n->s->seen[SEEN_APART_RESUMED] += r->position < st->rows_end;
+    st->rows_end = r->position + r->count;
+}
+
 static float *compute(sim_node *n, const eng_rows *r, float *logits) {
+    see_resumed(n, r);
     uint64_t state = 0, cells[SIM_LAYERS];
     for (int32_t i = 0; i < r->position; i++) {
         int32_t page = r->blocks[i / n->P];
@@ -45,7 +58,7 @@ static float *compute(sim_node *n, const eng_rows *r, float *logits) {
     for (int32_t i = r->position; i < r->position + r->count; i++) {
         int32_t page = r->blocks[i / n->P];
         check_write(n, page, "a step");
-        sim_engine_row(&state, r->tokens[i - r->position], cells);
+        sim_engine_row(&state, r->tokens[i - r->position], n->numerics, cells);
         for (int l = 0; l < SIM_LAYERS; l++) *sim_node_cell(n, page, l, i % n->P) = cells[l];
         if (i < r->position + r->count - r->logits) continue;
         sim_engine_logits(state, logits);
@@ -128,6 +141,7 @@ void sim_node_create(sim *s, sim_node *n) {
     n->cells = sim_alloc((size_t)n->pages * SIM_LAYERS * (size_t)n->P * sizeof(uint64_t));
     n->page_ticket = sim_alloc((size_t)n->pages * sizeof(uint64_t));
     n->life = ++s->lives;
+    n->numerics = sim_numerics(s, n->prefill);
     n->alive = true;
     n->paused = n->draining = n->dying = n->step_due = false;
     n->local_us = n->lease_event_us = n->deaf_us = 0;

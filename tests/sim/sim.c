@@ -142,6 +142,10 @@ static void create(sim *s) {
     s->refusal = sim_chance(s, 0.5) ? 0 : 0.1;
     s->device = sim_chance(s, 0.7) ? 0 : 0.005;
     s->heal_us = sim_range(s, 50, 400) * 1000;
+    s->mixed = sim_chance(s, 0.4);
+    s->limits = coord_limits_default;
+    s->limits.prefill = (coord_prefill_policy)sim_range(s, 0, 2);
+    s->apart = s->mixed && s->limits.prefill != COORD_PREFILL_LOCAL;
     s->sampler = eng_sampler_create(SIM_V);
     sim_client_create(s);
     sim_coordinator_create(s);

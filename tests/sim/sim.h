@@ -11,6 +11,9 @@
  * KV cell holds a hash of all tokens up to its position, computed from the cells that are really
  * found in the pages; so a page that is missing, stale or someone else's changes the answer.
  *
+ * In some runs the prefill nodes compute by other numerics than the decode nodes. What a cell holds depends on who
+ * computed it, so a prompt's row computed on the wrong side, or found where it does not belong, changes the answer.
+ *
  * Phase 1: requests and faults. Phase 2: all is healed, and everything accepted must be answered with
  * the tokens a lone computation gives, every page must come back, and no stream may be left. */
 #ifndef BATON_TESTS_SIM_H
@@ -30,6 +33,7 @@ enum {
     SIM_TOKENS_MAX = 260,
     SIM_HEARTBEAT_US = 30000,
     SIM_END_TOKEN = 7,
+    SIM_PATIENT_MS = 60000,      /* longer than any run */
 };
 
 /* Planted with --bug N: each breaks a rule in the glue around the shipped code, the way a careless
@@ -52,7 +56,11 @@ enum {
     X(BUG_WRONG_HINT, "the prefill node's first token is another one")                              \
     X(BUG_JUDGED_NOT, "frames land whatever the judge says")                                        \
     X(BUG_TOKEN_LOST, "one token message is dropped")                                               \
-    X(BUG_ATTEMPT_MIXED, "events of an old attempt carry the number of the current one")
+    X(BUG_ATTEMPT_MIXED, "events of an old attempt carry the number of the current one")            \
+    X(BUG_NUMERICS_LOST, "the coordinator does not hear that the roles have different numerics")    \
+    X(BUG_APART_LOST, "the decode node does not hear that the prompt is read apart")                \
+    X(BUG_SALT_LOST, "prompts read apart and prompts read by decode nodes share pages")             \
+    X(BUG_HINT_SAID, "the prefill node's first token is passed on as the decode node's")
 
 typedef enum sim_bug {
     BUG_NONE,
@@ -74,7 +82,14 @@ typedef enum sim_bug {
     X(SEEN_REMOTE, "prompts computed remotely") X(SEEN_RETRIED, "attempts failed")                  \
     X(SEEN_MIGRATED, "answers begun by one attempt and ended by another")                           \
     X(SEEN_AGAIN, "requests refused at the door") X(SEEN_ANSWERED, "answers compared")              \
-    X(SEEN_CANCELED, "requests canceled") X(SEEN_LATE, "requests too late")
+    X(SEEN_CANCELED, "requests canceled") X(SEEN_LATE, "requests too late")                         \
+    X(SEEN_APART, "apart: attempts") X(SEEN_APART_HIT, "apart: prefixes found in the cache")        \
+    X(SEEN_APART_SHORT, "apart: prompts that did not come whole")                                   \
+    X(SEEN_APART_PREEMPTED, "apart: prompts lost to an older request")                              \
+    X(SEEN_APART_RESUMED, "apart: preempted, and the prompt was still there")                       \
+    X(SEEN_APART_FAILOVER, "apart: answers continued by another node")                              \
+    X(SEEN_APART_WAITED, "apart: requests that waited for a prefill node")                          \
+    X(SEEN_APART_GAVE_UP, "apart: prompts read by a decode node after all")
 
 typedef enum sim_seen {
 #define X(name, text) name,
@@ -105,8 +120,10 @@ typedef struct sim_stream {
     uint64_t handle;             /* index in streams + 1 */
     int request, node;
     uint32_t attempt, life;
-    bool prefill, broken, ended, done, canceled;
+    bool prefill, apart, broken, ended, done, canceled;
     int32_t reason;
+    int32_t rows_end;            /* decode: positions below it were computed or are about to be */
+    int32_t said;                /* decode: answer tokens */
     int64_t to_node_us, to_coord_us;         /* last delivery each way: streams keep their order */
     int64_t cancel_us;           /* when the cancel must have had its effect; 0: none */
 } sim_stream;
@@ -144,6 +161,7 @@ struct sim_node {
     sim *s;
     int slot;
     bool prefill, alive, paused, draining, dying;
+    uint64_t numerics;
     uint32_t life;               /* of the process; its epoch */
     node_core *core;
     kvt_promises *promises;
@@ -167,6 +185,8 @@ typedef struct sim_request {
     eng_sampling sampling;
     uint64_t salt;
     bool ignore_eos;
+    bool apart;                  /* tokens hold the answer to a prompt read apart */
+    int decode_node;             /* of the last attempt */
     int64_t submit_us, cancel_us, deadline_ms;           /* -1, INT64_MAX: none */
     int32_t stop_after;          /* tokens; 0: no */
     int32_t emitted;
@@ -187,6 +207,7 @@ struct sim {
     uint64_t events;
     coord_core *core;
     coord_limits limits;
+    bool mixed, apart;           /* the roles' numerics differ; and prompts are read by prefill nodes alone */
     int64_t tick_us;
     sim_node nodes[SIM_NODES_MAX];
     int nodes_count;
@@ -220,6 +241,8 @@ uint64_t sim_mix(uint64_t h, uint64_t x);
 
 /* client.c */
 void sim_client_create(sim *s);
+/* From here on the prompt was read apart, or was not: the answer changes from the next token on. */
+void sim_client_reread(sim *s, sim_request *r, bool apart);
 void sim_client_emit(sim *s, const coord_action *a);
 void sim_client_finish(sim *s, const coord_action *a);
 
@@ -240,7 +263,8 @@ void sim_node_awake(sim *s, sim_node *n);                /* something changed: s
 sim_event *sim_node_post(sim *s, sim_node *n, void (*run)(sim *, sim_event *));
 void sim_node_check(sim *s, sim_node *n, bool quiet);
 uint64_t *sim_node_cell(sim_node *n, int32_t page, int layer, int32_t at);
-void sim_engine_row(uint64_t *state, int32_t token, uint64_t cells[SIM_LAYERS]);
+uint64_t sim_numerics(const sim *s, bool prefill);
+void sim_engine_row(uint64_t *state, int32_t token, uint64_t numerics, uint64_t cells[SIM_LAYERS]);
 void sim_engine_fold(uint64_t *state, const uint64_t cells[SIM_LAYERS]);
 void sim_engine_logits(uint64_t state, float *logits);
 
