@@ -121,7 +121,7 @@ static void decode_dies_and_the_answer_goes_on(void **state) {
           {"dend 1.1 ST_PEER_LOST", "xP1.1>1 D1.2>2:12,L4"},
           {"tokens 1.1 @12 5", ""},              /* a zombie's */
           {"first 1.1 @12 5", ""},
-          {"reserved 1.2 0/11", "P1.2>1:0-11"},
+          {"reserved 1.2 0/11", "P1.2>1:0-11+2"},
           {"first 1.2 @12 9", "E1@12:9"},
           {"landed 1.2", ""},
           {"tokens 1.2 @12 9,6", "E1@13:6"},
@@ -242,6 +242,81 @@ static void node_lost_and_restarted(void **state) {
           {"node 0 D epoch=3", "xD3.1>0 D3.2>0:10,L*"});
 }
 
+/* ---- rule 6: prefill and decode nodes have different numerics ------------------------------------- */
+
+#define APART {"node 0 D num=1", ""}, {"node 1 P num=2", ""}
+
+static void apart_each_side_computes_its_own(void **state) {
+    (void)state;
+    STORY(&limits, APART,
+          {"submit 1", "D1.1>0:10,L0A"},
+          {"reserved 1.1 0/9", "P1.1>1:0-9"},
+          {"first 1.1 @10 7", ""},               /* the prefill node's own numerics, so not the answer's */
+          {"sent 1.1", ""}, {"landed 1.1", ""}, {"pend 1.1 ST_OK", ""},
+          {"tokens 1.1 @10 8,9", "E1@10:8,9"},   /* and no disagreement */
+          {"dend 1.1 done", "F1:ST_OK/2"},
+          {"submit 2", "D2.1>0:10,L0A"},
+          {"reserved 2.1 9/9", ""},              /* all of it was cached */
+          {"tokens 2.1 @10 8", "E2@10:8"});
+    STORY(&limits, {"node 0 D num=1", ""}, {"node 1 P num=1", ""},
+          {"submit 1", "D1.1>0:10,L4"}, {"reserved 1.1 0/9", "P1.1>1:0-9"}, {"first 1.1 @10 7", "E1@10:7"});
+    limits.prefill = COORD_PREFILL_LOCAL;        /* then decode nodes read every prompt */
+    STORY(&limits, APART, {"submit 1", "D1.1>0:10,L*"}, {"lost 1", ""}, {"submit 2", "D2.1>0:10,L*"});
+}
+
+static void apart_after_a_failover(void **state) {
+    (void)state;
+    STORY(&limits, APART, {"node 2 D num=1", ""},
+          {"submit 1 max=9", "D1.1>0:10,L0A"},
+          {"reserved 1.1 0/9", "P1.1>1:0-9"},
+          {"landed 1.1", ""}, {"pend 1.1 ST_OK", ""},
+          {"tokens 1.1 @10 7,8", "E1@10:7,8"},
+          {"dend 1.1 ST_PEER_LOST", "D1.2>2:12,L0A"},
+          {"reserved 1.2 0/9", "P1.2>1:0-9"},    /* the prompt, not the answer so far */
+          {"dend 1.2 ST_PEER_STALE", "xP1.2>1 D1.3>2:12,L0A"},       /* it landed short */
+          {"reserved 1.3 3/9", "P1.3>1:3-9"},
+          {"landed 1.3", ""}, {"pend 1.3 ST_OK", ""},
+          {"tokens 1.3 @12 9", "E1@12:9"},
+          {"dend 1.3 ST_AGAIN", ""},             /* its prompt went to an older request */
+          {"at 50", "D1.4>2:13,L0A"},
+          {"reserved 1.4 0/11", "xD1.4>2"},               /* answer positions: not what was asked */
+          {"at 150", "D1.5>2:13,L0A"});
+}
+
+static void apart_waits_for_a_prefill_node(void **state) {
+    (void)state;
+    limits.apart_ms = 300;
+    STORY(&limits, APART, {"lost 1", ""},
+          {"submit 1", ""},
+          {"at 100", ""}, {"node 1 P num=2", ""},
+          {"at 200", "D1.1>0:10,L0A"},           /* waiting requests look again every 100 ms */
+          {"lost 1", ""},                        /* it is lost before it is asked: the next wait is a new one */
+          {"reserved 1.1 0/9", "xD1.1>0"},
+          {"at 300", ""}, {"at 400", ""}, {"at 499", ""}, {"node 1 P num=2", ""},
+          {"at 500", "D1.2>0:10,L0A"},
+          {"reserved 1.2 0/9", "P1.2>1:0-9"},
+          {"pend 1.2 ST_DEVICE", "xD1.2>0"},     /* the only one, and it is avoided for 100 ms */
+          {"at 600", "D1.3>0:10,L0A"},
+          {"cancel 1", "xD1.3>0 F1:ST_CANCELED/0"});
+    STORY(&limits, APART, {"node 1 P num=2 drain", ""},
+          {"submit 1", ""}, {"submit 2 deadline=150", ""}, {"submit 3", ""}, {"cancel 3", "F3:ST_CANCELED/0"},
+          {"at 100", ""}, {"at 150", "F2:ST_DEADLINE/0"}, {"at 200", ""}, {"at 299", ""},
+          {"at 300", "D1.1>0:10,L*"},            /* nobody came: the decode node reads it after all */
+          {"reserved 1.1 0/0", ""}, {"tokens 1.1 @10 7", "E1@10:7"},
+          {"dend 1.1 ST_AGAIN", ""},
+          {"at 350", "D1.2>0:11,L*"},            /* and does not wait once more */
+          {"dend 1.2 ST_AGAIN", ""}, {"node 1 P num=2", ""}, {"at 400", "D1.3>0:11,L0A"});
+}
+
+/* Who waits for a prefill node keeps no one else from a decode node that needs none. */
+static void apart_waiting_holds_nobody_up(void **state) {
+    (void)state;
+    STORY(&limits, {"node 0 D num=1", ""}, {"node 1 P num=2", ""}, {"lost 1", ""},
+          {"submit 1", ""},
+          {"node 2 D num=2", ""},
+          {"submit 2 prefer=2", "D2.1>2:10,L*"});
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(remote_prefill_to_the_end, setup),
@@ -261,6 +336,10 @@ int main(void) {
         cmocka_unit_test_setup(cancel_at_every_stage, setup),
         cmocka_unit_test_setup(stop_and_deadline, setup),
         cmocka_unit_test_setup(node_lost_and_restarted, setup),
+        cmocka_unit_test_setup(apart_each_side_computes_its_own, setup),
+        cmocka_unit_test_setup(apart_after_a_failover, setup),
+        cmocka_unit_test_setup(apart_waits_for_a_prefill_node, setup),
+        cmocka_unit_test_setup(apart_waiting_holds_nobody_up, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

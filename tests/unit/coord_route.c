@@ -87,7 +87,28 @@ static void local_tokens(void **state) {
     assert_int_equal(coord_route_local_tokens(&l, -1), INT32_MAX);
 }
 
+/* A border is there as long as a prefill node of other numerics is known, lost or not. */
+static void apart(void **state) {
+    (void)state;
+    coord_limits l = {.prefill = COORD_PREFILL_AUTO};
+    coord_entry nodes[4] = {{.known = true, .alive = true, .state = {.role = COORD_DECODE, .numerics = 1}},
+                            {.known = true, .alive = true, .state = {.role = COORD_PREFILL, .numerics = 1}},
+                            {.known = true, .alive = true, .state = {.role = COORD_DECODE, .numerics = 2}}};
+    assert_false(coord_route_apart(&l, nodes, 4, 0));      /* other decode nodes do not matter, nor do unknown ones */
+    assert_true(coord_route_apart(&l, nodes, 4, 2));
+    nodes[3] = (coord_entry){.known = true, .alive = true, .state = {.role = COORD_PREFILL, .numerics = 3}};
+    assert_true(coord_route_apart(&l, nodes, 4, 0));
+    assert_false(coord_route_apart(&l, nodes, 3, 0));
+    nodes[3].alive = false;
+    assert_true(coord_route_apart(&l, nodes, 4, 0));
+    l.prefill = COORD_PREFILL_LOCAL;
+    assert_false(coord_route_apart(&l, nodes, 4, 0));
+    l.prefill = COORD_PREFILL_REMOTE;
+    assert_true(coord_route_apart(&l, nodes, 4, 0));
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(chooses), cmocka_unit_test(local_tokens)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(chooses), cmocka_unit_test(local_tokens),
+                                       cmocka_unit_test(apart)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

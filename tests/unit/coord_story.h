@@ -1,13 +1,13 @@
 /* coord_story.h -- the coordinator's core told as a story: an event a line, and the actions it must give.
  *
  * Events, request 1 in its attempt 2 being "1.2"; every prompt has 10 tokens:
- *   node N D|P [cap=C] [epoch=E] [drain]   lost N   at MS (a tick)   cancel R   stop R
+ *   node N D|P [cap=C] [epoch=E] [num=X] [drain]   lost N   at MS (a tick)   cancel R   stop R
  *   submit R [max=M] [prefer=N] [deadline=MS]
  *   reserved R.A CACHED/WANTED   landed R.A   sent R.A   tokens R.A @INDEX T,T   first R.A @INDEX T
  *   dend R.A STATUS|done         pend R.A STATUS
  * Actions, blank between them, "" for none:
- *   D1.1>0:10,L32   Decode of 10 tokens on node 0, local_tokens_max 32 (L* : all)
- *   P1.1>2:0-9      Prefill on node 2, skip 0, send_end 9
+ *   D1.1>0:10,L32   Decode of 10 tokens on node 0, local_tokens_max 32 (L* : all; a last A: its prompt is read apart)
+ *   P1.1>2:0-9      Prefill on node 2, skip 0, send_end 9 (a last +2: two answer tokens go with the prompt)
  *   xD1.1>0 xP1.1>2 cancels      E1@10:7,8  emit      F1:ST_OK/2  finish, reason 2 */
 #ifndef BATON_TESTS_COORD_STORY_H
 #define BATON_TESTS_COORD_STORY_H
@@ -55,10 +55,13 @@ static inline void write_action(char *out, size_t room, const coord_action *a) {
         used += snprintf(out + used, room - (size_t)used, ".%u>%d", a->attempt, a->node);
     out += used;
     room -= (size_t)used;
+    const char *apart = a->kind == COORD_DO_DECODE && a->decode.apart ? "A" : "";
     if (a->kind == COORD_DO_DECODE && a->decode.local_tokens_max == INT32_MAX)
-        snprintf(out, room, ":%d,L*", a->decode.count);
+        snprintf(out, room, ":%d,L*%s", a->decode.count, apart);
     else if (a->kind == COORD_DO_DECODE)
-        snprintf(out, room, ":%d,L%d", a->decode.count, a->decode.local_tokens_max);
+        snprintf(out, room, ":%d,L%d%s", a->decode.count, a->decode.local_tokens_max, apart);
+    else if (a->kind == COORD_DO_PREFILL && a->prefill.count > a->prefill.prompt_count)
+        snprintf(out, room, ":%d-%d+%d", a->prefill.skip, a->prefill.send_end, a->prefill.count - a->prefill.prompt_count);
     else if (a->kind == COORD_DO_PREFILL)
         snprintf(out, room, ":%d-%d", a->prefill.skip, a->prefill.send_end);
     else if (a->kind == COORD_DO_FINISH)
@@ -87,6 +90,7 @@ static inline void tell_node(coord_event *e, const char *text) {
     e->node_state.role = role == 'D' ? COORD_DECODE : COORD_PREFILL;
     e->node_state.capacity = number_after(text, "cap=", 4);
     e->node_state.epoch = (uint64_t)number_after(text, "epoch=", 1);
+    e->node_state.numerics = (uint64_t)number_after(text, "num=", 0);
     e->node_state.draining = strstr(text, "drain") != NULL;
 }
 

@@ -303,6 +303,149 @@ static void a_slow_reader_holds_nobody_up(void **state) {
     fake_destroy(f);
 }
 
+/* ---- rule 4: the prompt is computed apart ---------------------------------------------------------- */
+
+enum { READER = 5 };             /* the prefill node's numerics */
+
+/* tokens: a prompt of prompt_count and what of the answer is known. */
+static void submit_apart(fake_node *f, uint64_t handle, const int32_t *tokens, int32_t count, int32_t prompt_count,
+                         int32_t max_tokens) {
+    node_request *r = fake_request(handle, tokens, count, max_tokens);
+    r->apart = true;
+    r->prompt_count = prompt_count;
+    f->sender = READER;
+    node_core_submit(f->core, &decode_role, r, f->now_us);
+}
+
+/* The prompt comes whole. */
+static void read_apart(fake_node *f, uint64_t handle, const int32_t *tokens, int32_t prompt_count, int32_t max_tokens) {
+    submit_apart(f, handle, tokens, prompt_count, prompt_count, max_tokens);
+    const fake_promise *p = fake_promise_of(f, handle);
+    assert_non_null(p);
+    assert_int_equal(p->end, prompt_count - 1);
+    fake_land(f, handle, tokens, p->end - p->first, ST_OK);
+}
+
+/* prompt (count) is followed by its right answer (max_tokens), of which `known` were given. */
+static void assert_apart_answer(const fake_node *f, uint64_t handle, const int32_t *prompt, int32_t count, int32_t known,
+                                int32_t max_tokens) {
+    int32_t got[256];
+    assert_int_equal(fake_tokens(f, handle, count + known, got), max_tokens - known);
+    assert_memory_equal(got, prompt + count + known, (size_t)(max_tokens - known) * sizeof *got);
+    assert_int_equal(fake_end(f, handle), ST_OK);
+}
+
+static void expect_apart(int32_t *prompt, int32_t count, int32_t max_tokens) {
+    int32_t n = fake_expect_apart(&eng_sampling_default, -1, prompt, count, max_tokens, READER, prompt + count);
+    assert_int_equal(n, max_tokens);
+}
+
+/* However much of the answer is known, the prompt and no more is wanted; the rest is computed here. */
+static void apart_wants_the_prompt_alone(void **state) {
+    (void)state;
+    int32_t all[60];
+    fake_prompt(all, 40, 0, 2);
+    expect_apart(all, 40, 9);
+    for (int32_t known = 0; known < 9; known++) {
+        fake_node *f = fake_create(&limits);
+        submit_apart(f, 1, all, 40 + known, 40, 9);        /* local_tokens_max does not matter */
+        const node_event *e = fake_event(f, 1, NODE_RESERVED);
+        assert_true(e->reserved.ticket != 0 && e->reserved.cached == 0);
+        assert_int_equal(e->reserved.wanted, 39);
+        assert_int_equal(fake_promise_of(f, 1)->end, 39);
+        fake_land(f, 1, all, 39, known % 2 ? ST_PEER_LOST : ST_OK);    /* all of it came: how it ended is no matter */
+        fake_run(f, 100);
+        assert_apart_answer(f, 1, all, 40, known, 9);
+        fake_assert_pages_back(f);
+        fake_destroy(f);
+    }
+    fake_node *f = fake_create(&limits);                   /* a prompt of one token has nothing to come */
+    expect_apart(all, 1, 9);
+    submit_apart(f, 1, all, 1, 1, 9);
+    assert_int_equal(fake_event(f, 1, NODE_RESERVED)->reserved.ticket, 0);
+    fake_run(f, 100);
+    assert_apart_answer(f, 1, all, 1, 0, 9);
+    fake_destroy(f);
+}
+
+static void apart_landed_short_is_the_end(void **state) {
+    (void)state;
+    int32_t prompt[40];
+    fake_prompt(prompt, 40, 0, 2);
+    for (int32_t landed = 0; landed < 39; landed++) {
+        fake_node *f = fake_create(&limits);
+        submit_apart(f, 1, prompt, 40, 40, 9);
+        if (landed % 2) node_core_landing(f->core, 1);
+        fake_land(f, 1, prompt, landed, ST_PEER_LOST);
+        assert_int_equal(fake_end(f, 1), ST_PEER_STALE);
+        assert_null(fake_event(f, 1, NODE_LANDED));
+        assert_int_equal(fake_run(f, 100), 0);
+        fake_assert_pages_back(f);
+        submit_apart(f, 2, prompt, 40, 40, 9);             /* and nothing of it is found again */
+        assert_int_equal(fake_event(f, 2, NODE_RESERVED)->reserved.cached, 0);
+        node_core_cancel(f->core, 2);
+        fake_land(f, 2, prompt, 0, ST_CANCELED);
+        fake_destroy(f);
+    }
+}
+
+/* Preempted, one whose prompt is still cached goes on, and one whose prompt is not ends. The cache keeps full pages, so
+ * a prompt of 10 tokens in pages of 4 always lacks its ninth. */
+static void apart_preempted(void **state) {
+    (void)state;
+    for (int32_t count = 9; count <= 10; count++) {
+        node_limits small = limits;
+        small.pages = 24;
+        fake_node *f = fake_create(&small);
+        int32_t prompts[6][70];
+        node_counts counts;
+        int finished = 0;
+        for (uint64_t i = 0; i < 6; i++) {
+            fake_prompt(prompts[i], count, 0, i);
+            expect_apart(prompts[i], count, 60);
+            read_apart(f, i, prompts[i], count, 60);
+        }
+        fake_run(f, 10000);
+        node_core_counts(f->core, &counts);
+        assert_true(counts.preemptions > 0);
+        for (uint64_t i = 0; i < 6; i++) {
+            bool whole = fake_end(f, i) == ST_OK;
+            finished += whole;
+            if (whole) assert_apart_answer(f, i, prompts[i], count, 0, 60);
+            else assert_int_equal(fake_end(f, i), ST_AGAIN);
+        }
+        assert_true(count == 10 ? finished + counts.preemptions == 6 : finished + counts.preemptions > 6);
+        assert_true(finished < 6);
+        fake_assert_pages_back(f);
+        fake_destroy(f);
+    }
+}
+
+/* An answer's pages are not for those to whom the same tokens are prompt, nor a prompt's for whom they are answer. */
+static void apart_prompts_and_answers_share_no_page(void **state) {
+    (void)state;
+    int32_t all[80], copy[80];
+    fake_node *f = fake_create(&limits);
+    fake_prompt(all, 10, 0, 4);
+    expect_apart(all, 10, 20);
+    read_apart(f, 1, all, 10, 20);
+    fake_run(f, 100);
+    assert_apart_answer(f, 1, all, 10, 0, 20);
+    memcpy(copy, all, sizeof copy);
+    expect_apart(copy, 30, 9);                             /* the conversation goes on */
+    read_apart(f, 2, copy, 30, 9);
+    assert_int_equal(fake_event(f, 2, NODE_RESERVED)->reserved.cached, 8);         /* two full pages of the first prompt */
+    fake_run(f, 100);
+    assert_apart_answer(f, 2, copy, 30, 0, 9);
+    submit_apart(f, 3, all, 25, 10, 20);                   /* the first one's failover: pages of all 25 are there */
+    const node_event *e = fake_event(f, 3, NODE_RESERVED);
+    assert_true(e->reserved.ticket == 0 && e->reserved.cached == 9 && e->reserved.wanted == 9);
+    fake_run(f, 100);
+    assert_apart_answer(f, 3, all, 10, 15, 20);
+    fake_assert_pages_back(f);
+    fake_destroy(f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(local_prefill_answers), cmocka_unit_test(transfer_that_lands_whole_or_in_part),
@@ -311,6 +454,8 @@ int main(void) {
         cmocka_unit_test(cancel_at_every_state), cmocka_unit_test(refusals_say_numbers),
         cmocka_unit_test(preempted_and_the_same_bytes),
         cmocka_unit_test(newcomers_do_not_pass_who_waits), cmocka_unit_test(twins_do_not_block_each_other),
-        cmocka_unit_test(a_slow_reader_holds_nobody_up)};
+        cmocka_unit_test(a_slow_reader_holds_nobody_up),
+        cmocka_unit_test(apart_wants_the_prompt_alone), cmocka_unit_test(apart_landed_short_is_the_end),
+        cmocka_unit_test(apart_preempted), cmocka_unit_test(apart_prompts_and_answers_share_no_page)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

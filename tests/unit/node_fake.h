@@ -3,8 +3,8 @@
  *
  * The fake KV of a token is a hash of all tokens up to it, kept in the page and slot the core chose; the
  * next row reads its predecessor's hash from there, and its logits are a function of the new one. So a
- * page mixed up, not copied, not computed or given too early changes the answer. fake_expect() says
- * what the answer must be. */
+ * page mixed up, not copied, not computed or given too early changes the answer. A row's hash depends on the numerics of
+ * the node that computed it. fake_expect() and fake_expect_apart() say what the answer must be. */
 #ifndef BATON_TESTS_NODE_FAKE_H
 #define BATON_TESTS_NODE_FAKE_H
 
@@ -46,7 +46,7 @@ typedef struct fake_node {
     fake_promise promises[FAKE_LINKS];
     fake_send sends[FAKE_LINKS];
     int promises_count, sends_count;
-    uint64_t tickets;
+    uint64_t tickets, sender;    /* sender: numerics of who computes what lands; this node's are 0 */
     int end_token;               /* -1: none */
     int rows_most, entries_most; /* seen in one step */
     status step_fails, promise_fails, send_fails;
@@ -57,6 +57,10 @@ static inline uint64_t fake_mix(uint64_t a, uint64_t b) {
     a ^= b + 0x9e3779b97f4a7c15u + (a << 6) + (a >> 2);
     a *= 0xff51afd7ed558ccdu;
     return a ^ (a >> 33);
+}
+
+static inline uint64_t fake_row(uint64_t before, int32_t token, uint64_t numerics) {
+    return fake_mix(before, numerics << 32 | (uint64_t)token);
 }
 
 static inline void fake_logits(uint64_t hash, float *out) {
@@ -78,7 +82,7 @@ static inline status fake_step(void *ctx, const eng_rows *rows, int count, const
         for (int32_t j = 0; j < rows[i].count; j++) {
             int32_t p = rows[i].position + j;
             uint64_t before = p ? *fake_slot(f, rows[i].blocks, p - 1) : 1;
-            uint64_t hash = fake_mix(before, (uint64_t)rows[i].tokens[j]);
+            uint64_t hash = fake_row(before, rows[i].tokens[j], 0);
             *fake_slot(f, rows[i].blocks, p) = hash;
             if (j >= rows[i].count - rows[i].logits) fake_logits(hash, f->logits + wanted++ * FAKE_V);
         }
@@ -221,27 +225,33 @@ static inline void fake_prompt(int32_t *out, int32_t count, int32_t shared, uint
         out[i] = (int32_t)(fake_mix(i < shared ? 7 : seed + 100, (uint64_t)i) % (FAKE_V - 1));
 }
 
-/* The answer that is right: what a lone sequence with fresh pages gives. Returns how many tokens. */
-static inline int32_t fake_expect(const eng_sampling *p, int32_t end_token, const int32_t *prompt,
-                                  int32_t count, int32_t max_tokens, int32_t *out) {
+/* The answer that is right: what a lone sequence with fresh pages gives, its prompt but for the last token computed by
+ * `reader`. Returns how many tokens. */
+static inline int32_t fake_expect_apart(const eng_sampling *p, int32_t end_token, const int32_t *prompt,
+                                        int32_t count, int32_t max_tokens, uint64_t reader, int32_t *out) {
     int32_t all[4096];
     float logits[FAKE_V];
     eng_sampler *sampler = eng_sampler_create(FAKE_V);
     uint64_t hash = 1;
     memcpy(all, prompt, (size_t)count * sizeof *all);
-    for (int32_t i = 0; i < count; i++) hash = fake_mix(hash, (uint64_t)all[i]);
+    for (int32_t i = 0; i < count; i++) hash = fake_row(hash, all[i], i < count - 1 ? reader : 0);
     int32_t n = 0;
     while (n < max_tokens) {
         eng_sampled got;
         fake_logits(hash, logits);
         assert_int_equal(eng_sample(sampler, p, logits, all, count, count + n, &got), ST_OK);
         all[count + n] = out[n] = got.token;
-        hash = fake_mix(hash, (uint64_t)got.token);
+        hash = fake_row(hash, got.token, 0);
         n++;
         if (got.token == end_token) break;
     }
     eng_sampler_destroy(sampler);
     return n;
+}
+
+static inline int32_t fake_expect(const eng_sampling *p, int32_t end_token, const int32_t *prompt,
+                                  int32_t count, int32_t max_tokens, int32_t *out) {
+    return fake_expect_apart(p, end_token, prompt, count, max_tokens, 0, out);
 }
 
 /* ---- looking ---------------------------------------------------------------------------------------- */
@@ -305,7 +315,7 @@ static inline void fake_land(fake_node *f, uint64_t handle, const int32_t *token
     assert_true(p && p->open);
     uint64_t hash = 1;
     for (int32_t i = 0; i < p->first + landed; i++) {
-        hash = fake_mix(hash, (uint64_t)tokens[i]);
+        hash = fake_row(hash, tokens[i], f->sender);
         if (i >= p->first) *fake_slot(f, p->blocks, i) = hash;
     }
     p->open = false;
