@@ -227,8 +227,10 @@ status node_transfer_send(node_rank *k, const node_order *o, error *err) {
         kvt_geometry g = geometry_of(k, targets[i].head_first, targets[i].heads, o->type);
         part *x = &t->part[i];
         x->t = t;
-        x->st = kvt_send_open(k->kvt, targets[i].address, o->ticket, o->epoch, &g, SEND_TIMEOUT_MS, &source, x, &x->send);
-        if (x->st == ST_OK) continue;
+        /* Its end may be told before this returns: x->st is the kvt thread's then. */
+        status st = kvt_send_open(k->kvt, targets[i].address, o->ticket, o->epoch, &g, SEND_TIMEOUT_MS, &source, x, &x->send);
+        if (st == ST_OK) continue;
+        x->st = st;
         atomic_store(&t->failed, true);
         part_ended(t);
     }
