@@ -106,8 +106,9 @@ void node_watch_on_control(rpc_call *call, const ProtobufCMessage *message, void
 /* link.c */
 status node_link_open(node_process *p, node_io *io, error *err);
 void node_link_close(node_process *p);
-/* Between steps: hears the other ranks where a transfer waits for them or none has been told anything for long. */
-void node_link_turn(node_process *p);
+/* Between steps: hears the other ranks where a transfer waits for them or none has been told anything for long. true:
+ * one had something to say, so there may be something to compute or to tell. */
+bool node_link_turn(node_process *p);
 void node_link_figures(const node_process *p, node_rank_figures out[COLL_RANKS_MAX]);     /* as of the last time they were heard */
 int node_link_sleep_ms(const node_process *p);           /* how long the engine thread may wait for a message */
 

@@ -218,17 +218,20 @@ static bool awaits_others(const node_process *p) {
     return p->rank.group && p->link->first;
 }
 
-static void ask(node_process *p) {
+static bool ask(node_process *p) {
     error err;
     node_link *l = p->link;
+    int count = 0;
     if (eng_ask(p->rank.model, l->answers, sizeof *l->answers, &err) != ST_OK) node_rank_lost(&err);
     l->told_ms = clock_now_ms();
     for (int r = 1; r < p->rank.count; r++)
-        for (int i = 0; i < l->answers[r].count && i < NODE_ANSWER_HEARD; i++) heard(p, &l->answers[r].heard[i]);
+        for (int i = 0; i < l->answers[r].count && i < NODE_ANSWER_HEARD; i++, count++) heard(p, &l->answers[r].heard[i]);
+    return count > 0;
 }
 
-void node_link_turn(node_process *p) {
-    if (awaits_others(p) || (p->rank.group && clock_now_ms() - p->link->told_ms >= NODE_BEAT_MS)) ask(p);
+bool node_link_turn(node_process *p) {
+    bool due = awaits_others(p) || (p->rank.group && clock_now_ms() - p->link->told_ms >= NODE_BEAT_MS);
+    return due && ask(p);
 }
 
 void node_link_figures(const node_process *p, node_rank_figures out[COLL_RANKS_MAX]) {

@@ -103,7 +103,7 @@ static void *run_engine(void *process) {
         flush_outbox(p);                                   /* what was reserved need not wait for a step */
         busy = node_core_step(p->core, clock_now_us());
         flush_outbox(p);
-        node_link_turn(p);
+        busy = node_link_turn(p) || busy;
     }
     return NULL;
 }
