@@ -130,6 +130,12 @@ static void tell_order(node_process *p, node_note_kind kind, const node_order *o
     tell(p, &n, o->blocks);
 }
 
+/* Notes are not waited for. Whoever is told a ticket may use it at once, so first every rank has its promise. */
+static void await_promises(node_process *p) {
+    error err;
+    if (eng_ask(p->rank.model, p->link->answers, 0, &err) != ST_OK) node_rank_lost(&err);
+}
+
 static passage *create(node_process *p, const node_seq *s, const node_order *o, bool receives) {
     passage *x = mem_zalloc(1, sizeof *x);
     if (!x) return NULL;
@@ -152,9 +158,13 @@ static status promise(void *ctx, node_seq *s, uint64_t ticket, uint32_t epoch, i
     passage *x = create(p, s, &o, true);
     if (!x) return ST_NO_MEMORY;
     status st = node_transfer_promise(&p->rank, &o);
-    if (st == ST_OK) tell_order(p, NODE_NOTE_PROMISE, &o, s->blocks_count);
-    else drop(p, x);
-    return st;
+    if (st != ST_OK) {
+        drop(p, x);
+        return st;
+    }
+    tell_order(p, NODE_NOTE_PROMISE, &o, s->blocks_count);
+    await_promises(p);
+    return ST_OK;
 }
 
 static void revoke(void *ctx, uint64_t ticket) {
