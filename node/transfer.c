@@ -141,13 +141,14 @@ static void pack(void *ctx, const kvt_frame *f, void *out) {
     atomic_fetch_add_explicit(&x->t->k->bytes_out, f->payload_bytes, memory_order_relaxed);
 }
 
-/* The last one speaks for all: the first failure, the sum of bytes, the longest time. */
+/* The last one speaks for all: a failure, if there was one (rather than what was aborted because of it), the sum of
+ * bytes, the longest time. */
 static void part_ended(node_transfer *t) {
     node_heard *h = &t->over.heard;
     if (atomic_fetch_sub(&t->left, 1) > 1) return;
     for (int i = 0; i < t->parts; i++) {
         const part *x = &t->part[i];
-        if (h->st == ST_OK) h->st = (int32_t)x->st;
+        if (h->st == ST_OK || (h->st == ST_CANCELED && x->st != ST_OK)) h->st = (int32_t)x->st;
         if (h->wire_us < x->wire_us) h->wire_us = x->wire_us;
         h->bytes += x->bytes;
     }
