@@ -4,3 +4,6 @@ baton_test(unit/node_core prefill-node decode-node)
 baton_test(unit/prefill_prefill prefill-node decode-node)
 baton_test(unit/decode_decode prefill-node decode-node)
 baton_test(unit/node_process prefill-node decode-node)
+# A rank's end of a transfer is made to fail by these.
+baton_test(unit/node_ranks prefill-node decode-node m)
+target_link_options(test_unit_node_ranks PRIVATE -Wl,--wrap=kvt_promise -Wl,--wrap=kvt_send_open -Wl,--wrap=mailbox_wait)

@@ -1,192 +1,15 @@
 /* Tests node/process.c, session.c, watch.c, link.c and both roles' service.c: a prefill and a decode node in
  * one process, over loopback, with a tiny model, driven by client streams as a coordinator would. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-#include "decode-node/decode.h"
-#include "node/service.h"
-#include "prefill-node/prefill.h"
+#include "tests/unit/node_client.h"
 #include "tests/unit/tiny_gguf.h"
 
-enum { PAGES = 192, P = 8, ANSWER_MAX = 1500 };
+enum { PAGES = 192, P = 8 };
 
-static const rpc_method decode_method = {"/baton.node.v1.Node/Decode", RPC_SERVER_STREAM,
-                                         &baton__node__v1__decode_request__descriptor,
-                                         &baton__node__v1__decode_event__descriptor, NULL};
-static const rpc_method prefill_method = {"/baton.node.v1.Node/Prefill", RPC_SERVER_STREAM,
-                                          &baton__node__v1__prefill_request__descriptor,
-                                          &baton__node__v1__prefill_event__descriptor, NULL};
-static const rpc_method watch_method = {"/baton.node.v1.Node/Watch", RPC_SERVER_STREAM,
-                                        &baton__node__v1__watch_request__descriptor,
-                                        &baton__node__v1__node_state__descriptor, NULL};
 static const rpc_method control_method = {"/baton.node.v1.Node/Control", RPC_UNARY,
                                           &baton__node__v1__control_request__descriptor,
                                           &baton__node__v1__node_state__descriptor, NULL};
 
 static char model_path[] = "/tmp/baton-node-XXXXXX";
-static rpc_loop *loop;           /* the clients' loop: run by the test's own thread */
-static node_process *nodes[2];   /* prefill, decode */
-static rpc_channel *channels[2];
-static char digest[40], numerics[96], layout[48], kv_type[8];
-
-/* ---- one request, driven as a coordinator drives it --------------------------------------------------- */
-
-typedef struct request {
-    int32_t prompt[128], count, max_tokens, local_tokens_max;
-    eng_sampling sampling;
-    bool no_prefill;             /* the prefill node never comes */
-    int cancel_after;            /* events; 0: never */
-    uint32_t lease_ms;
-    /* what happened */
-    rpc_stream *decode, *prefill;
-    int events;
-    int32_t answer[ANSWER_MAX], answered;
-    int32_t first_token, reason, landed_status, wanted, cached;
-    uint64_t sent_bytes;
-    status end, prefill_end;
-    char text[300];
-} request;
-
-static int running;              /* streams open */
-
-static void stream_over(void) {
-    if (--running == 0) rpc_loop_stop(loop);
-}
-
-static void fill_pairing(Baton__Node__V1__Pairing *out) {
-    baton__node__v1__pairing__init(out);
-    out->protocol = 1;
-    out->model_digest = digest;
-    out->numerics = numerics;
-    out->kv_layout = layout;
-    out->kv_type = kv_type;
-}
-
-static void fill_sampling(const eng_sampling *s, Baton__Node__V1__SamplingParams *out) {
-    baton__node__v1__sampling_params__init(out);
-    out->temperature = s->temperature;
-    out->top_p = s->top_p;
-    out->repetition = s->repetition;
-    out->seed = s->seed;
-    out->logprobs = s->logprobs;
-}
-
-static void maybe_cancel(request *r) {
-    if (++r->events != r->cancel_after) return;
-    if (r->decode) rpc_stream_cancel(r->decode);
-    if (r->prefill) rpc_stream_cancel(r->prefill);
-}
-
-static void prefill_message(rpc_stream *s, const ProtobufCMessage *m, void *user) {
-    (void)s;
-    request *r = user;
-    const Baton__Node__V1__PrefillEvent *e = (const Baton__Node__V1__PrefillEvent *)m;
-    if (e->event_case == BATON__NODE__V1__PREFILL_EVENT__EVENT_FIRST_TOKEN)
-        r->first_token = e->first_token->token->token;
-    if (e->event_case == BATON__NODE__V1__PREFILL_EVENT__EVENT_SENT) r->sent_bytes = e->sent->bytes;
-    maybe_cancel(r);
-}
-
-static void prefill_ended(rpc_stream *s, status st, const char *text, int64_t retry_ms, void *user) {
-    (void)s, (void)text, (void)retry_ms;
-    request *r = user;
-    r->prefill = NULL;
-    r->prefill_end = st;
-    stream_over();
-}
-
-static void start_prefill(request *r, const Baton__Node__V1__Reserved *reserved) {
-    static const rpc_stream_events events = {prefill_message, prefill_ended};
-    Baton__Node__V1__Pairing pairing;
-    Baton__Node__V1__SamplingParams sampling;
-    Baton__Node__V1__PrefillRequest m = BATON__NODE__V1__PREFILL_REQUEST__INIT;
-    fill_pairing(&pairing);
-    fill_sampling(&r->sampling, &sampling);
-    m.pairing = &pairing;
-    m.sampling = &sampling;
-    m.request_id = (char *)(uintptr_t)"test";
-    m.epoch = 1;
-    m.tokens = r->prompt;
-    m.n_tokens = (size_t)r->count;
-    m.prompt_count = r->count;
-    m.ticket = reserved->ticket;
-    m.kv_address = reserved->kv_address;
-    m.skip = reserved->cached_tokens;
-    m.send_end = reserved->wanted_tokens;
-    status st = rpc_stream_start(channels[0], &prefill_method, &m.base, 0, true, &events, r, &r->prefill);
-    running += st == ST_OK;
-    if (st != ST_OK) assert_int_equal(st, ST_NO_MEMORY);   /* where a test took it; D goes on alone */
-}
-
-static void decode_message(rpc_stream *s, const ProtobufCMessage *m, void *user) {
-    (void)s;
-    request *r = user;
-    const Baton__Node__V1__DecodeEvent *e = (const Baton__Node__V1__DecodeEvent *)m;
-    switch (e->event_case) {
-    case BATON__NODE__V1__DECODE_EVENT__EVENT_RESERVED:
-        r->cached = e->reserved->cached_tokens;
-        r->wanted = e->reserved->wanted_tokens;
-        if (r->wanted > r->cached && !r->no_prefill) start_prefill(r, e->reserved);
-        break;
-    case BATON__NODE__V1__DECODE_EVENT__EVENT_LANDED: r->landed_status = e->landed->status; break;
-    case BATON__NODE__V1__DECODE_EVENT__EVENT_TOKENS:
-        for (size_t i = 0; i < e->tokens->n_tokens; i++) {
-            assert_int_equal(e->tokens->tokens[i]->index, r->count + r->answered);
-            assert_int_equal(e->tokens->tokens[i]->n_top, r->sampling.logprobs > 0 ? r->sampling.logprobs : 0);
-            r->answer[r->answered++] = e->tokens->tokens[i]->token;
-        }
-        break;
-    case BATON__NODE__V1__DECODE_EVENT__EVENT_DONE: r->reason = e->done->reason; break;
-    default: fail();
-    }
-    maybe_cancel(r);
-}
-
-static void decode_ended(rpc_stream *s, status st, const char *text, int64_t retry_ms, void *user) {
-    (void)s, (void)retry_ms;
-    request *r = user;
-    r->decode = NULL;
-    r->end = st;
-    snprintf(r->text, sizeof r->text, "%s", text);
-    stream_over();
-}
-
-static void start_decode(request *r) {
-    static const rpc_stream_events events = {decode_message, decode_ended};
-    Baton__Node__V1__Pairing pairing;
-    Baton__Node__V1__SamplingParams sampling;
-    Baton__Node__V1__DecodeRequest m = BATON__NODE__V1__DECODE_REQUEST__INIT;
-    fill_pairing(&pairing);
-    fill_sampling(&r->sampling, &sampling);
-    m.pairing = &pairing;
-    m.sampling = &sampling;
-    m.request_id = (char *)(uintptr_t)"test";
-    m.epoch = 1;
-    m.tokens = r->prompt;
-    m.n_tokens = (size_t)r->count;
-    m.prompt_count = r->count;
-    m.max_tokens = r->max_tokens;
-    m.local_tokens_max = r->local_tokens_max;
-    m.lease_ms = r->lease_ms;
-    m.ignore_eos = true;
-    r->landed_status = r->first_token = -1;
-    assert_int_equal(rpc_stream_start(channels[1], &decode_method, &m.base, 0, true, &events, r, &r->decode),
-                     ST_OK);
-    running++;
-}
-
-static request make_request(uint64_t seed, int32_t count, int32_t max_tokens) {
-    request r = {.count = count, .max_tokens = max_tokens, .lease_ms = 5000, .sampling = eng_sampling_default};
-    for (int32_t i = 0; i < count; i++) r.prompt[i] = (int32_t)((seed * 7919 + (uint64_t)i * 104729) % 250) + 3;
-    r.sampling.temperature = seed % 2 ? 0.9f : 0;
-    r.sampling.seed = seed;
-    return r;
-}
 
 /* ---- what is right: the engine by itself ---------------------------------------------------------------- */
 
@@ -223,60 +46,12 @@ static void assert_answer(const request *r) {
     eng_gguf_close(g);
 }
 
-/* ---- state and control ------------------------------------------------------------------------------------ */
-
-typedef struct watching {
-    rpc_stream *stream;
-    bool until_quiet;            /* until every page is free or cached */
-    int states;
-    int32_t pages[ENG_PAGE_STATES], busy;
-    size_t counters;
-    bool draining;
-    char role[16];
-    status end;
-} watching;
-
-static void state_message(rpc_stream *s, const ProtobufCMessage *message, void *user) {
-    watching *w = user;
-    const Baton__Node__V1__NodeState *m = (const Baton__Node__V1__NodeState *)message;
-    assert_int_equal(m->n_pages, ENG_PAGE_STATES);
-    memcpy(w->pages, m->pages, sizeof w->pages);
-    w->busy = m->running + m->waiting;
-    w->counters = m->n_counters;
-    w->draining = m->draining;
-    snprintf(w->role, sizeof w->role, "%s", m->role);
-    snprintf(digest, sizeof digest, "%s", m->pairing->model_digest);
-    snprintf(numerics, sizeof numerics, "%s", m->pairing->numerics);
-    snprintf(layout, sizeof layout, "%s", m->pairing->kv_layout);
-    snprintf(kv_type, sizeof kv_type, "%s", m->pairing->kv_type);
-    bool quiet = !w->busy && w->pages[ENG_PAGE_FREE] + w->pages[ENG_PAGE_CACHED] == PAGES;
-    if (++w->states >= 3 && (!w->until_quiet || quiet)) rpc_stream_cancel(s);
-}
-
-static void state_ended(rpc_stream *s, status st, const char *text, int64_t retry_ms, void *user) {
-    (void)s, (void)text, (void)retry_ms;
-    ((watching *)user)->end = st;
-    stream_over();
-}
-
-static watching watch(int node, bool until_quiet) {
-    static const rpc_stream_events events = {state_message, state_ended};
-    Baton__Node__V1__WatchRequest m = BATON__NODE__V1__WATCH_REQUEST__INIT;
-    watching w = {.until_quiet = until_quiet};
-    m.protocol = 1;
-    m.heartbeat_ms = 50;
-    assert_int_equal(rpc_stream_start(channels[node], &watch_method, &m.base, 10000, true, &events, &w, &w.stream),
-                     ST_OK);
-    running++;
-    rpc_loop_run(loop);
-    assert_int_equal(w.end, ST_CANCELED);
-    return w;
-}
+/* ---- control ----------------------------------------------------------------------------------------------- */
 
 static watching control(int node, int action, const char *role) {
     static const rpc_stream_events events = {state_message, state_ended};
     Baton__Node__V1__ControlRequest m = BATON__NODE__V1__CONTROL_REQUEST__INIT;
-    watching w = {0};
+    watching w = {.node = node};
     m.action = (Baton__Node__V1__ControlRequest__Action)action;
     m.role = (char *)(uintptr_t)role;
     assert_int_equal(rpc_stream_start(channels[node], &control_method, &m.base, 10000, true, &events, &w, &w.stream),
@@ -284,13 +59,6 @@ static watching control(int node, int action, const char *role) {
     running++;
     rpc_loop_run(loop);
     return w;
-}
-
-static void assert_quiet(void) {
-    for (int i = 0; i < 2; i++) {
-        watching w = watch(i, true);
-        assert_int_equal(w.pages[ENG_PAGE_FREE] + w.pages[ENG_PAGE_CACHED], PAGES);
-    }
 }
 
 /* ---- tests -------------------------------------------------------------------------------------------------- */
@@ -302,6 +70,7 @@ static void open_node(int i) {
                       .page_tokens = P, .kv_type = ENG_KV_F16, .sequences_max = 16, .step_tokens_max = 32,
                       .chunk_tokens = 16, .prefix_cache = true};
     error err;
+    pages_of[i] = PAGES;
     if (node_process_open(&o, services, 2, &nodes[i], &err) != ST_OK) fail_msg("%s", err.text);
     assert_int_equal(rpc_channel_open(loop, node_process_address(nodes[i]), &channels[i], &err), ST_OK);
 }
@@ -317,7 +86,7 @@ static int set_up(void **state) {
     error err;
     if (!written || rpc_loop_create(&loop, &err) != ST_OK) return 1;
     for (int i = 0; i < 2; i++) open_node(i);
-    watch(1, false);                                       /* learns the pairing */
+    for (int i = 0; i < 2; i++) watch(i, false);           /* learns the pairing */
     return 0;
 }
 
@@ -446,12 +215,10 @@ static void a_slow_reader_gets_every_token(void **state) {
 static void refusals_name_the_field(void **state) {
     (void)state;
     request r = make_request(600, 20, 5);
-    char kept[40];
-    snprintf(kept, sizeof kept, "%s", digest);
-    digest[0] ^= 1;
+    told_by[1].digest[0] ^= 1;
     start_decode(&r);
     rpc_loop_run(loop);
-    snprintf(digest, sizeof digest, "%s", kept);
+    told_by[1].digest[0] ^= 1;
     assert_int_equal(r.end, ST_REFUSED);
     assert_non_null(strstr(r.text, "model_digest"));
     r = make_request(600, 20, 5);
@@ -482,7 +249,7 @@ static void refusals_name_the_field(void **state) {
         room.ticket = 1;
         room.kv_address = (char *)(uintptr_t)unusable[i];
         room.wanted_tokens = 19;
-        start_prefill(&r, &room);
+        start_prefill(0, &r, &room);
         rpc_loop_run(loop);
         assert_int_equal(r.prefill_end, ST_BAD_INPUT);
     }
