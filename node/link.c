@@ -17,7 +17,7 @@ typedef struct passage {
     uint64_t number, ticket, handle;
     bool receives, began, ended_early;
     int left;                    /* ranks that have not said its end */
-    status st;                   /* the first that was not ST_OK */
+    status st;                   /* ST_OK of all, or a failure, rather than what was aborted because of it */
     int64_t tokens, wire_us;
     uint64_t bytes;
 } passage;
@@ -96,7 +96,7 @@ static void heard(node_process *p, const node_heard *h) {
     if (h->tokens < x->tokens) x->tokens = h->tokens;
     if (h->wire_us > x->wire_us) x->wire_us = h->wire_us;
     x->bytes += h->bytes;
-    if (x->st == ST_OK) x->st = (status)h->st;
+    if (x->st == ST_OK || (x->st == ST_CANCELED && h->st != ST_OK)) x->st = (status)h->st;
     x->left--;
     if (h->st != ST_OK) give_up(p, x);
     if (x->left == 0) ended(p, x);
