@@ -3,7 +3,7 @@
 A story is a script: it starts a Cluster, does something to it, and checks what a user would see. It runs
 under ctest as `python story.py --baton build/baton --model FILE`, and by hand the same way.
 """
-import argparse, atexit, importlib, os, pathlib, re, signal, socket, subprocess, sys, tempfile, time
+import argparse, atexit, contextlib, importlib, os, pathlib, re, signal, socket, subprocess, sys, tempfile, time
 
 import grpc
 from grpc_tools import protoc
@@ -53,47 +53,20 @@ def process_state(pid):
     return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
 
 
-class Cluster:
-    """`baton up` with its children. Use as a context: leaving it sends SIGTERM and checks exit code 0."""
+class Client:
+    """Asks a coordinator."""
 
-    def __init__(self, args, *flags, env=None):
-        self.log = tempfile.NamedTemporaryFile(prefix='bt-log-', suffix='.log', mode='w+')
-        command = [args.baton, 'up', '--model', args.model, '--listen', '127.0.0.1:0', *map(str, flags)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True,
-                                        env={**os.environ, **(env or {})})
-        atexit.register(self.kill)
-        line = self.process.stdout.readline()
-        if not line.startswith('ready grpc='):
-            self.process.wait(10)
-            raise AssertionError(f'no ready line but {line!r}; log:\n{self.log_text()[-3000:]}')
-        self.server = line.split()[1].removeprefix('grpc=')
-        self.channel = grpc.insecure_channel(self.server)
+    def __init__(self, server):
+        self.server = server
+        self.channel = grpc.insecure_channel(server)
         self.inference = pb_grpc.InferenceStub(self.channel)
         self.control = pb_grpc.ClusterStub(self.channel)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
-        if kind is not None:
-            print(f'--- end of the log\n{self.log_text()[-6000:]}', file=sys.stderr)
+    def __exit__(self, *_):
         self.channel.close()
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(30)
-        if kind is None:
-            assert code == 0, f'baton up ended with {code}; log:\n{self.log_text()[-3000:]}'
-
-    def kill(self):
-        if self.process.poll() is None:
-            self.process.kill()
-
-    def log_text(self, since=0):
-        with open(self.log.name, 'rb') as log:
-            log.seek(since)
-            return log.read().decode()
-
-    def log_size(self):
-        return os.path.getsize(self.log.name)
 
     def nodes(self, role=None):
         found = self.control.Topology(pb.TopologyRequest(), timeout=10).nodes
@@ -102,12 +75,10 @@ class Cluster:
     def node(self, id):
         return next(n for n in self.nodes() if n.id == id)
 
-    def worker(self, method, request_id, since=0):
-        """The id of the node that began `method` ('Prefill', 'Decode') for the request last, from the log after
-        byte `since`; None before one has. Takes well under a millisecond: a fault that must hit a short piece
-        of work has no time to ask the coordinator."""
-        found = re.findall(rf' (\S+) req={request_id} call\.begin method={method} ', self.log_text(since))
-        return found[-1] if found else None
+    def pids(self, id):
+        """Of a node's ranks, rank 0 first."""
+        n = self.node(id)
+        return [r.pid for r in n.ranks] or [n.pid]
 
     def counter(self, id, name, labels=''):
         return sum(c.value for c in self.node(id).counters if c.name == name and labels in c.labels)
@@ -127,6 +98,69 @@ class Cluster:
     def generate(self, request, timeout=120):
         """(tokens, text, finish) of index 0, through the stream; checks that chunks fit together."""
         return collect(self.inference.Generate(request, timeout=timeout))
+
+
+class Cluster(Client):
+    """`baton up` with its children. Use as a context: leaving it sends SIGTERM and checks exit code 0."""
+
+    def __init__(self, args, *flags, env=None):
+        self.log = tempfile.NamedTemporaryFile(prefix='bt-log-', suffix='.log', mode='w+')
+        command = [args.baton, 'up', '--model', args.model, '--listen', '127.0.0.1:0', *map(str, flags)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True,
+                                        env={**os.environ, **(env or {})})
+        atexit.register(self.kill)
+        line = self.process.stdout.readline()
+        if not line.startswith('ready grpc='):
+            self.process.wait(10)
+            raise AssertionError(f'no ready line but {line!r}; log:\n{self.log_text()[-3000:]}')
+        super().__init__(line.split()[1].removeprefix('grpc='))
+
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            print(f'--- end of the log\n{self.log_text()[-6000:]}', file=sys.stderr)
+        super().__exit__()
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(30)
+        if kind is None:
+            assert code == 0, f'baton up ended with {code}; log:\n{self.log_text()[-3000:]}'
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+
+    def log_text(self, since=0):
+        with open(self.log.name, 'rb') as log:
+            log.seek(since)
+            return log.read().decode()
+
+    def log_size(self):
+        return os.path.getsize(self.log.name)
+
+    def worker(self, method, request_id, since=0):
+        """The id of the node that began `method` ('Prefill', 'Decode') for the request last, from the log after
+        byte `since`; None before one has. Takes well under a millisecond: a fault that must hit a short piece
+        of work has no time to ask the coordinator."""
+        found = re.findall(rf' (\S+) req={request_id} call\.begin method={method} ', self.log_text(since))
+        return found[-1] if found else None
+
+
+@contextlib.contextmanager
+def process(args, command, *flags):
+    """One process of a cluster that is put together by hand; gives the address it prints."""
+    with tempfile.TemporaryFile('w+') as log:
+        p = subprocess.Popen([args.baton, command, *map(str, flags)], stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            line = p.stdout.readline()
+            assert line.startswith('ready grpc='), (command, line, log.seek(0), log.read())
+            yield line.split()[1].removeprefix('grpc=')
+        finally:
+            p.terminate()
+            assert p.wait(20) == 0, (command, p.returncode)
+
+
+def node(args, role, id, *flags, model=None):
+    return process(args, role, '--model', model or args.model, '--id', id, '--listen', '127.0.0.1:0',
+                   '--kv-listen', '127.0.0.1:0', *flags)
 
 
 def collect(stream, sink=None):

@@ -1,28 +1,11 @@
 """A cluster put together by hand, with nodes that do not fit each other: another arithmetic, another model. They
 are shown as a mismatch and never asked; what a client gets is the others' answer. A node that is asked
 directly with the wrong pairing refuses and names the field."""
-import contextlib, subprocess, tempfile
+import contextlib, tempfile
 
 from harness import *
 
-
-@contextlib.contextmanager
-def process(args, command, *flags):
-    """One process of a cluster; gives the address it prints."""
-    with tempfile.TemporaryFile('w+') as log:
-        p = subprocess.Popen([args.baton, command, *map(str, flags)], stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            line = p.stdout.readline()
-            assert line.startswith('ready grpc='), (command, line, log.seek(0), log.read())
-            yield line.split()[1].removeprefix('grpc=')
-        finally:
-            p.terminate()
-            assert p.wait(20) == 0, (command, p.returncode)
-
-
-def node(args, role, id, *flags, model=None):
-    return process(args, role, '--model', model or args.model, '--id', id, '--listen', '127.0.0.1:0',
-                   '--kv-listen', '127.0.0.1:0', '--kv-pages', 64, *flags)
+PAGES = '--kv-pages', 64
 
 
 def other_model(args):
@@ -54,16 +37,17 @@ def main():
     with tempfile.NamedTemporaryFile(prefix='bt-other-', suffix='.gguf') as other, contextlib.ExitStack() as stack:
         other.write(other_model(args))
         other.flush()
-        fitting = [stack.enter_context(node(args, 'decode', 'decode-1')), stack.enter_context(node(args, 'prefill', 'prefill-1'))]
+        fitting = [stack.enter_context(node(args, 'decode', 'decode-1', *PAGES)),
+                   stack.enter_context(node(args, 'prefill', 'prefill-1', *PAGES))]
         server = stack.enter_context(process(args, 'coordinator', '--model', args.model, '--listen', '127.0.0.1:0', '--prefill-policy', 'remote',
                                              '--nodes', ','.join(fitting)))
         with grpc.insecure_channel(server) as channel:
             inference = pb_grpc.InferenceStub(channel)
             want, _, finish = collect(inference.Generate(request(long_text(300), max_tokens=8), timeout=60))
             assert (finish.prefill_node, finish.decode_node) == ('prefill-1', 'decode-1')
-        strangers = [stack.enter_context(node(args, 'decode', 'scalar', '--isa', 'scalar')),
-                     stack.enter_context(node(args, 'decode', 'other-model', model=other.name)),
-                     stack.enter_context(node(args, 'prefill', 'other-kv', '--kv-dtype', 'f32'))]
+        strangers = [stack.enter_context(node(args, 'decode', 'scalar', *PAGES, '--isa', 'scalar')),
+                     stack.enter_context(node(args, 'decode', 'other-model', *PAGES, model=other.name)),
+                     stack.enter_context(node(args, 'prefill', 'other-kv', *PAGES, '--kv-dtype', 'f32'))]
         mixed = stack.enter_context(process(args, 'coordinator', '--model', args.model, '--listen', '127.0.0.1:0', '--id', 'mixed',
                                             '--prefill-policy', 'remote', '--nodes', ','.join(fitting[:1] + strangers + fitting[1:])))
         with grpc.insecure_channel(mixed) as channel:

@@ -2,10 +2,13 @@
 
 Runs every prompt greedy and with seeded sampling through clusters that differ in where and how the prompt
 is read, how many nodes and threads there are and what shares the batch, then through the death of a
-decode node after 1, 8 and 40 tokens and of a prefill node in the middle of a prompt. Everything is
-compared with the first cluster's answers: one node, local prefill, alone.
+decode node after 1, 8 and 40 tokens and of a prefill node in the middle of a prompt; of nodes with several ranks rank 0
+dies, then the last one. Everything is compared with the first cluster's answers: one node, local prefill, alone.
 
-    python tests/cluster/same_bytes.py [--baton build/baton] [--model FILE] [--rounds 1]
+Where prefill and decode nodes have different ranks, the reference is one of each, and the prompt is always read by a
+prefill node: a decode node that reads it rounds otherwise (rule 6 of coordinator/request.c).
+
+    python tests/cluster/same_bytes.py [--baton build/baton] [--model FILE] [--rounds 1] [--prefill-tp 1] [--decode-tp 1]
 """
 import concurrent.futures, itertools, os, signal, sys, threading, time
 
@@ -78,13 +81,13 @@ def partly_cached(cluster, checker, where):
 
 
 class Killer:
-    """Ends with SIGKILL the node that works for one request, once. The pids are asked for before the request."""
+    """Ends with SIGKILL a rank of the node that works for one request, once. The pids are asked for before the request."""
     named = itertools.count()
 
-    def __init__(self, cluster, method):
-        self.cluster, self.method, self.killed = cluster, method, None
+    def __init__(self, cluster, method, rank):
+        self.cluster, self.method, self.rank, self.killed = cluster, method, rank, None
         self.request_id = f'same-bytes-{next(self.named)}'
-        self.pids = {n.id: n.pid for n in cluster.nodes()}
+        self.pids = {n.id: cluster.pids(n.id) for n in cluster.nodes()}
         self.since = cluster.log_size()
 
     def kill(self):
@@ -92,27 +95,29 @@ class Killer:
         if not self.killed:
             self.killed = self.cluster.worker(self.method, self.request_id, self.since)
             if self.killed:
-                os.kill(self.pids[self.killed], signal.SIGKILL)
+                os.kill(self.pids[self.killed][self.rank], signal.SIGKILL)
         return bool(self.killed)
 
     def all_back(self):
+        old = self.pids[self.killed]
+        wait_until(lambda: not any(map(alive, old)), 5, f'every rank of {self.killed} has ended')
         wait_until(lambda: all(n.state == 'ready' for n in self.cluster.nodes()) and
-                   self.cluster.node(self.killed).pid != self.pids[self.killed], 20, f'{self.killed} is back')
+                   self.cluster.node(self.killed).pid != old[0], 20, f'{self.killed} is back')
 
 
-def killed_decode(cluster, checker, after, answer_tokens):
-    """The decode node that writes the answer is killed once the client has read `after` tokens."""
+def killed_decode(cluster, checker, after, answer_tokens, rank):
+    """That rank of the decode node that writes the answer is killed once the client has read `after` tokens."""
     for name, (way, sampling) in zip(('middle', 'short'), WAYS):
         asked = request(PROMPTS[name], max_tokens=answer_tokens, **sampling)
         checker.check(name, way + ', long answer', 'nobody killed', cluster.generate(asked)[0])
 
         def attempt():
             """True if the kill came before the answer was complete."""
-            killer = Killer(cluster, 'Decode')
+            killer = Killer(cluster, 'Decode', rank)
             asked.request_id = killer.request_id
             tokens, _, finish = collect(cluster.inference.Generate(asked, timeout=120),
                                         lambda tokens: len(tokens) >= after and killer.kill())
-            checker.check(name, way + ', long answer', f'decode node killed after {after}', tokens)
+            checker.check(name, way + ', long answer', f'decode node, rank {rank}, killed after {after}', tokens)
             killer.all_back()
             return finish.attempts > 1
 
@@ -120,7 +125,7 @@ def killed_decode(cluster, checker, after, answer_tokens):
         assert any(attempt() for _ in range(6)), f'no kill after {after} tokens hit its answer'
 
 
-def killed_prefill(cluster, checker):
+def killed_prefill(cluster, checker, rank):
     for way, sampling in WAYS:
         asked = request(long_text(3600, 3000), max_tokens=MAX_TOKENS, **sampling)
         tokens, _, _ = cluster.generate(asked)
@@ -128,41 +133,60 @@ def killed_prefill(cluster, checker):
 
         def attempt():
             """True if the kill came before the prompt was read to its end."""
-            killer = Killer(cluster, 'Prefill')
+            killer = Killer(cluster, 'Prefill', rank)
             asked.request_id = killer.request_id
             thread = threading.Thread(target=lambda: wait_until(killer.kill, 20, 'a node begins the prefill', 0.0005))
             thread.start()
             tokens, _, finish = collect(cluster.inference.Generate(asked, timeout=120))
             thread.join()
-            checker.check('killed', way, 'prefill node killed in mid-prefill', tokens)
+            checker.check('killed', way, f'prefill node, rank {rank}, killed in mid-prefill', tokens)
             killer.all_back()
             return f'{killer.killed} req={killer.request_id} prefill.computed' not in cluster.log_text(killer.since)
 
         assert any(attempt() for _ in range(6)), 'the prefill node was never killed in time'
 
 
-def main():
-    args = arguments(rounds=1, long_answer=160)
-    checker, began = Checker(), time.monotonic()
-    with Cluster(args, '--prefill', 0, '--decode', 1, '--no-prefix-cache', '--threads', 1) as cluster:
+def killed_ranks(tp):
+    """Rank 0, and the last one of several."""
+    return sorted({0, tp - 1})
+
+
+def unharmed(args, checker, layout, began):
+    """Every cluster in which nobody dies, first the one that the others are compared with."""
+    apart = args.prefill_tp != args.decode_tp
+    alone = ['--prefill', 1, '--prefill-policy', 'remote'] if apart else ['--prefill', 0]
+    with Cluster(args, '--decode', 1, '--no-prefix-cache', '--threads', 1, *alone, *layout) as cluster:
         each(cluster, checker, 'reference')
         each(cluster, checker, 'reference, again')
     for _ in range(args.rounds):
         for where, flags in CLUSTERS.items():
-            with Cluster(args, '--threads', 1, *flags) if '--threads' not in flags else Cluster(args, *flags) as cluster:
+            if apart and 'local' in flags:
+                continue
+            threads = [] if '--threads' in flags else ['--threads', 1]
+            with Cluster(args, *threads, *flags, *layout) as cluster:
                 each(cluster, checker, where + ', not cached')
                 partly_cached(cluster, checker, where + ', partly cached')
                 among_others(cluster, checker, where + ', among others')
                 cluster.pages_back(5)
             print(f'{where}: {checker.comparisons} comparisons, {len(checker.wrong)} differ, '
                   f'{time.monotonic() - began:.0f} s', flush=True)
-        with Cluster(args, '--prefill', 1, '--decode', 2, '--prefill-policy', 'remote', '--no-prefix-cache') as cluster:
-            for after in (1, 8, 40):
-                killed_decode(cluster, checker, after, args.long_answer)
-        with Cluster(args, '--prefill', 2, '--decode', 1, '--prefill-policy', 'remote', '--chunk', 16,
-                     '--no-prefix-cache') as cluster:
-            killed_prefill(cluster, checker)
-    print(f'{checker.comparisons} comparisons, {len(checker.wrong)} differ')
+
+
+def main():
+    args = arguments(rounds=1, long_answer=160, after='1,8,40', prefill_tp=1, decode_tp=1)
+    layout = ['--prefill-tp', args.prefill_tp, '--decode-tp', args.decode_tp]
+    checker, began = Checker(), time.monotonic()
+    unharmed(args, checker, layout, began)
+    remote = ['--prefill-policy', 'remote', '--no-prefix-cache', *layout]
+    for _ in range(args.rounds):
+        # A cluster each: who dies again and again is restarted after ever longer pauses.
+        for after, rank in itertools.product(map(int, args.after.split(',')), killed_ranks(args.decode_tp)):
+            with Cluster(args, '--prefill', 1, '--decode', 2, *remote) as cluster:
+                killed_decode(cluster, checker, after, args.long_answer, rank)
+        for rank in killed_ranks(args.prefill_tp):
+            with Cluster(args, '--prefill', 2, '--decode', 1, '--chunk', 16, *remote) as cluster:
+                killed_prefill(cluster, checker, rank)
+    print(f'{checker.comparisons} comparisons, {len(checker.wrong)} differ, {time.monotonic() - began:.0f} s')
     sys.exit(1 if checker.wrong else 0)
 
 
