@@ -164,10 +164,11 @@ def node(args, role, id, *flags, model=None):
 
 
 def collect(stream, sink=None):
+    """(tokens, text, finish). With logprobs asked for, tokens are (token, logprob): equal only if the logits were."""
     tokens, text, finish = [], '', None
     for chunk in stream:
         assert finish is None, 'a chunk after the finish'
-        tokens += [t.token for t in chunk.tokens]
+        tokens += [(t.token, t.logprob) if t.HasField('logprob') else t.token for t in chunk.tokens]
         text += chunk.text
         if sink:
             sink(tokens)
@@ -190,9 +191,9 @@ def busy_node(cluster, role, seconds=10):
     return found[0]
 
 
-def request(prompt=None, tokens=None, max_tokens=32, ignore_eos=True, request_id='', **sampling):
+def request(prompt=None, tokens=None, max_tokens=32, ignore_eos=True, request_id='', logprobs=None, **sampling):
     r = pb.GenerateRequest(max_tokens=max_tokens, ignore_eos=ignore_eos, request_id=request_id,
-                           sampling=pb.Sampling(**sampling))
+                           logprobs=logprobs, sampling=pb.Sampling(**sampling))
     if tokens is not None:
         r.tokens.ids.extend(tokens)
     else:

@@ -27,7 +27,7 @@ class Run:
 
     def __init__(self, load, pool, name):
         self.load, self.name = load, name
-        asked = [request(p, max_tokens=load.max_tokens, request_id=f'{name}-{i}') for i, p in enumerate(load.prompts)]
+        asked = [request(p, max_tokens=load.max_tokens, logprobs=0, request_id=f'{name}-{i}') for i, p in enumerate(load.prompts)]
         self.futures = [pool.submit(load.client.generate, r, 300) for r in asked]
 
     def left(self):
