@@ -8,9 +8,11 @@
  * Two slots are enough: who writes for round k + 2 has seen all others publish round k + 1, and they do that
  * when they have read round k.
  *
- * A rank waits by looking for a while, then lets others run between looks, then waits asleep on the other's count (futex), and from time to time looks
- * whether that process still is (pidfd), the group was given up, or the time is over. Who gives up says so in
- * the segment, so that nobody waits for the time-out. */
+ * A rank waits by looking for a while, then lets others run between looks, then waits asleep on the other's count
+ * (futex), and from time to time looks whether that process still is (pidfd), the group was given up, or the time is
+ * over. Who gives up says so in the segment, so that nobody waits for the time-out.
+ *
+ * Windows (coll_window) are a second segment. */
 #include "collective/internal.h"
 #include <errno.h>
 #include <fcntl.h>
