@@ -180,23 +180,30 @@ static bool is_gone(const shm *l, int rank) {
     return p.fd >= 0 && poll(&p, 1, 0) > 0;
 }
 
-/* Until rank has published that round. */
+static bool has_published(seat *at, uint32_t round) { return (int32_t)(atomic_load(&at->published) - round) > 0; }
+
+/* Until rank has published that round. On a busy machine one yield may take as long as others' turns do: their time is
+ * bounded too, and counts. */
 static status await(coll *c, uint32_t round, int rank, int64_t *until_ms, error *err) {
     const shm *l = c->link;
     seat *at = &l->s->seat[rank];
-    for (int i = 0; i < LOOKS + YIELDS; i++) {
-        if ((int32_t)(atomic_load(&at->published) - round) > 0) return ST_OK;
-        if (i < LOOKS) cpu_relax();
-        else sched_yield();
+    for (int i = 0; i < LOOKS; i++) {
+        if (has_published(at, round)) return ST_OK;
+        cpu_relax();
     }
-    if (!*until_ms) *until_ms = clock_now_ms() + c->timeout_ms;
+    int64_t now_ms = clock_now_ms(), yields_end_ms = now_ms + LOOK_MS;
+    if (!*until_ms) *until_ms = now_ms + c->timeout_ms;
+    for (int i = 0; i < YIELDS && clock_now_ms() < yields_end_ms; i++) {
+        if (has_published(at, round)) return ST_OK;
+        sched_yield();
+    }
     for (;;) {
         atomic_fetch_add(&at->sleepers, 1);
         uint32_t seen = atomic_load(&at->published);
         if ((int32_t)(seen - round) <= 0 && !atomic_load(&l->s->broken))
             syscall(SYS_futex, &at->published, FUTEX_WAIT, seen, &(struct timespec){.tv_nsec = LOOK_MS * 1000000}, NULL, 0);
         atomic_fetch_sub(&at->sleepers, 1);
-        if ((int32_t)(atomic_load(&at->published) - round) > 0) return ST_OK;
+        if (has_published(at, round)) return ST_OK;
         uint32_t broken = atomic_load(&l->s->broken);
         if (broken) return error_set(err, ST_PEER_LOST, "rank %u gave the group up", broken - 1);
         if (is_gone(l, rank)) return error_set(err, ST_PEER_LOST, "rank %d has ended", rank);
