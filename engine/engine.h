@@ -334,7 +334,8 @@ typedef struct eng_ear {
  * them or the group fails. Their pages are as many and as large as rank 0's. */
 status eng_follow(eng_model *m, eng_kv *kv, const eng_ear *ear, error *err);
 /* Rank 0; without a group they do nothing. What they tell is in order with the steps.
- * eng_tell: the same note to every other rank. eng_ask: answers (ranks, bytes); rank 0's own stay as they are.
+ * eng_tell: the same note to every other rank. eng_ask: answers (ranks, bytes); rank 0's own stay as they are; of no bytes
+ * it only waits until all have heard what they were told.
  * While it has nothing to do rank 0 asks more often than the group's time-out, or the others take it for lost; a
  * rank that hangs is found so. eng_dismiss: the others return. */
 status eng_tell(eng_model *m, const void *note, size_t bytes, error *err);

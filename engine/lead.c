@@ -75,6 +75,7 @@ status eng_tell(eng_model *m, const void *note, size_t bytes, error *err) {
 /* all (ranks, bytes) = every rank's mine. */
 static status gather_answers(eng_model *m, const void *mine, void *all, size_t bytes, error *err) {
     size_t each[COLL_RANKS_MAX];
+    if (bytes == 0) return coll_barrier(m->group, err);      /* nothing would not travel */
     for (int r = 0; r < coll_ranks(m->group); r++) each[r] = bytes;
     return coll_all_gather(m->group, mine, all, each, err);
 }
