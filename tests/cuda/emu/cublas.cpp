@@ -201,6 +201,8 @@ EMU_API cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t st) {
 
 EMU_API cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
 
+EMU_API cublasStatus_t cublasSetAtomicsMode(cublasHandle_t, cublasAtomicsMode_t) { return CUBLAS_STATUS_SUCCESS; }
+
 EMU_API cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t h, void *p, size_t bytes) {
     emu_check_dev("cublasSetWorkspace", p, bytes, h->device);
     return (uintptr_t)p % 256 ? CUBLAS_STATUS_INVALID_VALUE : CUBLAS_STATUS_SUCCESS;
