@@ -42,15 +42,20 @@ typedef struct cuda_matrix {
 
 /* ---- product.cu: weights ----------------------------------------------------------------------------- */
 
-/* An activation row: the floats, and for integer products the same as 14-bit integers (128 hi + lo, two int8)
- * with a scale and a sum for each 32 columns. */
-size_t cuda_act_bytes(int C);
+/* Outputs of a panel, the unit of the device's form. */
+enum { CUDA_PANEL = 32 };
 /* Bytes of the device's form of (N,C) of that type; 0: rows as the file has them. */
 size_t cuda_repack_bytes(eng_type type, int N, int C);
-/* out = rows (N, row_bytes apart, as the file has them) in the device's form. */
+/* out (16-aligned) = rows (N, row_bytes apart, as the file has them) in the device's form. A matrix may come in pieces
+ * of whole panels: output n, a multiple of CUDA_PANEL, stands at out + cuda_repack_bytes(type, n, C). */
 cudaError_t cuda_repack(cudaStream_t st, void *out, eng_type type, const void *rows, size_t row_bytes, int N, int C);
-/* y (T,N), rows ldy floats apart = x act(T,C) * w^T, w quantised. One row or many: the same bits. */
+/* y (T,N), rows ldy floats apart = x act(T,C) * w^T, w quantised. */
 cudaError_t cuda_matmul_quantised(cudaStream_t st, float *y, int ldy, const void *x, const cuda_matrix *w, int T);
+/* By which kernel is a matter of speed alone: all give the same bits, for any T. What is chosen, and that one. */
+typedef enum cuda_product { CUDA_PRODUCT_ONE, CUDA_PRODUCT_FEW, CUDA_PRODUCT_MANY } cuda_product;
+cuda_product cuda_product_choose(int N, int T);
+cudaError_t cuda_matmul_quantised_by(cudaStream_t st, cuda_product which, float *y, int ldy, const void *x, const cuda_matrix *w,
+                                     int T);
 /* out (T,C) of that type (F32, F16, BF16) = x act(T,C): what cuBLAS reads. */
 cudaError_t cuda_act_floats(cudaStream_t st, void *out, eng_type type, const void *x, int T, int C);
 /* x (T,D) = rows of w, as the file has them row_bytes apart, of the batch's tokens. */
@@ -58,6 +63,10 @@ cudaError_t cuda_embed(cudaStream_t st, float *x, eng_type type, const void *w, 
 
 /* ---- rows.cu: what is done row by row ------------------------------------------------------------------ */
 
+/* An activation row: the floats, and for integer products the same as 14-bit integers with a scale for each 32
+ * columns (act.cuh). Rows follow each other; C is a multiple of 32. */
+size_t cuda_act_bytes(int C);
+/* out (wanted,D) = the rows of x whose logits are asked */
 cudaError_t cuda_gather(cudaStream_t st, float *out, const float *x, const cuda_rows *b, int D);
 /* out act(T,C) = x (T,C) */
 cudaError_t cuda_activate(cudaStream_t st, void *out, const float *x, int T, int C);
