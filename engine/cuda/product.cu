@@ -225,6 +225,15 @@ DEVICE void load_stage(stage *s, const char *x, int C, int row, int T, int block
     s->unit = load_unit(x + (size_t)min(from, T - 1) * row_bytes, C, min(block + at, blocks - 1));
 }
 
+DEVICE void put_stage(uint4 *planes, float2 *units, const stage &s) {
+#pragma unroll
+    for (int i = 0; i < STAGE_PIECES; i++) {
+        const int piece = i * MANY_THREADS + (int)threadIdx.x;
+        planes[piece / (STAGE * 4) * STAGE_PITCH + piece % (STAGE * 4)] = s.planes[i];
+    }
+    units[threadIdx.x] = s.unit;
+}
+
 template <eng_type type>
 KERNEL __launch_bounds__(MANY_THREADS, 3) many_rows(float *y, int ldy, const char *x, const char *w, int N, int C, int T) {
     enum { GROUPS = MANY_ROWS / 8 };
@@ -244,12 +253,7 @@ KERNEL __launch_bounds__(MANY_THREADS, 3) many_rows(float *y, int ldy, const cha
         const int at = j % STAGE;
         if (at == 0) {
             __syncthreads();                             /* the blocks before are multiplied */
-#pragma unroll
-            for (int i = 0; i < STAGE_PIECES; i++) {
-                const int piece = i * MANY_THREADS + (int)threadIdx.x;
-                planes[piece / (STAGE * 4) * STAGE_PITCH + piece % (STAGE * 4)] = s.planes[i];
-            }
-            units[threadIdx.x] = s.unit;
+            put_stage(planes, units, s);
             __syncthreads();
             load_stage(&s, x, C, row, T, j + STAGE);
         }
@@ -265,9 +269,8 @@ KERNEL __launch_bounds__(MANY_THREADS, 3) many_rows(float *y, int ldy, const cha
         if ((j + 1) % length != 0 && j + 1 < blocks) continue;
 #pragma unroll
         for (int i = 0; i < GROUPS * 8; i++) {
-            float *const one = &acc[i / 8][i / 2 % 4][i % 2];
-            sum[i * MANY_THREADS] = __fadd_rn(sum[i * MANY_THREADS], *one);
-            *one = 0;
+            sum[i * MANY_THREADS] = __fadd_rn(sum[i * MANY_THREADS], acc[i / 8][i / 2 % 4][i % 2]);
+            acc[i / 8][i / 2 % 4][i % 2] = 0;
         }
     }
 #pragma unroll
