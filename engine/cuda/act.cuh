@@ -42,10 +42,9 @@ DEVICE float act_inverse(unsigned most) {
 
 template <int V> struct act_vector; /* V columns: their floats, and a byte of each */
 template <> struct act_vector<1> { typedef float floats; typedef uint8_t bytes; };
-template <> struct act_vector<2> { typedef float2 floats; typedef uint16_t bytes; };
 template <> struct act_vector<4> { typedef float4 floats; typedef uint32_t bytes; };
 
-/* V (1, 2 or 4) columns from `column`, a multiple of V: their floats and integers. Returns the integers' sum. */
+/* V (1 or 4) columns from `column`, a multiple of V: their floats and integers. Returns the integers' sum. */
 template <int V> DEVICE int act_put(char *row, int C, int column, const float x[V], float inverse) {
     typedef typename act_vector<V>::floats floats;
     typedef typename act_vector<V>::bytes bytes;

@@ -380,7 +380,7 @@ KERNEL __launch_bounds__(128) embed(float *x, const uint8_t *w, size_t row_bytes
                                     int D) {
     const size_t t = blockIdx.x;
     const bool live = position[t] >= 0;
-    const uint8_t *const row = w + (live ? (size_t)token[t] : 0) * row_bytes;
+    const uint8_t *const row = w + (size_t)token[t] * row_bytes;
     for (int c = threadIdx.x; c < D; c += 128) x[t * D + c] = live ? weight<type>(row, c) : 0;
 }
 
