@@ -79,6 +79,8 @@ cudaError_t cuda_add_ranks(cudaStream_t st, float *y, const float *parts, size_t
 
 /* ---- pages.cu: KV, laid out [page][layer][kv head][K then V][token][dim] ---------------------------------- */
 
+/* A row is as on the wire (eng_kv_box), and the same floats give the bytes that the CPU gives; heads are a multiple of
+ * 32 wide. */
 size_t cuda_page_bytes(const eng_pages *kv);
 /* qkv (T,(H+2K)h): turns q in place, k on its way into the pages of layer l; v as it is. */
 cudaError_t cuda_rope_append(cudaStream_t st, float *qkv, const eng_pages *kv, int l, const cuda_rows *b, int H);
@@ -89,12 +91,13 @@ cudaError_t cuda_kv_unpack(cudaStream_t st, const eng_pages *kv, const int32_t *
 
 /* ---- attention.cu ---------------------------------------------------------------------------------------- */
 
-/* Positions are split every CUDA_SPLIT; a row's splits are added in rising order. */
-enum { CUDA_SPLIT = 256 };
+/* Positions are split every CUDA_SPLIT; a row's splits are added in rising order. Heads are 32, 64, 96 or 128 wide; of
+ * others cudaErrorInvalidValue. */
+enum { CUDA_SPLIT = 64 };
 /* Scratch of cuda_attention_decode for T rows whose last position is below context. */
 size_t cuda_attention_scratch(int T, int H, int h, int context);
 /* out act(T,H*h) = softmax(q k^T * scale) v over positions 0 .. own. Many rows of a sequence: tiles[i] are up to 16
- * rows of one sequence at consecutive positions (device memory). */
+ * rows of one sequence at consecutive positions (device memory); none nobody's, or all. */
 cudaError_t cuda_attention_prefill(cudaStream_t st, void *out, const float *qkv, const eng_pages *kv, int l,
                                    const cuda_rows *b, const eng_tile *tiles, int tiles_count, int H, float scale);
 /* The same, one row a sequence, splits side by side; the same bits. context: no row's position is as large. */
@@ -112,8 +115,8 @@ typedef struct cuda_draw {
 } cuda_draw;
 
 size_t cuda_sample_scratch(int rows, int V);
-/* token (rows), -1: a logit is NaN or all are -inf; logits (rows,V); draw (rows). Greedy is eng_sample()'s, ties
- * included; the others choose by the same random number. */
+/* token (rows), -1: where eng_sample() says ST_DEVICE (a logit is NaN or +inf, or all are -inf); logits (rows,V); draw
+ * (rows). The token is eng_sample()'s, but where the last bits of a sum decide (sample.cu says how often). */
 cudaError_t cuda_sample(cudaStream_t st, int32_t *token, const float *logits, const cuda_draw *draw, int rows, int V,
                         void *scratch);
 
