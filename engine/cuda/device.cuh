@@ -58,6 +58,17 @@ DEVICE void mma_f16(float d[4], const unsigned a[4], const unsigned b[2]) {
 #endif
 }
 
+/* The same, bfloat16 in. */
+DEVICE void mma_bf16(float d[4], const unsigned a[4], const unsigned b[2]) {
+#ifdef EMU_CUDA
+    emu_mma_m16n8k16_bf16(d, a, b);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
 /* d (16,8) += a (16,32) b (32,8), int8 in, int32 out, over a warp. Lane 4g+t has of a columns 4t .. 4t+3 of rows g and
  * g+8, then columns 16+4t ..; of b rows 4t .. 4t+3 and 16+4t .. of column g; of d columns 2t, 2t+1 of rows g and g+8
  * (PTX ISA, mma.m16n8k32). */

@@ -118,13 +118,14 @@ static void what_is_no_number_is_refused(void **state) {
 static void small_vocabularies(void **state) {
     (void)state;
     static const float logits[] = {-1, 2, 2};
-    cuda_draw draw[] = {{.temperature = 0, .top_p = 1}, {.temperature = 1, .top_p = 0.5f, .min_p = 0.9f}, {.temperature = 1, .top_k = 1, .top_p = 1}};
+    cuda_draw draw[] = {{.temperature = 0, .top_p = 1},
+                        {.temperature = 1, .top_p = 0.5f, .min_p = 0.9f},
+                        {.temperature = 1, .top_p = 1, .top_k = 1}};
     int32_t token[3];
     device_sample(token, logits, draw, 3, 1);              /* one token: it */
     for (int i = 0; i < 3; i++) assert_int_equal(token[i], 0);
     device_sample(token, logits, draw, 1, 3);
     assert_int_equal(token[0], 1);
-    draw[2].top_k = 1;
     device_sample(token, logits, draw + 2, 1, 3);
     assert_int_equal(token[0], 1);
 }
