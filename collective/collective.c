@@ -94,6 +94,7 @@ void coll_abort(coll *c) {
 
 int coll_rank(const coll *c) { return c->rank; }
 int coll_ranks(const coll *c) { return c->ranks; }
+int coll_timeout_ms(const coll *c) { return c->timeout_ms; }
 int64_t coll_spent_us(const coll *c) { return c->spent_us; }
 
 void coll_set_timeout(coll *c, int timeout_ms) {

@@ -44,6 +44,7 @@ void coll_close(coll *c);        /* NULL is fine; the caller's thread */
 
 int coll_rank(const coll *c);
 int coll_ranks(const coll *c);
+int coll_timeout_ms(const coll *c);      /* of a call */
 
 /* How long a call may take from now on. */
 void coll_set_timeout(coll *c, int timeout_ms);

@@ -29,6 +29,8 @@
  * The digest does not cover every byte of the model (engine.h). Who edits a model file in the middle of
  * a tensor must empty the directory; that is safe at any time.
  *
+ * A device's form of the weights is its own memory: it is brought there by each process, and no file is written.
+ *
  * A cache never fails the start: what goes wrong is logged, and the weights are prepared into private
  * memory. (A file that is cut while it is mapped faults on access; that cannot be defended here.) */
 #include "engine/cache.h"
@@ -107,13 +109,17 @@ status eng_cache_open(const eng_cache_job *job, eng_cache *out, error *err) {
         return ST_OK;
     }
     error why = {.text = "no directory was given"};
-    bool shared = job->dir && open_file(job, bytes, out, &why) == ST_OK;
+    const char *dir = job->op->shares ? job->dir : NULL;
+    bool shared = dir && open_file(job, bytes, out, &why) == ST_OK;
     out->bytes = bytes;
     if (shared) return ST_OK;
-    log_write(job->dir ? LOG_WARN : LOG_INFO, NULL, "weights.private", "mib=%.1f not shared with other processes: %s",
-              mib(bytes), why.text);
+    if (job->op->shares)
+        log_write(dir ? LOG_WARN : LOG_INFO, NULL, "weights.private", "mib=%.1f not shared with other processes: %s",
+                  mib(bytes), why.text);
     out->memory = job->op->alloc(job->c, bytes);
-    if (!out->memory) return error_set(err, ST_NO_MEMORY, "no memory for %zu bytes of prepared weights", bytes);
+    if (!out->memory)
+        return error_set(err, ST_NO_MEMORY, "no memory for %zu bytes (%zu MiB) of prepared weights: %s", bytes, bytes >> 20,
+                         job->op->room(job->c, (char[ENG_ROOM_BYTES]){0}));
     prepare_all(job, out->memory, bytes);
     set_own(job, out->memory);
     return ST_OK;

@@ -185,11 +185,14 @@ typedef struct coll coll;        /* collective/collective.h */
 
 typedef struct eng_options {
     const char *isa;             /* NULL or "auto", "amx", "avx512", "avx2", "neon", "base", "scalar" */
+    const char *device;          /* NULL or "cpu"; "cuda", "cuda:1" or a list "cuda:0,2": rank r takes its entry r,
+                                    from the front again past its end */
     int threads;                 /* of the step's team; 0: what the cgroup and affinity allow */
     int tokens_max;              /* most rows a step may have; sizes the scratch. 0: 512 */
     int logits_max;              /* most rows a step may ask logits of. 0: 64 */
     const char *cache_dir;       /* keeps prepared weights for all processes (cache.c); NULL: nowhere */
-    void (*progress)(double share, void *ctx);       /* 0..1 while weights are prepared; may be NULL */
+    void (*progress)(double share, void *ctx);       /* 0..1 while weights are prepared or brought to a device;
+                                                        may be NULL */
     void *progress_ctx;
     coll *group;                 /* the ranks that share the model, this being one; borrowed until close; NULL: it
                                     is alone */
@@ -208,8 +211,10 @@ status eng_model_heads(const eng_model *m, int ranks, int r, int *first, int *co
 /* What decides bytes besides file and seed: back end, instruction set, arithmetic version, e.g.
  * "cpu-2". Nodes that differ here must not share a request. */
 const char *eng_model_numerics(const eng_model *m);
+/* Where weights, pages and scratch are: "the host", or "device 0 (NAME)". */
+const char *eng_model_place(const eng_model *m);
 size_t eng_model_scratch_bytes(const eng_model *m);
-/* Repacked weights: mapped from the cache and shared, or *private if there is no cache. */
+/* Repacked weights, on a device all of them: mapped from the cache and shared, or *private if there is no cache. */
 size_t eng_model_panel_bytes(const eng_model *m, bool *is_private);
 /* Layers computed so far, all steps together. Any thread: a slow step counts on, one that hangs does not. */
 uint64_t eng_model_layers_done(const eng_model *m);
@@ -319,7 +324,8 @@ typedef struct eng_rows {
 
 /* One forward pass over all rows. *logits: (sum of rows[i].logits, V) in order, valid until the next
  * step. Allocates nothing. Asserts its limits (tokens_max, logits_max): they are the caller's. With a group the
- * caller is rank 0, and a lost rank ends the step with the group's status (collective.h). */
+ * caller is rank 0, and a lost rank ends the step with the group's status (collective.h). A device may still be at
+ * a step without logits when the call returns: what follows waits for it, and tells of its errors. */
 status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits,
                 error *err);
 

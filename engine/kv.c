@@ -56,24 +56,24 @@ status eng_kv_create(const eng_model *m, int32_t pages, int32_t page_tokens, eng
         return error_set(err, ST_BAD_INPUT, "%d pages of %zu bytes are more than can be addressed", pages,
                          page_bytes);
     eng_kv *kv = mem_zalloc(1, sizeof *kv);
-    void *data = kv ? m->op->alloc(m->c, bytes) : NULL;
-    if (!data) {
-        mem_free(kv);
-        return error_set(err, ST_NO_MEMORY, "no memory for %d KV pages of %zu bytes (%zu MiB)", pages,
-                         page_bytes, bytes >> 20);
-    }
+    if (!kv) return error_set(err, ST_NO_MEMORY, "no memory for %d KV pages", pages);
     kv->m = m;
     int group = m->shape.H / m->shape.K;
-    kv->pages = (eng_pages){.data = data, .pages = pages, .P = page_tokens, .L = s->L, .K = s->K,
+    kv->pages = (eng_pages){.pages = pages, .P = page_tokens, .L = s->L, .K = s->K,
                             .h = s->h, .group = group, .skip = m->own_share->heads_first - m->own_share->kv_first * group,
                             .type = type, .page_bytes = page_bytes};
+    status st = m->op->pages_open(m->c, &kv->pages, err);
+    if (st != ST_OK) {
+        mem_free(kv);
+        return st;
+    }
     *out = kv;
     return ST_OK;
 }
 
 void eng_kv_destroy(eng_kv *kv) {
     if (!kv) return;
-    kv->m->op->free(kv->m->c, kv->pages.data);
+    kv->m->op->pages_close(kv->m->c, &kv->pages);
     mem_free(kv);
 }
 

@@ -35,10 +35,22 @@ static status check_options(const eng_options *o, eng_model *m, error *err) {
         return error_set(err, ST_BAD_INPUT, "tokens_max is %d, expected 1 to 65536", o->tokens_max);
     if (m->logits_max < 1 || m->logits_max > m->tokens_max)
         m->logits_max = m->tokens_max;       /* more rows than a step has cannot be asked */
-    if (!(m->op = eng_ops_find(o->isa)))
-        return error_set(err, ST_UNSUPPORTED, "isa '%.40s' is not one of this machine, expected auto or one of %s",
-                         o->isa, eng_ops_names((char[80]){0}));
-    return ST_OK;
+    return eng_ops_choose(o, &m->op, err);
+}
+
+/* The back end gets the options without defaults left in them. */
+static status open_context(eng_model *m, const eng_options *o, error *err) {
+    eng_options filled = *o;
+    filled.tokens_max = m->tokens_max;
+    filled.logits_max = m->logits_max;
+    filled.group = m->group;
+    return m->op->open(&filled, &m->shape, &m->c, err);
+}
+
+/* What did not fit, and how much room there is where it was to go. */
+static status no_room(eng_model *m, const char *what, size_t bytes, error *err) {
+    return error_set(err, ST_NO_MEMORY, "no memory for %s of %zu bytes (%zu MiB): %s", what, bytes, bytes >> 20,
+                     m->op->room(m->c, (char[ENG_ROOM_BYTES]){0}));
 }
 
 /* The whole model, or this rank's share of it. */
@@ -59,7 +71,7 @@ static status open_model(eng_model *m, const eng_options *o, error *err) {
     TRY(check_options(o, m, err));
     TRY(load_shape(m, err));
     TRY(take_share(m, o->group, err));
-    TRY(m->op->open(o->threads, &m->shape, &m->c, err));
+    TRY(open_context(m, o, err));
     loader ld = {.m = m, .err = err};
     ld.used = mem_zalloc((size_t)eng_gguf_tensor_count(m->g), sizeof *ld.used);
     if (!ld.used) return error_set(err, ST_NO_MEMORY, "no memory to load the model");
@@ -126,6 +138,7 @@ status eng_model_heads(const eng_model *m, int ranks, int r, int *first, int *co
 }
 
 const char *eng_model_numerics(const eng_model *m) { return m->op->numerics(m->c); }
+const char *eng_model_place(const eng_model *m) { return m->op->place(m->c); }
 size_t eng_model_scratch_bytes(const eng_model *m) { return m->scratch_bytes; }
 
 size_t eng_model_panel_bytes(const eng_model *m, bool *is_private) {
@@ -253,7 +266,7 @@ static status vector(loader *ld, const char *name, int64_t count, float **out) {
     const eng_tensor *t;
     TRY(take(ld, name, 0, count, false, &t));
     *out = ld->m->op->alloc(ld->m->c, t->bytes);
-    if (!*out) return error_set(ld->err, ST_NO_MEMORY, "no memory for tensor %s", name);
+    if (!*out) return no_room(ld->m, name, t->bytes, ld->err);
     ld->m->op->copy_in(ld->m->c, *out, t->data, t->bytes);
     return ST_OK;
 }
@@ -319,6 +332,7 @@ static status load_weights(loader *ld) {
     const eng_tensor *own, *factors;
     TRY(get_int(m, "llama.rope.dimension_count", 2, m->shape.h, m->shape.h, &rotated, ld->err));
     range rows = some(V, m->own_share->vocab_first, m->own_share->vocab);
+    m->embed.by_row = true;
     TRY(part(ld, "token_embd.weight", whole(V), whole(D), &m->embed));          /* (V, D), of all */
     TRY(vector(ld, "output_norm.weight", D, &m->norm_out));                     /* (D)    */
     TRY(take(ld, "output.weight", V, D, true, &own));                           /* (V, D) or tied */
@@ -331,10 +345,11 @@ static status load_weights(loader *ld) {
     return refuse_rest(ld);
 }
 
-/* The back end's own form of every matrix that is multiplied; embed is looked up by row, as it is. */
+/* The back end's own form of every matrix that is multiplied; embed is looked up by row, as it is in the file, or
+ * as it is on a device. */
 static status prepare_weights(eng_model *m, const eng_options *o, error *err) {
     int count = 0;
-    eng_matrix **all = mem_zalloc((size_t)m->shape.L * 4 + 1, sizeof(eng_matrix *));
+    eng_matrix **all = mem_zalloc((size_t)m->shape.L * 4 + 2, sizeof(eng_matrix *));
     if (!all) return error_set(err, ST_NO_MEMORY, "no memory for %d layers", m->shape.L);
     for (int l = 0; l < m->shape.L; l++) {
         eng_layer *w = &m->layer[l];
@@ -344,6 +359,7 @@ static status prepare_weights(eng_model *m, const eng_options *o, error *err) {
         all[count++] = &w->down;
     }
     all[count++] = &m->output;
+    if (!m->op->shares) all[count++] = &m->embed;
     char form[32];
     snprintf(form, sizeof form, "%s", m->op->form ? m->op->form : "none");
     if (m->group)                /* c: the third way to share a model out (share.c) */
@@ -437,13 +453,10 @@ static void *host(eng_model *m, size_t rows, size_t row_bytes) {
     return mem_zalloc(rows, row_bytes);
 }
 
-/* Rows of activations are read by tiles of sixteen, the last one past its end (cpu/act.h). */
-static size_t whole_tiles(int rows) { return ((size_t)rows + ENG_TILE_ROWS - 1) / ENG_TILE_ROWS * ENG_TILE_ROWS; }
-
 static status alloc_scratch(eng_model *m, error *err) {
     const eng_shape *a = &m->own;
     eng_scratch *s = &m->s;
-    size_t T = whole_tiles(m->tokens_max), wanted = whole_tiles(m->logits_max), f = sizeof(float);
+    size_t T = eng_whole_rows(m, m->tokens_max), wanted = eng_whole_rows(m, m->logits_max), f = sizeof(float);
     size_t D = (size_t)a->D, F = (size_t)a->F, pairs = (size_t)a->h / 2;
     size_t act_D = m->op->act_bytes(m->c, a->D), act_F = m->op->act_bytes(m->c, a->F);
     size_t act_att = m->op->act_bytes(m->c, a->H * a->h);
@@ -459,6 +472,7 @@ static status alloc_scratch(eng_model *m, error *err) {
                 (s->tiles = host(m, T, sizeof *s->tiles)) &&
                 (s->angles = host(m, T, pairs * 2 * sizeof *s->angles));
     if (fine) return ST_OK;
-    return error_set(err, ST_NO_MEMORY, "no memory for a step of %d tokens (%zu bytes so far)",
-                     m->tokens_max, m->scratch_bytes);
+    char what[60];
+    snprintf(what, sizeof what, "a step of %d tokens, the first part", m->tokens_max);
+    return no_room(m, what, m->scratch_bytes, err);
 }

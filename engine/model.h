@@ -91,6 +91,12 @@ status eng_check_rows(const eng_model *m, const eng_kv *kv, const eng_rows *r, e
 /* eng_step() of this rank alone: rows are checked, the others have been told. */
 status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits, error *err);
 
+/* Rows are read and written by tiles, the last one past its end (cpu/act.h, cuda/matmul.c). */
+static inline size_t eng_whole_rows(const eng_model *m, int rows) {
+    size_t unit = (size_t)m->op->rows_whole;
+    return ((size_t)rows + unit - 1) / unit * unit;
+}
+
 /* ranks.c: what stands between the ops where the model is shared. Alone they do nothing but their op. */
 enum { ENG_Y_ATTENTION, ENG_Y_FFN, ENG_Y_NONE };
 /* What the ranks have in common in a step of T rows. */

@@ -1,5 +1,8 @@
 /* ops.c -- which back ends this build has and which of them this machine can run. Naming one pins it, so that
- * different machines of a cluster compute the same bytes. */
+ * different machines of a cluster compute the same bytes.
+ *
+ * The device decides first: cpu (with an instruction set), or cuda where this build has it (BATON_CUDA, a CMake
+ * option). That a machine has a GPU is seen by the back end's open(), which can say what is missing. */
 #include "engine/ops.h"
 #include <string.h>
 #if defined(__x86_64__)
@@ -11,6 +14,12 @@
 #endif
 
 extern const eng_ops eng_cpu_scalar, eng_cpu_base;
+#ifdef BATON_CUDA
+extern const eng_ops eng_cuda;
+static const eng_ops *const cuda = &eng_cuda;
+#else
+static const eng_ops *const cuda = NULL;
+#endif
 
 static bool always(void) { return true; }
 
@@ -60,6 +69,22 @@ static const struct {
     {&eng_cpu_scalar, always},
 };
 enum { TABLE_COUNT = sizeof table / sizeof table[0] };
+
+status eng_ops_choose(const eng_options *o, const eng_ops **out, error *err) {
+    const char *device = o->device ? o->device : "cpu";
+    *out = NULL;
+    if (strcmp(device, "cuda") == 0 || strncmp(device, "cuda:", 5) == 0) {
+        if (!cuda) return error_set(err, ST_UNSUPPORTED, "device '%.40s': this baton was built without CUDA", device);
+        *out = cuda;
+        return ST_OK;
+    }
+    if (strcmp(device, "cpu") != 0)
+        return error_set(err, ST_BAD_INPUT, "device '%.40s', expected cpu, cuda or cuda:0,1 (by index)", device);
+    if (!(*out = eng_ops_find(o->isa)))
+        return error_set(err, ST_UNSUPPORTED, "isa '%.40s' is not one of this machine, expected auto or one of %s",
+                         o->isa, eng_ops_names((char[80]){0}));
+    return ST_OK;
+}
 
 const eng_ops *eng_ops_find(const char *name) {
     bool any = !name || strcmp(name, "auto") == 0;

@@ -10,8 +10,8 @@
  *    where weights are multiplied as integers: quantising is fused into the op that writes the row.
  *  - Every pointer marked "memory" comes from alloc() and may be device memory; only the back end
  *    follows it. Ops are queued in order (a stream); finish() waits and shows the logits to the host.
- *  - Tensor parallelism: a context is one rank and its matrices are the rank's share; sums over the ranks
- *    stand between the ops (step.c). Where `shares` says so, memory that ops read and write may be the
+ *  - Tensor parallelism: a context is one rank and its matrices are the rank's share; sum() over the ranks
+ *    stands between the ops (ranks.c). Where `shares` says so, memory that ops read and write may be the
  *    host's and other ranks' too.
  *  - The layout of a page is the back end's: kv_pack/kv_unpack speak the canonical order.
  *
@@ -22,7 +22,7 @@
 
 #include "engine/engine.h"
 
-enum { ENG_STACK_MAX = 3, ENG_HEAD_MAX = 512 };
+enum { ENG_STACK_MAX = 3, ENG_HEAD_MAX = 512, ENG_ROOM_BYTES = 240 };
 
 typedef struct eng_context eng_context;      /* a back end's own: threads, stream, scratch */
 
@@ -35,6 +35,7 @@ typedef struct eng_matrix {
         size_t row_bytes;
         const void *data;                    /* rows as the file has them */
     } part[ENG_STACK_MAX];
+    bool by_row;                             /* looked up (embed), never multiplied */
     const void *own;                         /* the back end's form of it, or NULL */
 } eng_matrix;
 
@@ -58,6 +59,7 @@ typedef struct eng_batch {
     const float *angles;                     /* (T, h/2, {cos, sin}) */
     const int32_t *wanted;                   /* rows whose logits are asked, ascending */
     int wanted_count;
+    const struct eng_pages *pages;           /* that the step reads and writes */
 } eng_batch;
 
 /* Rows [first, end) of T to be normed; y: what is added to x before, the parts of a sum over ranks in their order. */
@@ -73,6 +75,7 @@ typedef struct eng_norm {
 /* What an op must know of the pages. */
 typedef struct eng_pages {
     void *data;                              /* memory: pages x page_bytes */
+    void *own;                               /* what else the back end keeps for them, or NULL */
     int32_t pages, P;
     int L, K, h;
     int group, skip;                         /* query heads that read one kv head; of the first kv head's, those that
@@ -90,26 +93,41 @@ static inline int eng_pages_head(const eng_pages *kv, int k, int H) {
 typedef struct eng_ops {
     const char *name;
 
-    status (*open)(int threads, const eng_shape *shape, eng_context **out, error *err);
+    /* o: threads, device, group, tokens_max and logits_max, none of the last two left to a default. */
+    status (*open)(const eng_options *o, const eng_shape *shape, eng_context **out, error *err);
     void (*close)(eng_context *c);
     const char *(*numerics)(const eng_context *c);       /* "cpu-2" */
 
     void *(*alloc)(eng_context *c, size_t bytes);        /* zeroed memory, 64-aligned; NULL: none left */
     void (*free)(eng_context *c, void *memory);
     void (*copy_in)(eng_context *c, void *memory, const void *from, size_t bytes);
+    /* For who has to say that alloc() gave nothing: "device 0 (NAME): 512 of 24564 MiB are free". */
+    const char *(*room)(eng_context *c, char out[ENG_ROOM_BYTES]);
+    const char *(*place)(const eng_context *c);          /* "the host", "device 0 (NAME)" */
+    int rows_whole;                                      /* alloc() for T rows has room for a multiple of it */
     /* The back end's own form of a matrix, made once by prepare() from the rows as the file has them.
      * own_bytes: what it needs, 0: none, the rows are used where they are. own is 64-aligned memory of
      * the caller; the bytes written depend on the matrix and on `form` alone, so that they can be kept
      * in a file and mapped by other processes (cache.c). */
-    bool shares;                                         /* memory is the host's */
-    const char *form;                                    /* "panels-2"; NULL: own_bytes is always 0 */
+    bool shares;                                         /* memory is the host's; else every matrix needs own, embed too */
+    const char *form;                                    /* "panels-2"; NULL: own is never kept in a file */
     size_t (*own_bytes)(const eng_context *c, const eng_matrix *m);
     void (*prepare)(eng_context *c, const eng_matrix *m, void *own);
     size_t (*act_bytes)(const eng_context *c, int columns);
+    /* Weights are prepared, memory is taken: the next is a step. What went wrong since open, if anything did. */
+    status (*ready)(eng_context *c, error *err);
 
-    /* A step is begin, ops, finish. begin may copy the batch to the device. */
+    /* The memory of kv, whose other fields are filled but data and own. */
+    status (*pages_open)(eng_context *c, eng_pages *kv, error *err);
+    void (*pages_close)(eng_context *c, eng_pages *kv);
+
+    /* A step is begin, ops, finish. begin may copy the batch to the device; what goes wrong after it is told by
+     * finish. logits (count) may be memory, *out is the host's, valid until the next step. With count 0 the step
+     * may still be under way when finish returns: what follows is ordered after it. */
     void (*begin)(eng_context *c, const eng_batch *b);
-    const float *(*finish)(eng_context *c, const float *logits, size_t count);
+    status (*finish)(eng_context *c, const float *logits, size_t count, const float **out, error *err);
+    /*                                        y (T,D) = sum over the ranks of y                      */
+    status (*sum)(eng_context *c, coll *group, float *y, int T, int D, error *err);
 
     /*                                        x (T,D) = rows of w for the batch's tokens             */
     void (*embed)(eng_context *c, float *x, const eng_matrix *w, const eng_batch *b);
@@ -138,11 +156,13 @@ typedef struct eng_ops {
                       const eng_kv_box *box, const void *in);
 } eng_ops;
 
-/* The back end of that name if this machine can run it, else NULL; NULL and "auto": the fastest. */
+/* The back end of o->device and, on the CPU, o->isa. ST_UNSUPPORTED names what is not here. */
+status eng_ops_choose(const eng_options *o, const eng_ops **out, error *err);
+/* The CPU's back end of that name if this machine can run it, else NULL; NULL and "auto": the fastest. */
 const eng_ops *eng_ops_find(const char *name);
 /* "amx, avx512, ...": those that this machine can run. */
 const char *eng_ops_names(char out[80]);
-/* Those that this machine can run, by index from 0; NULL: past the last. */
+/* Those of the CPU that this machine can run, by index from 0; NULL: past the last. */
 const eng_ops *eng_ops_at(int index);
 
 #endif

@@ -4,7 +4,7 @@
  * order, into the residual stream x.
  *
  *   alone             nothing to add up
- *   over a transport  y is summed by coll_all_reduce() and every rank norms all rows of its own x; of the last layer
+ *   over a transport  y is summed by the back end (coll_all_reduce(), NCCL) and every rank norms all rows of its own x; of the last layer
  *                     only the rows whose logits are asked are summed
  *   windows           ranks of one machine see each other's y (coll_window): the norm adds the parts itself, after a
  *                     barrier. With many rows each rank norms its share of them, in an x and an xn that all ranks have in
@@ -24,9 +24,6 @@ static int rank_of(const eng_model *m) { return m->group ? coll_rank(m->group) :
 
 /* ---- memory ------------------------------------------------------------------------------------------- */
 
-/* Rows of activations are read by tiles of sixteen, the last one past its end (cpu/act.h). */
-static size_t whole_tiles(int rows) { return ((size_t)rows + ENG_TILE_ROWS - 1) / ENG_TILE_ROWS * ENG_TILE_ROWS; }
-
 typedef struct sizes {
     size_t x, xn, y, logits;     /* bytes; the first two in rank 0's window only */
 } sizes;
@@ -34,7 +31,7 @@ typedef struct sizes {
 static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 static sizes sizes_of(const eng_model *m) {
-    size_t T = whole_tiles(m->tokens_max), D = (size_t)m->shape.D, wanted = whole_tiles(m->logits_max);
+    size_t T = eng_whole_rows(m, m->tokens_max), D = (size_t)m->shape.D, wanted = eng_whole_rows(m, m->logits_max);
     int most = 0;
     for (int r = 0; r < ranks_of(m); r++)
         if (m->share[r].vocab > most) most = m->share[r].vocab;
@@ -76,7 +73,7 @@ status eng_ranks_open(eng_model *m, error *err) {
     eng_scratch *s = &m->s;
     void *windows[COLL_RANKS_MAX] = {NULL};
     sizes z = sizes_of(m);
-    size_t bytes = z.x + z.xn + 2 * z.y + z.logits, wanted = whole_tiles(m->logits_max) * sizeof(float);
+    size_t bytes = z.x + z.xn + 2 * z.y + z.logits, wanted = eng_whole_rows(m, m->logits_max) * sizeof(float);
     if (m->group && m->op->shares) TRY(coll_window(m->group, bytes, windows, err));
     m->windows = windows[0] != NULL;
     m->scratch_bytes += m->windows ? bytes : z.y + z.logits;
@@ -89,7 +86,9 @@ status eng_ranks_open(eng_model *m, error *err) {
         fine = (s->whole = mem_zalloc(wanted, (size_t)m->shape.V)) && (m->windows || (s->gathered = mem_zalloc(wanted, (size_t)m->shape.V)));
         m->scratch_bytes += (m->windows ? 1 : 2) * wanted * (size_t)m->shape.V;
     }
-    if (!fine) return error_set(err, ST_NO_MEMORY, "no memory for the sums of %d ranks", ranks_of(m));
+    if (!fine)
+        return error_set(err, ST_NO_MEMORY, "no memory for the sums and logits of a step of %d tokens: %s", m->tokens_max,
+                         m->op->room(m->c, (char[ENG_ROOM_BYTES]){0}));
     return m->group && !m->windows ? coll_reserve(m->group, (size_t)m->tokens_max * (size_t)m->shape.D, err) : ST_OK;
 }
 
@@ -128,7 +127,7 @@ float *eng_ranks_y(const eng_model *m, int which) { return m->s.y[which][m->wind
 
 status eng_ranks_sum(eng_model *m, int which, int T, error *err) {
     if (m->windows) return coll_barrier(m->group, err);
-    return m->group ? coll_all_reduce(m->group, m->s.y[which][0], (size_t)T * (size_t)m->shape.D, err) : ST_OK;
+    return m->group ? m->op->sum(m->c, m->group, m->s.y[which][0], T, m->shape.D, err) : ST_OK;
 }
 
 static eng_norm norm_of(const eng_model *m, float *x, float *const *y, const float *weight, int T) {
@@ -175,11 +174,12 @@ status eng_ranks_logits(eng_model *m, const eng_step_ranks *r, const eng_batch *
     if (m->windows) TRY(coll_barrier(m->group, err));
     op->gather(m->c, s->last, r->x, b, D);                                     /* (wanted,D) */
     for (int p = 0; p < parts; p++) op->gather(m->c, s->last_y[p], s->y[ENG_Y_FFN][p], b, D);
-    if (m->group && !m->windows) TRY(coll_all_reduce(m->group, s->last_y[0], (size_t)wanted * (size_t)D, err));
+    if (m->group && !m->windows) TRY(op->sum(m->c, m->group, s->last_y[0], wanted, D, err));
     eng_norm n = norm_of(m, s->last, s->last_y, m->norm_out, wanted);
     op->rmsnorm(m->c, s->lastn, &n);                                           /* act (wanted,D) */
     op->matmul(m->c, s->logits, s->lastn, &m->output, wanted);                 /* (wanted,V) of this rank */
-    const float *mine = op->finish(m->c, s->logits, (size_t)wanted * (size_t)m->own.V);
+    const float *mine;
+    TRY(op->finish(m->c, s->logits, (size_t)wanted * (size_t)m->own.V, &mine, err));
     *logits = mine;
     return m->group ? gather_logits(m, mine, wanted, logits, err) : ST_OK;
 }

@@ -95,7 +95,7 @@ static void list_rows(eng_model *m, const eng_rows *r, int index, eng_batch *b) 
 static void gather_batch(eng_model *m, const eng_kv *kv, const eng_rows *rows, int count, eng_batch *b) {
     eng_scratch *s = &m->s;
     assert(kv->m == m && count >= 1);
-    *b = (eng_batch){.rows = rows, .token = s->token, .position = s->position, .tiles = s->tiles,
+    *b = (eng_batch){.pages = &kv->pages, .rows = rows, .token = s->token, .position = s->position, .tiles = s->tiles,
                      .rows_index = s->rows_index, .angles = s->angles, .wanted = s->wanted};
     int tokens = 0, wanted = 0;
     for (int i = 0; i < count; i++) {

@@ -2,6 +2,7 @@
  * in the file, looking rows up. Compiled without contraction, so that its results are the same bits on
  * every machine. */
 #include "engine/cpu/cpu.h"
+#include "collective/collective.h"
 #include <assert.h>
 #include <sys/mman.h>
 
@@ -62,6 +63,30 @@ void eng_cpu_copy_in(eng_context *c, void *memory, const void *from, size_t byte
     memcpy(memory, from, bytes);
 }
 
+const char *eng_cpu_place(const eng_context *c) {
+    (void)c;
+    return "the host";
+}
+
+const char *eng_cpu_room(eng_context *c, char out[ENG_ROOM_BYTES]) {
+    (void)c;
+    snprintf(out, ENG_ROOM_BYTES, "the host has no more");
+    return out;
+}
+
+status eng_cpu_ready(eng_context *c, error *err) {
+    (void)c, (void)err;
+    return ST_OK;
+}
+
+status eng_cpu_pages_open(eng_context *c, eng_pages *kv, error *err) {
+    kv->data = eng_cpu_alloc(c, (size_t)kv->pages * kv->page_bytes);
+    return kv->data ? ST_OK : error_set(err, ST_NO_MEMORY, "no memory for %d KV pages of %zu bytes (%zu MiB)", kv->pages,
+                                        kv->page_bytes, (size_t)kv->pages * kv->page_bytes >> 20);
+}
+
+void eng_cpu_pages_close(eng_context *c, eng_pages *kv) { eng_cpu_free(c, kv->data); }
+
 /* ---- weights ----------------------------------------------------------------------------------- */
 
 const void *eng_cpu_row(const eng_matrix *m, int n, eng_type *type) {
@@ -118,10 +143,16 @@ void eng_cpu_begin(eng_context *c, const eng_batch *b) {
     eng_team_step_begin(c->team);
 }
 
-const float *eng_cpu_finish(eng_context *c, const float *logits, size_t count) {
-    (void)count;
+status eng_cpu_finish(eng_context *c, const float *logits, size_t count, const float **out, error *err) {
+    (void)count, (void)err;
     eng_team_step_end(c->team);
-    return logits;
+    *out = logits;
+    return ST_OK;
+}
+
+status eng_cpu_sum(eng_context *c, coll *group, float *y, int T, int D, error *err) {
+    (void)c;
+    return coll_all_reduce(group, y, (size_t)T * (size_t)D, err);
 }
 
 void eng_cpu_embed(eng_context *c, float *x, const eng_matrix *w, const eng_batch *b) {

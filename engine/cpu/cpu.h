@@ -22,8 +22,14 @@ const char *eng_cpu_numerics(const eng_context *c);
 void *eng_cpu_alloc(eng_context *c, size_t bytes);
 void eng_cpu_free(eng_context *c, void *memory);
 void eng_cpu_copy_in(eng_context *c, void *memory, const void *from, size_t bytes);
+const char *eng_cpu_place(const eng_context *c);
+const char *eng_cpu_room(eng_context *c, char out[ENG_ROOM_BYTES]);
+status eng_cpu_ready(eng_context *c, error *err);
+status eng_cpu_pages_open(eng_context *c, eng_pages *kv, error *err);
+void eng_cpu_pages_close(eng_context *c, eng_pages *kv);
 void eng_cpu_begin(eng_context *c, const eng_batch *b);
-const float *eng_cpu_finish(eng_context *c, const float *logits, size_t count);
+status eng_cpu_finish(eng_context *c, const float *logits, size_t count, const float **out, error *err);
+status eng_cpu_sum(eng_context *c, coll *group, float *y, int T, int D, error *err);
 void eng_cpu_embed(eng_context *c, float *x, const eng_matrix *w, const eng_batch *b);
 void eng_cpu_gather(eng_context *c, float *out, const float *x, const eng_batch *b, int D);
 void eng_cpu_kv_copy(eng_context *c, const eng_pages *kv, int32_t dst, int32_t src, int32_t tokens);
@@ -33,9 +39,11 @@ void eng_cpu_kv_unpack(eng_context *c, const eng_pages *kv, const int32_t *block
                        const eng_kv_box *box, const void *in);
 
 #define ENG_CPU_SHARED_OPS                                                                          \
-    .shares = true, .close = eng_cpu_close, .numerics = eng_cpu_numerics, .alloc = eng_cpu_alloc,                    \
-    .free = eng_cpu_free, .copy_in = eng_cpu_copy_in, .begin = eng_cpu_begin,              \
-    .finish = eng_cpu_finish, .embed = eng_cpu_embed, .gather = eng_cpu_gather,                      \
+    .shares = true, .close = eng_cpu_close, .numerics = eng_cpu_numerics, .alloc = eng_cpu_alloc,    \
+    .free = eng_cpu_free, .copy_in = eng_cpu_copy_in, .place = eng_cpu_place, .room = eng_cpu_room,  \
+    .rows_whole = ENG_TILE_ROWS, .ready = eng_cpu_ready, .pages_open = eng_cpu_pages_open,           \
+    .pages_close = eng_cpu_pages_close, .begin = eng_cpu_begin, .finish = eng_cpu_finish,            \
+    .sum = eng_cpu_sum, .embed = eng_cpu_embed, .gather = eng_cpu_gather,                            \
     .kv_copy = eng_cpu_kv_copy, .kv_pack = eng_cpu_kv_pack, .kv_unpack = eng_cpu_kv_unpack
 
 /* The widest row a product reads. */

@@ -18,7 +18,7 @@
 
 /* What one instruction set offers to the tables in table.c and amx.c. */
 #define ISA_FUNCTIONS(isa)                                                                           \
-    status open_##isa(int threads, const eng_shape *shape, eng_context **out, error *err);           \
+    status open_##isa(const eng_options *o, const eng_shape *shape, eng_context **out, error *err);  \
     void rmsnorm_##isa(eng_context *c, void *out, const eng_norm *n);                                \
     void silu_mul_##isa(eng_context *c, void *out, const float *gu, int T, int F);                    \
     void matmul_##isa(eng_context *c, float *y, const void *x, const eng_matrix *w, int T);           \

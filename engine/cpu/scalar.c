@@ -4,8 +4,8 @@
 #include <assert.h>
 #include <math.h>
 
-static status scalar_open(int threads, const eng_shape *shape, eng_context **out, error *err) {
-    (void)threads;
+static status scalar_open(const eng_options *o, const eng_shape *shape, eng_context **out, error *err) {
+    (void)o;
     return eng_cpu_open(1, (size_t)eng_cpu_widest(shape), "scalar-1", out, err);
 }
 

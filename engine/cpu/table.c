@@ -1,8 +1,8 @@
 /* table.c -- the op table of one instruction set. */
 #include "engine/cpu/isa.h"
 
-status ISA_NAME(open)(int threads, const eng_shape *shape, eng_context **out, error *err) {
-    return eng_cpu_open(threads, isa_scratch(shape, ISA_NAME(attention_scratch)(shape)), ISA_NUMERICS, out, err);
+status ISA_NAME(open)(const eng_options *o, const eng_shape *shape, eng_context **out, error *err) {
+    return eng_cpu_open(o->threads, isa_scratch(shape, ISA_NAME(attention_scratch)(shape)), ISA_NUMERICS, out, err);
 }
 
 void ISA_NAME(attend)(eng_context *c, void *out, const float *qkv, const eng_pages *kv, int l,

@@ -172,7 +172,7 @@ int main(int argc, char **argv) {
     for (int i = 0; eng_ops_at(i); i++) {
         bits b = {.op = eng_ops_at(i), .report = report};
         eng_shape shape = {.L = 1, .D = C, .H = H, .K = K, .h = HEAD, .F = C, .V = 64};
-        if (b.op->open(2, &shape, &b.c, NULL) != ST_OK) return 1;
+        if (b.op->open(&(eng_options){.threads = 2}, &shape, &b.c, NULL) != ST_OK) return 1;
         if (strcmp(b.op->numerics(b.c), "cpu-2") == 0 && !(print && any)) {
             compute(&b);
             any = true;

@@ -40,7 +40,7 @@ static rig open_rig(const eng_ops *op, sizes s, way w, eng_kv_type type) {
     rig r = {.op = op, .H = s.H, .row = (size_t)((s.H + 2 * s.K) * s.h)};
     eng_shape shape = {.L = LAYERS, .D = s.H * s.h, .H = s.H, .K = s.K, .h = s.h, .F = s.H * s.h, .V = 32};
     error err = {.text = ""};
-    if (op->open(w.threads, &shape, &r.c, &err) != ST_OK) fail_msg("%s", err.text);
+    if (op->open(&(eng_options){.threads = w.threads}, &shape, &r.c, &err) != ST_OK) fail_msg("%s", err.text);
     int pages = (CONTEXT + w.P - 1) / w.P;
     r.kv = (eng_pages){.pages = pages, .P = w.P, .L = LAYERS, .K = s.K, .h = s.h, .type = type};
     r.kv.page_bytes = 2 * LAYERS * (size_t)(s.K * w.P) * eng_kv_row_bytes(type, s.h);

@@ -39,7 +39,9 @@ static void fake_prepare(eng_context *c, const eng_matrix *m, void *own) {
     usleep((useconds_t)prepare_ms * 1000);
 }
 
-static const eng_ops fake = {.name = "fake", .alloc = fake_alloc, .free = fake_free, .form = "fake-1",
+static const char *fake_room(eng_context *c, char out[ENG_ROOM_BYTES]) { return eng_ops_find("scalar")->room(c, out); }
+
+static const eng_ops fake = {.name = "fake", .alloc = fake_alloc, .free = fake_free, .room = fake_room, .shares = true, .form = "fake-1",
                              .own_bytes = fake_own_bytes, .prepare = fake_prepare};
 
 /* ---- one directory a test ----------------------------------------------------------------------- */

@@ -61,7 +61,7 @@ static eng_context *open_ops(const eng_ops *op, int threads) {
     eng_shape shape = {.L = 1, .D = C, .H = 24, .K = 8, .h = 64, .F = C, .V = 64};
     eng_context *c;
     error err = {.text = ""};
-    if (op->open(threads, &shape, &c, &err) != ST_OK) fail_msg("%s", err.text);
+    if (op->open(&(eng_options){.threads = threads}, &shape, &c, &err) != ST_OK) fail_msg("%s", err.text);
     return c;
 }
 
