@@ -79,6 +79,7 @@ static status open_model(eng_model *m, const eng_options *o, error *err) {
     mem_free(ld.used);
     TRY(s);
     TRY(prepare_weights(m, o, err));
+    TRY(m->op->ready(m->c, err));
     TRY(alloc_scratch(m, err));
     return eng_ranks_open(m, err);
 }

@@ -114,7 +114,7 @@ typedef struct eng_ops {
     size_t (*own_bytes)(const eng_context *c, const eng_matrix *m);
     void (*prepare)(eng_context *c, const eng_matrix *m, void *own);
     size_t (*act_bytes)(const eng_context *c, int columns);
-    /* Weights are prepared, memory is taken: the next is a step. What went wrong since open, if anything did. */
+    /* After the last prepare(): what was queued is done. What went wrong since open, if anything did. */
     status (*ready)(eng_context *c, error *err);
 
     /* The memory of kv, whose other fields are filled but data and own. */
