@@ -93,6 +93,24 @@ static void company_changes_no_bit(void **state) {
     }
 }
 
+/* A graph of one wanted row does not serve a step that wants two. */
+static void wanted_rows_have_their_graph(void **state) {
+    (void)state;
+    int32_t tokens[2] = {5, 9}, block[2] = {0, 1};
+    float alone[2][RIG_V];
+    rig r = rig_of(&(rig_options){.device = "cuda", .type = ENG_Q4_0});
+    for (int i = 0; i < 2; i++)
+        memcpy(alone[i], rig_step(&r, &(eng_rows){&tokens[i], 1, 0, &block[i], 1}, 1), sizeof alone[i]);
+    for (int step = 0; step < 8; step++) {
+        bool both = step > 3;
+        eng_rows rows[] = {{&tokens[0], 1, 0, &block[0], both}, {&tokens[1], 1, 0, &block[1], 1}};
+        const float *logits = rig_step(&r, rows, 2);
+        if (both) assert_memory_equal(logits, alone[0], sizeof alone[0]);
+        assert_memory_equal(logits + both * RIG_V, alone[1], sizeof alone[1]);
+    }
+    rig_close(&r);
+}
+
 /* Graphs belong to the pages they read: two kv of one model take turns. */
 static void graphs_go_with_their_pages(void **state) {
     (void)state;
@@ -126,6 +144,7 @@ int main(void) {
     log_setup("test", LOG_WARN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(agrees_with_the_specification), cmocka_unit_test(chunks_graphs_and_pages_change_no_bit),
-        cmocka_unit_test(company_changes_no_bit), cmocka_unit_test(graphs_go_with_their_pages)};
+        cmocka_unit_test(company_changes_no_bit), cmocka_unit_test(wanted_rows_have_their_graph),
+        cmocka_unit_test(graphs_go_with_their_pages)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
