@@ -93,7 +93,7 @@ typedef struct bench_report {
 } bench_report;
 
 typedef struct bench_options {
-    const char *isa, *cache_dir; /* as in eng_options */
+    const char *isa, *device, *cache_dir; /* as in eng_options */
     int threads;                 /* of each rank */
     int rank, ranks;             /* of a group; rank 0 measures, the others follow */
     const char *group;           /* where its ranks meet: coll_meet_at() */

@@ -265,12 +265,13 @@ static status measure_all(bench *b, error *err) {
         say(b, BENCH_LIMITS, 0);
         TRY(bench_probe_all(b->r->threads, b->o->quick ? 5 : 100, b->r->limits, &b->r->limits_count, err));
     }
+    bool by_op = b->m->op->shares;          /* a device's ops are queued: their calls' times say nothing */
     for (int part = 0; part < BENCH_PARTS; part++)
         for (int i = 0; bench_sizes[part][i]; i++)
-            if (bench_select_has(s, (bench_part)part, i) &&
+            if (bench_select_has(s, (bench_part)part, i) && (by_op || part != BENCH_ATTENTION) &&
                 positions_of(b, (bench_part)part, bench_sizes[part][i]))
                 TRY(measure[part](b, bench_sizes[part][i], err));
-    return bench_select_has(s, BENCH_OPS, 0) ? measure_ops(b, err) : ST_OK;
+    return by_op && bench_select_has(s, BENCH_OPS, 0) ? measure_ops(b, err) : ST_OK;
 }
 
 static status lead(bench *b, const eng_gguf *g, error *err) {
@@ -291,7 +292,7 @@ static status follow(bench *b, error *err) {
 status bench_engine_run(const eng_gguf *g, const bench_options *options, bench_report *out, error *err) {
     enum { MEET_MS = 30000, CALL_MS = 600000 };
     coll_options group = {.rank = options->rank, .ranks = options->ranks, .open_ms = MEET_MS, .timeout_ms = CALL_MS};
-    eng_options engine = {.isa = options->isa, .threads = options->threads,
+    eng_options engine = {.isa = options->isa, .device = options->device, .threads = options->threads,
                           .cache_dir = options->cache_dir,
                           .tokens_max = BENCH_STEP_TOKENS, .logits_max = 64};
     bench b = {.o = options, .r = out, .steps = options->quick ? DECODE_STEPS_QUICK : DECODE_STEPS};

@@ -68,7 +68,7 @@ static cli_exit bench_rank(const cli_options *o) {
     char cache_dir[CLI_PATH_MAX];
     eng_kv_type kv_type;
     if (cli_kv_type("--kv-dtype", o->kv_dtype, &kv_type, &err) != ST_OK) return cli_usage("bench", "%s", err.text);
-    bench_options options = {.isa = o->isa, .cache_dir = cli_cache_dir(o, cache_dir),
+    bench_options options = {.isa = o->isa, .device = o->device, .cache_dir = cli_cache_dir(o, cache_dir),
                              .threads = (int)o->threads, .rank = (int)o->rank, .ranks = (int)o->tp,
                              .group = o->group, .quick = o->quick,
                              .kv_type = kv_type, .kv_type_name = o->kv_dtype,

@@ -21,7 +21,7 @@ enum { CLI_PATH_MAX = 4096 };
 
 /* Every option of every command has its place here; each command fills those of its rows. */
 typedef struct cli_options {
-    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group;
+    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *device, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
     const char *out, *system, *type, *cache_dir, *only, *svg;
     int64_t prefill, decode, tp, prefill_tp, decode_tp, rank, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
@@ -62,6 +62,8 @@ typedef struct cli_command {
     CLI_TEXT("pin", pin, "auto", "CPUS",                                                            \
              "CPUs that the engine's threads stay on, as 0-3,8; auto: `up` gives its nodes cores of "\
              "their own if they are alone to use the machine; off: wherever the system puts them"), \
+    CLI_TEXT("device", device, "cpu", "DEVICE",                                                     \
+             "what computes: cpu, cuda (a GPU), or GPUs by index as cuda:0,1: rank r of a node takes its entry r"), \
     CLI_TEXT("isa", isa, "auto", "NAME", "instruction set: auto, amx, avx512, avx2, neon, base or scalar"), \
     CLI_SWITCH("cache", cache, "true", "keep prepared weights in a file that all nodes of the machine map"), \
     CLI_TEXT("cache-dir", cache_dir, NULL, "DIR",                                                   \

@@ -84,6 +84,7 @@ const char *cli_cache_dir(const cli_options *o, char out[CLI_PATH_MAX]) {
 static status open_model(const cli_options *o, int64_t tokens, loaded *l, error *err) {
     char cache_dir[CLI_PATH_MAX];
     eng_options options = {.isa = o->isa,
+                           .device = o->device,
                            .cache_dir = cli_cache_dir(o, cache_dir),
                            .threads = (int)o->threads,
                            .tokens_max = STEP_TOKENS,

@@ -174,6 +174,7 @@ static cli_exit serve_rank(const cli_options *o, const char *role) {
                             .kv_listen = o->kv_listen,
                             .kv_transport = o->kv_transport,
                             .isa = o->isa,
+                            .device = o->device,
                             .threads = (int)o->threads,
                             .kv_pages = (int32_t)o->kv_pages,
                             .page_tokens = (int32_t)o->page_tokens,

@@ -194,6 +194,7 @@ typedef struct node_options {
     const char *listen, *kv_listen;              /* "host:port", port 0: any */
     const char *kv_transport;    /* kvtransfer's; NULL: its first */
     const char *isa;             /* engine's; NULL: auto */
+    const char *device;          /* engine's; NULL: cpu */
     int threads;                 /* of each rank; 0: what the machine allows */
     int rank, ranks;             /* of a tensor-parallel group; 0 and 1 ranks: alone */
     const char *group;           /* where its ranks meet: coll_meet_at() */

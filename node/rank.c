@@ -52,6 +52,7 @@ status node_rank_open(node_rank *k, const node_options *o, const node_limits *l,
     if (k->count > 1) TRY(open_group(k, o, err));
     TRY(eng_gguf_open(o->model, &k->gguf, err));
     eng_options options = {.isa = o->isa,
+                           .device = o->device,
                            .threads = o->threads,
                            .tokens_max = l->step_tokens_max,
                            .logits_max = l->logits_max,
@@ -100,6 +101,7 @@ void node_rank_log_memory(const node_rank *k, const node_options *o, const node_
     log_write(LOG_INFO, NULL, "memory.weights", "mib=%.1f mapped, shared between processes", mib(weights));
     log_write(LOG_INFO, NULL, "memory.panels", "mib=%.1f of repacked weights, %s", mib(panels),
               is_private ? "private" : "shared between processes");
+    log_write(LOG_INFO, NULL, "memory.place", "repacked weights, pages and scratch are on %s", eng_model_place(k->model));
     log_write(LOG_INFO, NULL, "memory.pages", "mib=%.1f %d pages of %d tokens", mib(pool), l->pages, l->page_tokens);
     log_write(LOG_INFO, NULL, "memory.scratch", "mib=%.1f of a step of %d rows, %d of them with logits", mib(scratch),
               l->step_tokens_max, l->logits_max);
