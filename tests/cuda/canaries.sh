@@ -18,7 +18,8 @@ for name in $("$canary"); do
             printf 'TWIN REFUSED  %s (%s): %s\n' "$name" "$order" "$(grep -m1 -E 'ERROR|cudaError' <<<"$out")"
             bad=1
         fi
-        if ! out=$(EMU_SCHED=$order "$canary" "$name" $how 2>&1) && [ -z "$caught" ]; then
+        [ -n "$caught" ] && continue
+        if ! out=$(EMU_SCHED=$order "$canary" "$name" $how 2>&1); then
             caught="$order: $(grep -m1 -E 'ERROR|runtime error|cudaError|another result' <<<"$out" | cut -c1-100)"
         fi
     done

@@ -20,7 +20,7 @@ struct Rig {
     cudaEvent_t event;
 };
 
-/* ---- barriers ------------------------------------------------------------------------------------------------------- */
+/* ---- barriers ------------------------------------------------------------------------------------------ */
 
 /* Shared memory is written again before everybody has read it. */
 KERNEL reuse(float *out, const float *x, int good) {
@@ -91,7 +91,7 @@ KERNEL leaves_early(float *out, int n, int good) {
     out[threadIdx.x] = 1;
 }
 
-/* ---- warps ---------------------------------------------------------------------------------------------------------- */
+/* ---- warps ------------------------------------------------------------------------------------------ */
 
 KERNEL mask_too_wide(float *out, int good) {
     float v = 1;
@@ -107,7 +107,7 @@ KERNEL source_outside(float *out, int good) {
     out[threadIdx.x] = v;
 }
 
-/* ---- races in global memory -------------------------------------------------------------------------------------------- */
+/* ---- races in global memory ------------------------------------------------------------------------------------------ */
 
 KERNEL sum(float *out, const float *x, int good) {
     if (good)
@@ -118,7 +118,7 @@ KERNEL sum(float *out, const float *x, int good) {
 
 KERNEL same_place(float *out, int good) { out[good ? blockIdx.x * N + threadIdx.x : threadIdx.x] = (float)blockIdx.x; }
 
-/* ---- bounds ------------------------------------------------------------------------------------------------------------ */
+/* ---- bounds ------------------------------------------------------------------------------------------ */
 
 KERNEL copy(float *out, const float *x) { out[threadIdx.x] = x[threadIdx.x] + 1; }
 
@@ -166,9 +166,11 @@ KERNEL narrow_index(float *out, int block, int stride, int good) {
 }
 
 /* A page behind the block table's end. */
-KERNEL page_of(float *out, const int *table, const float *pages, int t) { out[threadIdx.x] = pages[table[t / 16] * 16 + t % 16]; }
+KERNEL page_of(float *out, const int *table, const float *pages, int t) {
+    out[threadIdx.x] = pages[table[t / 16] * 16 + t % 16];
+}
 
-/* ---- the table ----------------------------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------------------ */
 
 static cudaError_t one(Rig *r, void (*k)(float *, const float *, int), int good) {
     return launch(k, dim3(1), dim3(N), 0, r->st, r->out, (const float *)r->x, good);

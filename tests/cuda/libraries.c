@@ -52,8 +52,8 @@ static void gemm_is_the_product(void **state) {
     OK(cudaMemcpyAsync(dw, w, sizeof w, cudaMemcpyHostToDevice, st));
     OK(CUBLAS(cublasCreate_v2)(&h));
     OK(CUBLAS(cublasSetStream_v2)(h, st));
-    OK(CUBLAS(cublasGemmEx)(h, CUBLAS_OP_T, CUBLAS_OP_N, ROWS, T, C, &one, dw, CUDA_R_16BF, C, dx, CUDA_R_16BF, C, &zero, dy,
-                            CUDA_R_32F, ROWS, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    OK(CUBLAS(cublasGemmEx)(h, CUBLAS_OP_T, CUBLAS_OP_N, ROWS, T, C, &one, dw, CUDA_R_16BF, C, dx, CUDA_R_16BF, C, &zero,
+                            dy, CUDA_R_32F, ROWS, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     OK(cudaMemcpyAsync(y, dy, sizeof y, cudaMemcpyDeviceToHost, st));
     OK(cudaStreamSynchronize(st));
     for (int i = 0; i < T * ROWS; i++) {

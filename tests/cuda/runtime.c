@@ -186,7 +186,8 @@ static void rows_are_copied(void **state) {
     float from[4][8], to[4][3];
     for (int i = 0; i < 32; i++)
         from[i / 8][i % 8] = (float)i;
-    OK(cudaMemcpy2DAsync(r->x, 3 * sizeof(float), from, 8 * sizeof(float), 3 * sizeof(float), 4, cudaMemcpyHostToDevice, r->st));
+    OK(cudaMemcpy2DAsync(r->x, 3 * sizeof(float), from, 8 * sizeof(float), 3 * sizeof(float), 4, cudaMemcpyHostToDevice,
+                         r->st));
     OK(cudaMemcpyAsync(to, r->x, sizeof to, cudaMemcpyDeviceToHost, r->st));
     OK(cudaStreamSynchronize(r->st));
     for (int i = 0; i < 12; i++)

@@ -133,8 +133,10 @@ static size_t operand_bytes(const Operand &o, int rows, int columns) {
 
 static void gemm_one(const Gemm &g, const char *a, const char *b, char *c) {
     if (g.k) {
-        emu_check_dev("gemm: A", a, g.a.transposed ? operand_bytes(g.a, g.k, g.m) : operand_bytes(g.a, g.m, g.k), emu_device);
-        emu_check_dev("gemm: B", b, g.b.transposed ? operand_bytes(g.b, g.n, g.k) : operand_bytes(g.b, g.k, g.n), emu_device);
+        size_t a_bytes = g.a.transposed ? operand_bytes(g.a, g.k, g.m) : operand_bytes(g.a, g.m, g.k);
+        size_t b_bytes = g.b.transposed ? operand_bytes(g.b, g.n, g.k) : operand_bytes(g.b, g.k, g.n);
+        emu_check_dev("gemm: A", a, a_bytes, emu_device);
+        emu_check_dev("gemm: B", b, b_bytes, emu_device);
     }
     emu_check_dev("gemm: C", c, operand_bytes(g.c, g.m, g.n), emu_device);
     std::vector<float> row(g.k + 1), columns((size_t)g.n * g.k + 1);

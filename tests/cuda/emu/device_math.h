@@ -4,7 +4,7 @@
  * correctly rounded or libm's here: tests allow for it. */
 #pragma once
 
-/* ---- integers -------------------------------------------------------------------------------------------------------- */
+/* ---- integers ------------------------------------------------------------------------------------------ */
 
 static inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 4; i++)
@@ -70,7 +70,7 @@ static inline unsigned __vsubss4(unsigned a, unsigned b) {
     return r;
 }
 
-/* ---- bits of floats --------------------------------------------------------------------------------------------------- */
+/* ---- bits of floats ------------------------------------------------------------------------------------------ */
 
 #define EMU_BITS(name, to, from)                                                                                       \
     static inline to name(from v) {                                                                                    \
@@ -87,7 +87,7 @@ EMU_BITS(__double_as_longlong, long long, double)
 EMU_BITS(__longlong_as_double, double, long long)
 #undef EMU_BITS
 
-/* ---- floats ------------------------------------------------------------------------------------------------------------ */
+/* ---- floats ------------------------------------------------------------------------------------------ */
 
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fsub_rn(float a, float b) { return a - b; }

@@ -59,7 +59,7 @@ static struct {
 static enum { FORWARD, REVERSE, RANDOM } schedule;
 static std::mt19937 dice;
 
-/* ---- switching ------------------------------------------------------------------------------------------------ */
+/* ---- switching ------------------------------------------------------------------------------------------ */
 
 static void landed(void *fake_stack) {
     if (!__sanitizer_finish_switch_fiber)
@@ -105,7 +105,7 @@ void emu_yield(EmuFibre *me) {
     landed(me->fake_stack);
 }
 
-/* ---- block barriers ------------------------------------------------------------------------------------------- */
+/* ---- block barriers ------------------------------------------------------------------------------------------ */
 
 static void order_shuffle() {
     int n = emu_block.threads;
@@ -167,7 +167,7 @@ extern "C" void emu_bar(int kind, int predicate, int *out, const char *file, int
     emu_yield(me);                         /* the last to come is not the first to go */
 }
 
-/* ---- a grid ------------------------------------------------------------------------------------------------------ */
+/* ---- a grid ------------------------------------------------------------------------------------------ */
 
 static void fibre_main() {
     landed(nullptr);

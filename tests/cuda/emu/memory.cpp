@@ -30,7 +30,7 @@ static bool window_is_open;
 static size_t device_used[16];
 static struct sigaction old_action;
 
-/* ---- faults ------------------------------------------------------------------------------------------------------ */
+/* ---- faults ------------------------------------------------------------------------------------------ */
 
 static void on_fault(int, siginfo_t *info, void *context) {
     uintptr_t a = (uintptr_t)info->si_addr;
@@ -65,7 +65,7 @@ static void handler_install() {
     sigaction(SIGSEGV, &ours, &old_action);
 }
 
-/* ---- the window ---------------------------------------------------------------------------------------------------- */
+/* ---- the window ------------------------------------------------------------------------------------------ */
 
 static void window_protect(int how) {
     for (auto &k : allocs)
@@ -112,7 +112,7 @@ void emu_check_dev(const char *what, const void *p, size_t bytes, int device) {
         emu_fail("wrong-device", "%s: memory of device %d used on device %d", what, a->device, device);
 }
 
-/* ---- allocations ----------------------------------------------------------------------------------------------------- */
+/* ---- allocations ------------------------------------------------------------------------------------------ */
 
 static void window_reserve() {
     void *p = mmap(nullptr, WINDOW_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -38,7 +38,7 @@ void nccl_waited(ncclComm *c, double since, const char *what) {
         emu_fail("nccl-deadlock", "rank %d waited %d s in %s; the other ranks did not come", c->rank, limit, what);
 }
 
-/* ---- communicators -------------------------------------------------------------------------------------------------------- */
+/* ---- communicators ------------------------------------------------------------------------------------------ */
 
 EMU_API ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
     static int count;
@@ -172,7 +172,7 @@ EMU_API const char *ncclGetErrorString(ncclResult_t r) {
 
 EMU_API const char *ncclGetLastError(ncclComm_t) { return ""; }
 
-/* ---- collectives ---------------------------------------------------------------------------------------------------------- */
+/* ---- collectives ------------------------------------------------------------------------------------------ */
 
 static ncclResult_t answer(ncclComm *c, cudaError_t e) {
     if (e)
@@ -219,7 +219,7 @@ EMU_API ncclResult_t ncclReduce(const void *send, void *recv, size_t n, ncclData
     return collective(NcclCall{NCCL_REDUCE, t, op, root, n}, send, recv, c, st);
 }
 
-/* ---- sends and receives, groups --------------------------------------------------------------------------------------------- */
+/* ---- sends and receives, groups ------------------------------------------------------------------------------------ */
 
 static cudaError_t transfers_queue(std::vector<NcclTransfer> list) {
     while (!list.empty()) {                                /* one piece of work a communicator and stream */

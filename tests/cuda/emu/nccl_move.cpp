@@ -45,7 +45,7 @@ static void others_failed(ncclComm *c) {
         emu_fail("nccl", "rank %d: another rank has failed", c->rank);
 }
 
-/* ---- reductions ----------------------------------------------------------------------------------------------------------- */
+/* ---- reductions ------------------------------------------------------------------------------------------ */
 
 template <class T, class Wide> static Wide combine(Wide a, Wide b, ncclRedOp_t op) {
     Wide r = op == ncclProd ? a * b : op == ncclMax ? (a < b ? b : a) : op == ncclMin ? (b < a ? b : a) : a + b;
@@ -81,7 +81,7 @@ static void reduce(char *out, NcclShared *s, int n, size_t first, size_t count, 
     }
 }
 
-/* ---- collectives ---------------------------------------------------------------------------------------------------------- */
+/* ---- collectives ------------------------------------------------------------------------------------------ */
 
 struct Collective {
     NcclCall call;
@@ -189,7 +189,7 @@ EmuOp nccl_collective_op(const NcclCall &call, const void *send, void *recv, ncc
     return [work]() mutable { return work.run(); };
 }
 
-/* ---- sends and receives --------------------------------------------------------------------------------------------------- */
+/* ---- sends and receives ------------------------------------------------------------------------------------------ */
 
 static bool send_some(NcclTransfer &t, NcclMail &m) {
     size_t bytes = t.count * nccl_type_bytes(t.type);

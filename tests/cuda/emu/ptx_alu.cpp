@@ -12,7 +12,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-/* ---- bits and numbers -------------------------------------------------------------------------------------------------- */
+/* ---- bits and numbers ------------------------------------------------------------------------------------------ */
 
 static float as_float(uint64_t v) {
     uint32_t bits = (uint32_t)v;
@@ -78,7 +78,7 @@ struct Rounding {
     ~Rounding() { fesetround(before); }
 };
 
-/* ---- floats ------------------------------------------------------------------------------------------------------------- */
+/* ---- floats ------------------------------------------------------------------------------------------ */
 
 template <class T> static T float_min_max(const PtxIns &i, T a, T b) {
     if (i.nan && (std::isnan(a) || std::isnan(b)))
@@ -137,7 +137,7 @@ static uint64_t float_test(const PtxIns &i, uint64_t a) {
     return answers[i.word];
 }
 
-/* ---- conversions --------------------------------------------------------------------------------------------------------- */
+/* ---- conversions ------------------------------------------------------------------------------------------ */
 
 static uint64_t to_int(PtxType t, double x) {
     double low = t.kind == 's' ? -std::ldexp(1, 8 * t.bytes - 1) : 0;
@@ -198,7 +198,7 @@ static uint64_t cvt(const PtxIns &i, const uint64_t *s) {
     return convert(i, i.type, i.from, s[0]);
 }
 
-/* ---- comparisons --------------------------------------------------------------------------------------------------------- */
+/* ---- comparisons ------------------------------------------------------------------------------------------ */
 
 template <class T> static bool compare(int how, T a, T b) {
     switch (how) {
@@ -240,7 +240,7 @@ static uint64_t setp(const PtxIns &i, const uint64_t *s, uint64_t *second) {
     return result;
 }
 
-/* ---- integers ------------------------------------------------------------------------------------------------------------ */
+/* ---- integers ------------------------------------------------------------------------------------------ */
 
 static uint64_t multiply(const PtxIns &i, uint64_t a, uint64_t b, uint64_t c) {
     int w = i.type.bytes;

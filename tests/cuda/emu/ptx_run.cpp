@@ -27,7 +27,7 @@ struct Thread {
 static std::map<std::string, PtxKernel> kernels;
 static const PtxIns *at;                   /* the instruction that touches memory, for reports */
 
-/* ---- memory ------------------------------------------------------------------------------------------------------------ */
+/* ---- memory ------------------------------------------------------------------------------------------ */
 
 static uintptr_t address(const Thread &t, const PtxIns &i, int which, PtxSpace space) {
     uint64_t a = t.r[i.base[which]] + (uint64_t)i.offset[which];
@@ -129,7 +129,7 @@ static void run_cvta(Thread &t, const PtxIns &i) {
     t.r[i.dst[0]] = i.to ? t.r[i.src[0]] - shift : t.r[i.src[0]] + shift;
 }
 
-/* ---- threads together --------------------------------------------------------------------------------------------------- */
+/* ---- threads together ------------------------------------------------------------------------------------------ */
 
 static void run_shuffle(Thread &t, const PtxIns &i) {
     uint64_t c = t.r[i.src[2]];
@@ -182,7 +182,7 @@ static void run_barrier(Thread &t, const PtxIns &i) {
     t.r[i.dst[0]] = (uint32_t)out;
 }
 
-/* ---- one instruction ----------------------------------------------------------------------------------------------------- */
+/* ---- one instruction ------------------------------------------------------------------------------------------ */
 
 /* mov.b64 r, {low, high} and the other way round. */
 static void run_mov(Thread &t, const PtxIns &i) {
@@ -250,7 +250,7 @@ static bool step(Thread &t, const PtxIns &i) {
     return true;
 }
 
-/* ---- a thread ------------------------------------------------------------------------------------------------------------ */
+/* ---- a thread ------------------------------------------------------------------------------------------ */
 
 static uint64_t special(int which) {
     unsigned lane = emu_me->lane;

@@ -94,7 +94,7 @@ static Write write_of(const Access &x) {
     return Write{x.at.launch, x.at.block, x.at.barrier, x.at.warp_sync, (uint16_t)x.at.thread, x.atomic};
 }
 
-/* ---- shared memory ---------------------------------------------------------------------------------------------------- */
+/* ---- shared memory ------------------------------------------------------------------------------------------ */
 
 static void shared_byte(const Access &x, Write *w, Read *r) {
     const EmuPos &p = x.at;
@@ -132,7 +132,7 @@ static void shared_access(const Access &x, uintptr_t low, uintptr_t high) {
         shared_byte(x, &shared_write[i], &shared_read[i]);
 }
 
-/* ---- global memory ---------------------------------------------------------------------------------------------------- */
+/* ---- global memory ------------------------------------------------------------------------------------------ */
 
 static Write *global_write(uintptr_t a, bool make) {
     auto it = pages.find(a >> 12);
@@ -168,7 +168,7 @@ static void global_access(const Access &x, const EmuAlloc *m) {
     }
 }
 
-/* ---- every access ----------------------------------------------------------------------------------------------------- */
+/* ---- every access ------------------------------------------------------------------------------------------ */
 
 static void access(const Access &x) {
     char at[400];

@@ -63,7 +63,7 @@ CUstream_st *emu_stream(cudaStream_t st) {
     emu_fail("bad-stream", "%p is not a live stream", (void *)st);
 }
 
-/* ---- running ----------------------------------------------------------------------------------------------------- */
+/* ---- running ------------------------------------------------------------------------------------------ */
 
 bool emu_stream_advance(CUstream_st *s) {
     if (s->queue.empty())
@@ -133,7 +133,7 @@ void emu_stream_progress(CUstream_st *s) {
     emu_window_close();
 }
 
-/* ---- queueing ---------------------------------------------------------------------------------------------------- */
+/* ---- queueing ------------------------------------------------------------------------------------------ */
 
 void emu_stream_push(CUstream_st *s, const char *name, EmuOp op) {
     s->queue.push_back(EmuWork{name, std::move(op)});
