@@ -32,48 +32,82 @@ static uint16_t bfloat16(float f) {
     return (uint16_t)(u >> 16);
 }
 
-/* y (T,N) = x (T,C) w (N,C)^T, small whole numbers: exact in any order. */
-static void gemm_is_the_product(void **state) {
-    (void)state;
-    enum { T = 5, C = 24, ROWS = 7 };
-    uint16_t x[T * C], w[ROWS * C], *dx, *dw;
-    float y[T * ROWS], one = 1, zero = 0, *dy;
+enum { T = 5, C = 24, ROWS = 7 };
+
+static int x_at(int t, int k) { return (t * C + k) % 13 - 6; }
+static int w_at(int n, int k) { return (n * C + k) % 11 - 5; }
+
+typedef struct operands {
+    uint16_t *x, *w, *x_turned, *w_turned; /* (T,C), (ROWS,C), (C,T), (C,ROWS) */
+    float *y;                              /* (T,ROWS) */
     cublasHandle_t h;
     cudaStream_t st;
-    for (int i = 0; i < T * C; i++)
-        x[i] = bfloat16((float)(i % 13 - 6));
-    for (int i = 0; i < ROWS * C; i++)
-        w[i] = bfloat16((float)(i % 11 - 5));
-    OK(cudaStreamCreateWithFlags(&st, cudaStreamNonBlocking));
-    OK(cudaMalloc((void **)&dx, sizeof x));
-    OK(cudaMalloc((void **)&dw, sizeof w));
-    OK(cudaMalloc((void **)&dy, sizeof y));
-    OK(cudaMemcpyAsync(dx, x, sizeof x, cudaMemcpyHostToDevice, st));
-    OK(cudaMemcpyAsync(dw, w, sizeof w, cudaMemcpyHostToDevice, st));
-    OK(CUBLAS(cublasCreate_v2)(&h));
-    OK(CUBLAS(cublasSetStream_v2)(h, st));
-    OK(CUBLAS(cublasGemmEx)(h, CUBLAS_OP_T, CUBLAS_OP_N, ROWS, T, C, &one, dw, CUDA_R_16BF, C, dx, CUDA_R_16BF, C, &zero,
-                            dy, CUDA_R_32F, ROWS, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
-    OK(cudaMemcpyAsync(y, dy, sizeof y, cudaMemcpyDeviceToHost, st));
-    OK(cudaStreamSynchronize(st));
-    for (int i = 0; i < T * ROWS; i++) {
-        int sum = 0;
-        for (int k = 0; k < C; k++)
-            sum += ((i / ROWS * C + k) % 13 - 6) * ((i % ROWS * C + k) % 11 - 5);
-        assert_int_equal((int)y[i], sum);
+} operands;
+
+static uint16_t *upload(int rows, int columns, int (*at)(int, int), int turned) {
+    uint16_t all[T * C + ROWS * C], *p;
+    for (int i = 0; i < rows * columns; i++)
+        all[i] = bfloat16((float)(turned ? at(i % columns, i / columns) : at(i / columns, i % columns)));
+    OK(cudaMalloc((void **)&p, (size_t)(rows * columns) * sizeof *p));
+    OK(cudaMemcpy(p, all, (size_t)(rows * columns) * sizeof *p, cudaMemcpyHostToDevice));
+    return p;
+}
+
+static int operands_open(void **state) {
+    operands *o = calloc(1, sizeof *o);
+    *state = o;
+    OK(cudaStreamCreateWithFlags(&o->st, cudaStreamNonBlocking));
+    o->x = upload(T, C, x_at, 0);
+    o->w = upload(ROWS, C, w_at, 0);
+    o->x_turned = upload(C, T, x_at, 1);
+    o->w_turned = upload(C, ROWS, w_at, 1);
+    OK(cudaMalloc((void **)&o->y, T * ROWS * sizeof(float)));
+    OK(CUBLAS(cublasCreate_v2)(&o->h));
+    OK(CUBLAS(cublasSetStream_v2)(o->h, o->st));
+    return 0;
+}
+
+static int operands_close(void **state) {
+    operands *o = *state;
+    OK(CUBLAS(cublasDestroy_v2)(o->h));
+    cudaFree(o->x);
+    cudaFree(o->w);
+    cudaFree(o->x_turned);
+    cudaFree(o->w_turned);
+    cudaFree(o->y);
+    OK(cudaStreamDestroy(o->st));
+    free(o);
+    return 0;
+}
+
+/* y = x w^T by any layout of the two. */
+static cublasStatus_t multiply(operands *o, int turned, cudaDataType type, int ld) {
+    float one = 1, zero = 0;
+    if (turned)
+        return CUBLAS(cublasGemmEx)(o->h, CUBLAS_OP_N, CUBLAS_OP_T, ROWS, T, C, &one, o->w_turned, type, ld, o->x_turned,
+                                    CUDA_R_16BF, T, &zero, o->y, CUDA_R_32F, ROWS, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    return CUBLAS(cublasGemmEx)(o->h, CUBLAS_OP_T, CUBLAS_OP_N, ROWS, T, C, &one, o->w, type, ld, o->x, CUDA_R_16BF, C, &zero,
+                                o->y, CUDA_R_32F, ROWS, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+}
+
+/* Small whole numbers: exact in any order. */
+static void gemm_is_the_product(void **state) {
+    operands *o = *state;
+    float y[T * ROWS];
+    for (int turned = 0; turned < 2; turned++) {
+        OK(cudaMemsetAsync(o->y, 0xff, sizeof y, o->st));
+        OK(multiply(o, turned, CUDA_R_16BF, turned ? ROWS : C));
+        OK(cudaMemcpyAsync(y, o->y, sizeof y, cudaMemcpyDeviceToHost, o->st));
+        OK(cudaStreamSynchronize(o->st));
+        for (int i = 0; i < T * ROWS; i++) {
+            int sum = 0;
+            for (int k = 0; k < C; k++)
+                sum += x_at(i / ROWS, k) * w_at(i % ROWS, k);
+            assert_int_equal((int)y[i], sum);
+        }
     }
-    /* a leading dimension smaller than the rows, and types that do not go together */
-    assert_int_equal(CUBLAS(cublasGemmEx)(h, CUBLAS_OP_T, CUBLAS_OP_N, ROWS, T, C, &one, dw, CUDA_R_16BF, C - 1, dx,
-                                          CUDA_R_16BF, C, &zero, dy, CUDA_R_32F, ROWS, CUBLAS_COMPUTE_32F,
-                                          CUBLAS_GEMM_DEFAULT), CUBLAS_STATUS_INVALID_VALUE);
-    assert_int_equal(CUBLAS(cublasGemmEx)(h, CUBLAS_OP_T, CUBLAS_OP_N, ROWS, T, C, &one, dw, CUDA_R_16F, C, dx, CUDA_R_16BF,
-                                          C, &zero, dy, CUDA_R_32F, ROWS, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-                     CUBLAS_STATUS_NOT_SUPPORTED);
-    OK(CUBLAS(cublasDestroy_v2)(h));
-    cudaFree(dx);
-    cudaFree(dw);
-    cudaFree(dy);
-    OK(cudaStreamDestroy(st));
+    assert_int_equal(multiply(o, 0, CUDA_R_16BF, C - 1), CUBLAS_STATUS_INVALID_VALUE);
+    assert_int_equal(multiply(o, 0, CUDA_R_16F, C), CUBLAS_STATUS_NOT_SUPPORTED);
 }
 
 /* ---- NCCL: ranks are threads, each with a device --------------------------------------------------------------------- */
@@ -215,7 +249,7 @@ static void two_ranks_on_a_device_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gemm_is_the_product),
+        cmocka_unit_test_setup_teardown(gemm_is_the_product, operands_open, operands_close),
         cmocka_unit_test(collectives),
         cmocka_unit_test(abort_ends_a_wait),
         cmocka_unit_test(non_blocking_communicators),

@@ -24,7 +24,7 @@ static const size_t WINDOW_BYTES = (size_t)8 << 40, GAP = 16 << 20, PAGE = 4096,
 static const size_t FILL_MAX = (size_t)256 << 20;       /* larger ones are virtual and read as 0 */
 
 std::recursive_mutex emu_engine;
-static std::map<uintptr_t, EmuAlloc> allocs;            /* by base, dead ones too */
+static auto &allocs = *new std::map<uintptr_t, EmuAlloc>; /* by base, dead ones too; outlives the destructors */
 static uintptr_t window_low, window_high, window_next;
 static bool window_is_open;
 static size_t device_used[16];

@@ -380,6 +380,9 @@ struct Parser {
         if (sscanf(t.c_str(), ".file %d \"%1023[^\"]", &file, name) == 2)
             files[file] = name;
         else if (sscanf(t.c_str(), ".loc %d %d", &file, &at) == 2) {
+            size_t caller = t.find("inlined_at ");         /* of NVIDIA's own headers the caller says more */
+            if (caller != S::npos && files[file].find("/include/") != S::npos)
+                sscanf(t.c_str() + caller, "inlined_at %d %d", &file, &at);
             loc_file = file;
             loc_line = at;
         } else if (where == BODY)

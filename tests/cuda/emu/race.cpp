@@ -54,7 +54,7 @@ struct Access {
 static std::unordered_map<uintptr_t, Page *> pages;
 static Write *shared_write;
 static Read *shared_read;
-static std::set<std::pair<const void *, const char *>> reported;
+static auto &reported = *new std::set<std::pair<const void *, const char *>>; /* outlives the destructors */
 
 __attribute__((destructor)) static void finish() {
     if (reported.empty())
