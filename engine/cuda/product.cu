@@ -163,7 +163,8 @@ DEVICE void add_tile(float acc[4][2], const lane_tile<type> &a, const float2 sca
 
 /* Rows past the last are the last once more: read, not written. Blocks of the grid are (panel, ROWS rows). */
 template <eng_type type, int ROWS>
-KERNEL __launch_bounds__(SEGMENTS * 32, 2) few_rows(float *y, int ldy, const char *x, const char *w, int N, int C, int T) {
+KERNEL __launch_bounds__(SEGMENTS * 32, ROWS == 8 ? 3 : 2)
+few_rows(float *y, int ldy, const char *x, const char *w, int N, int C, int T) {
     enum { GROUPS = ROWS / 8, PITCH = PANEL + 4 };       /* a pitch that spreads t over the banks */
     SHARED_ARRAY(float, part, SEGMENTS *ROWS *PITCH);
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, segment = threadIdx.x / 32, blocks = C / ACT_BLOCK;
