@@ -226,7 +226,8 @@ DEVICE u64 choose(shared &sh, const candidates &c, bool all, const cuda_draw &d,
     return here > target ? find_key(sh, c, cut, &s, target) : 0;
 }
 
-KERNEL __launch_bounds__(THREADS) sample(int32_t *token, const float *logits, const cuda_draw *draw, int V, double one,
+/* One block a processor is enough: without that number, registers are held to two and spill. */
+KERNEL __launch_bounds__(THREADS, 1) sample(int32_t *token, const float *logits, const cuda_draw *draw, int V, double one,
                                          u64 *lists) {
     SHARED_ARRAY(shared, memory, 1);
     shared &sh = memory[0];
