@@ -4,8 +4,8 @@
  * order, into the residual stream x.
  *
  *   alone             nothing to add up
- *   over a transport  y is summed by the back end (coll_all_reduce(), NCCL) and every rank norms all rows of its own x; of the last layer
- *                     only the rows whose logits are asked are summed
+ *   over a transport  y is summed by the back end (coll_all_reduce(), NCCL) and every rank norms all rows of its own x;
+ *                     of the last layer only the rows whose logits are asked are summed
  *   windows           ranks of one machine see each other's y (coll_window): the norm adds the parts itself, after a
  *                     barrier. With many rows each rank norms its share of them, in an x and an xn that all ranks have in
  *                     common, and a second barrier follows (sequence parallelism, Korthikanti et al. 2022). Attention and

@@ -3,8 +3,8 @@
 # the concurrent parts (label "threads"), a short run of each fuzz target.
 #   ./tests/run.sh           all of that
 #   ./tests/run.sh --quick   release only
-#   ./tests/run.sh --long    all of that, then 1,000,000 runs of each fuzz target, the long tests, mutants of the
-#                           CUDA kernels where nvcc is, and the arithmetic on an emulated aarch64
+#   ./tests/run.sh --long    all of that, then 1,000,000 runs of each fuzz target, the long tests, and the
+#                           arithmetic on an emulated aarch64
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-}
@@ -73,10 +73,6 @@ if [ "$mode" = --long ]; then
     suffix=
     say "long tests"
     check -L long
-    if [ -d build/tests/cuda/lib ]; then
-        say "mutants of the CUDA kernels"
-        ./tests/cuda/mutate.py engine/cuda/*.cu
-    fi
     say "aarch64"
     ./tests/aarch64.sh
 fi

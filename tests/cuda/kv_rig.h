@@ -114,7 +114,7 @@ static inline rig rig_open(rig_shape s, const int *length, int sequences) {
     eng_shape shape = {.L = RIG_LAYERS, .D = s.H * s.h, .H = s.H, .K = s.K, .h = s.h, .F = s.H * s.h, .V = 32};
     error err = {.text = ""};
     r.op = eng_ops_find("scalar");
-    if (r.op->open(1, &shape, &r.c, &err) != ST_OK) fail_msg("%s", err.text);
+    if (r.op->open(&(eng_options){.threads = 1}, &shape, &r.c, &err) != ST_OK) fail_msg("%s", err.text);
     r.cpu = (eng_pages){.P = s.P, .L = RIG_LAYERS, .K = s.K, .h = s.h, .type = s.type};
     rig_tables(&r);
     r.cpu.page_bytes = 2 * RIG_LAYERS * (size_t)(s.K * s.P) * eng_kv_row_bytes(s.type, s.h);

@@ -49,7 +49,8 @@ emu_fibre_swap:
 )");
 
 EmuBlock emu_block;
-EmuFibre *emu_me, *emu_fibres;
+__thread EmuFibre *emu_me;                  /* an operating-system thread's: others may be host code meanwhile */
+EmuFibre *emu_fibres;
 
 static struct {
     void *sp, *fake_stack;

@@ -44,7 +44,7 @@ struct EmuBlock {
 };
 
 extern EmuBlock emu_block;
-extern EmuFibre *emu_me;                   /* the thread that runs; NULL: the host */
+extern __thread EmuFibre *emu_me;          /* the thread that runs; NULL: the host */
 extern EmuFibre *emu_fibres;
 extern "C" {
 extern uint3 threadIdx, blockIdx;
