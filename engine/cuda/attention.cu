@@ -92,18 +92,25 @@ DEVICE void attend(float (&o)[B][4][4], float sum[2], scratch<TYPE, B> &w, const
     }
 }
 
+/* Query heads [first, end), of H, that read a kv head: of the first kv head's group another rank may have the first `skip`,
+ * of the last one's the rest (eng_pages_head()). */
+DEVICE int heads_from(int kv_head, int group, int skip, int H) {
+    const int at = kv_head * group - skip;
+    return at < 0 ? 0 : at > H ? H : at;
+}
+
 /* Grid: tiles, kv heads, heads of the group by warps: a warp a head. */
 template <int TYPE, int B>
 KERNEL __launch_bounds__(scratch<TYPE, B>::warps * 32, scratch<TYPE, B>::blocks)
-prefill(char *out, const float *qkv, const char *pages, size_t page_bytes, int P, int K, int l, int H, float scale,
+prefill(char *out, const float *qkv, const char *pages, size_t page_bytes, int P, int K, int l, int H, int group, int skip, float scale,
         const int32_t *position, const int32_t *blocks_at, const int32_t *blocks, const eng_tile *tiles) {
     enum { warps = scratch<TYPE, B>::warps, h = B * KV_BLOCK };
     typedef scratch<TYPE, B> warp_scratch;
     SHARED_ARRAY(warp_scratch, memory, warps);
-    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, kv_head = blockIdx.y, group = H / K;
-    const int row = tiles[blockIdx.x].row, count = tiles[blockIdx.x].count, of_group = blockIdx.z * warps + warp;
-    const int head = kv_head * group + of_group;
-    if (of_group >= group || position[row] < 0) return;
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, kv_head = blockIdx.y;
+    const int row = tiles[blockIdx.x].row, count = tiles[blockIdx.x].count;
+    const int head = heads_from(kv_head, group, skip, H) + (int)(blockIdx.z * warps) + warp;
+    if (head >= heads_from(kv_head + 1, group, skip, H) || position[row] < 0) return;
     const head_pages kv = {pages + kv_at(TYPE, h, P, K, l, kv_head, 0), page_bytes,
                            blocks + blocks_at[row], P};
     warp_scratch &w = memory[warp];
@@ -139,12 +146,12 @@ static int splits_of(int context) { return (context + SPAN - 1) / SPAN; }
 template <int TYPE, int B>
 KERNEL __launch_bounds__(scratch<TYPE, B>::warps * 32, scratch<TYPE, B>::blocks)
 decode(float *values, float *stats, const float *qkv, const char *pages, size_t page_bytes, int P, int K, int l, int H,
-       float scale, int splits, const int32_t *position, const int32_t *blocks_at, const int32_t *blocks) {
+       int group, int skip, float scale, int splits, const int32_t *position, const int32_t *blocks_at, const int32_t *blocks) {
     enum { warps = scratch<TYPE, B>::warps, h = B * KV_BLOCK };
     typedef scratch<TYPE, B> warp_scratch;
     SHARED_ARRAY(warp_scratch, memory, warps);
-    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, group = H / K;
-    const int kv_head = blockIdx.y % K, head = kv_head * group + (int)blockIdx.y / K * QUERIES;
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, kv_head = blockIdx.y % K;
+    const int head = heads_from(kv_head, group, skip, H) + (int)blockIdx.y / K * QUERIES;
     const int split = blockIdx.x * warps + warp;
     const size_t row = blockIdx.z;
     const int last = position[row], limit[2] = {last, last};
@@ -157,7 +164,7 @@ decode(float *values, float *stats, const float *qkv, const char *pages, size_t 
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int mine = head + g + 8 * r;
-        q[r] = mine < (kv_head + 1) * group ? qkv + (row * (size_t)(H + 2 * K) + (size_t)mine) * h : NULL;
+        q[r] = mine < heads_from(kv_head + 1, group, skip, H) ? qkv + (row * (size_t)(H + 2 * K) + (size_t)mine) * h : NULL;
         to[r] = (row * (size_t)H + (size_t)mine) * (size_t)splits + (size_t)split;
     }
     warp_scratch &w = memory[warp];
@@ -220,16 +227,18 @@ template <class F> static cudaError_t with_kind(const eng_pages *kv, F run) {
     return cudaErrorInvalidValue;
 }
 
+static int group_of(const eng_pages *kv, int H) { return kv->group ? kv->group : H / kv->K; }
+
 cudaError_t cuda_attention_prefill(cudaStream_t st, void *out, const float *qkv, const eng_pages *kv, int l,
                                    const cuda_rows *b, const eng_tile *tiles, int tiles_count, int H, float scale) {
     if (tiles_count == 0) return cudaSuccess;
-    const unsigned group = (unsigned)(H / kv->K);
+    const unsigned group = (unsigned)group_of(kv, H);
     return with_kind(kv, [&](auto type, auto B) {
         const unsigned warps = scratch<decltype(type)::value, decltype(B)::value>::warps;
         const dim3 grid((unsigned)tiles_count, (unsigned)kv->K, (group + warps - 1) / warps);
         const dim3 block((group < warps ? group : warps) * 32);
         return launch(prefill<decltype(type)::value, decltype(B)::value>, grid, block, 0, st, (char *)out, qkv,
-                      (const char *)kv->data, kv->page_bytes, (int)kv->P, kv->K, l, H, scale, b->position, b->blocks_at,
+                      (const char *)kv->data, kv->page_bytes, (int)kv->P, kv->K, l, H, (int)group, kv->skip, scale, b->position, b->blocks_at,
                       b->blocks, tiles);
     });
 }
@@ -241,13 +250,13 @@ size_t cuda_attention_scratch(int T, int H, int h, int context) {
 cudaError_t cuda_attention_decode(cudaStream_t st, void *out, const float *qkv, const eng_pages *kv, int l,
                                   const cuda_rows *b, int H, float scale, int context, void *memory) {
     if (b->T == 0) return cudaSuccess;
-    const int splits = splits_of(context), groups = (H / kv->K + QUERIES - 1) / QUERIES, blocks = H * kv->h / ACT_BLOCK;
+    const int splits = splits_of(context), group = group_of(kv, H), groups = (group + QUERIES - 1) / QUERIES, blocks = H * kv->h / ACT_BLOCK;
     float *const values = (float *)memory, *const stats = values + (size_t)b->T * (size_t)H * (size_t)splits * (size_t)kv->h;
     cudaError_t e = with_kind(kv, [&](auto type, auto B) {
         const unsigned warps = scratch<decltype(type)::value, decltype(B)::value>::warps;
         const dim3 grid(((unsigned)splits + warps - 1) / warps, (unsigned)(kv->K * groups), (unsigned)b->T);
         return launch(decode<decltype(type)::value, decltype(B)::value>, grid, dim3(warps * 32), 0, st, values, stats, qkv,
-                      (const char *)kv->data, kv->page_bytes, (int)kv->P, kv->K, l, H, scale, splits, b->position,
+                      (const char *)kv->data, kv->page_bytes, (int)kv->P, kv->K, l, H, group, kv->skip, scale, splits, b->position,
                       b->blocks_at, b->blocks);
     });
     if (e != cudaSuccess) return e;

@@ -106,7 +106,9 @@ cudaError_t cuda_attention_decode(cudaStream_t st, void *out, const float *qkv, 
 
 /* ---- sample.cu: eng_sample() on the device ----------------------------------------------------------------- */
 
-/* One row's request: what eng_sample() does without penalties, bias and logprobs. */
+/* Tested, and not yet called: the back end's logits go to the host, which samples.
+ *
+ * One row's request: what eng_sample() does without penalties, bias and logprobs. */
 typedef struct cuda_draw {
     float temperature, top_p, min_p;
     int32_t top_k;

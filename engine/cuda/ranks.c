@@ -16,7 +16,6 @@
  * reports, the communicator is aborted (what waits on the stream then ends), the host's group is given up, and the
  * step returns ST_DEADLINE or ST_PEER_LOST. Captured calls are waited for like others. */
 #include "engine/cuda/cuda.h"
-#include "engine/model.h"
 #include <assert.h>
 #include <time.h>
 
@@ -71,23 +70,10 @@ static size_t largest_sum(const eng_context *c) {
     return (many > few ? many : few) + (size_t)c->ranks;
 }
 
-/* attention.cu reads kv head i / (H/K): ranks that share a kv group would need more. */
-static status check_heads(const eng_context *c, error *err) {
-    eng_share all[COLL_RANKS_MAX];
-    int group = c->shape.H / c->shape.K;
-    TRY(eng_share_all(&c->shape, c->ranks, all, err));
-    for (int r = 0; r < c->ranks; r++)
-        if (all[r].heads_first % group || all[r].heads % group)
-            return error_set(err, ST_UNSUPPORTED, "device cuda: %d ranks would share the heads of a kv group, expected a number "
-                             "of ranks that divides the %d kv heads", c->ranks, c->shape.K);
-    return ST_OK;
-}
-
 status cuda_ranks_open(eng_context *c, error *err) {
     ncclUniqueId id = {{0}};
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     ncclResult_t r = ncclSuccess;
-    TRY(check_heads(c, err));
     TRY(cuda_load_nccl(&c->nccl, err));
     if (c->rank == 0) r = c->nccl->get_unique_id(&id);
     if (r != ncclSuccess) return error_set(err, ST_DEVICE, "NCCL has no unique id: %s", c->nccl->error_text(r));

@@ -12,6 +12,7 @@ enum { COUNT = 14 };
 typedef struct job {
     int rank, chunk, timeout_ms;
     eng_type type;
+    int H, K;                    /* 0: RIG_H, RIG_K */
     uint64_t id;
     bool shares;                 /* sums by shares, however few numbers */
     bool hangs;                  /* rank 1 joins and never answers */
@@ -65,7 +66,7 @@ static void *be_rank(void *arg) {
     coll_options ranks = {.transport = "shm", .rank = j->rank, .ranks = 2, .id = j->id,
                           .open_ms = 60000, .timeout_ms = j->timeout_ms};
     status s = coll_open(&ranks, &group, &j->err);
-    if (s == ST_OK) s = rig_open(&(rig_options){.device = "cuda", .type = j->type, .kv = ENG_KV_F16, .group = group}, &r, &j->err);
+    if (s == ST_OK) s = rig_open(&(rig_options){.device = "cuda", .type = j->type, .H = j->H, .K = j->K, .kv = ENG_KV_F16, .group = group}, &r, &j->err);
     if (s == ST_OK && j->shares) r.m->c->sum_few = 0;
     if (s == ST_OK) s = j->rank == 0 ? lead(j, &r) : j->hangs ? hang(j, group) : eng_follow(r.m, r.kv, NULL, &j->err);
     if (s == ST_OK && j->wire) pack_all(j, &r);
@@ -96,25 +97,26 @@ static void must_end_well(const job jobs[2]) {
 
 static void two_ranks_compute_what_one_does(void **state) {
     (void)state;
-    static const eng_type types[] = {ENG_Q4_1, ENG_F32};
+    static const struct { eng_type type; int H, K; } models[] = {{ENG_Q4_1, 4, 2}, {ENG_F32, 6, 3}};     /* 3: ranks share the middle one */
     static job jobs[2], again[2];
     static float alone[COUNT * RIG_V];
     int32_t tokens[COUNT];
     rig_prompt(tokens, COUNT, 6);
-    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
-        rig r = rig_of(&(rig_options){.device = "cuda", .type = types[t], .kv = ENG_KV_F16});
+    for (size_t t = 0; t < sizeof models / sizeof *models; t++) {
+        eng_type type = models[t].type;
+        rig r = rig_of(&(rig_options){.device = "cuda", .type = type, .H = models[t].H, .K = models[t].K, .kv = ENG_KV_F16});
         rig_run(&r, tokens, COUNT, COUNT, alone);
         rig_close(&r);
-        run_group(jobs, (job){.type = types[t], .chunk = COUNT});
+        run_group(jobs, (job){.type = type, .H = models[t].H, .K = models[t].K, .chunk = COUNT});
         must_end_well(jobs);
         float worst = 0, largest = 0;
         for (int i = 0; i < COUNT * RIG_V; i++) {
             worst = fmaxf(worst, fabsf(alone[i] - jobs[0].logits[i]));
             largest = fmaxf(largest, fabsf(alone[i]));
         }
-        if (!(worst <= (types[t] == ENG_F32 ? 2e-4f : 2e-3f) * largest))        /* as in model_step.c */
-            fail_msg("type %d: %g of %g", types[t], (double)worst, (double)largest);
-        run_group(again, (job){.type = types[t], .chunk = 1, .shares = t == 0});
+        if (!(worst <= (type == ENG_F32 ? 2e-4f : 2e-3f) * largest))        /* as in model_step.c */
+            fail_msg("type %d: %g of %g", type, (double)worst, (double)largest);
+        run_group(again, (job){.type = type, .H = models[t].H, .K = models[t].K, .chunk = 1, .shares = t == 0});
         must_end_well(again);
         assert_memory_equal(jobs[0].logits, again[0].logits, sizeof jobs[0].logits);
         assert_true(again[0].launches >= COUNT - 1);                    /* both ranks' are counted */
