@@ -17,7 +17,7 @@ extern "C" {
 
 /* ---- core --------------------------------------------------------------------------------------- */
 
-enum { COORD_NODES_MAX = 1024, COORD_ATTEMPTS_MAX = 16 };
+enum { COORD_NODES_MAX = 1024, COORD_ATTEMPTS_MAX = 16, COORD_APART_FAILURES = 8 };
 
 typedef enum coord_role { COORD_PREFILL = 1, COORD_DECODE = 2 } coord_role;
 

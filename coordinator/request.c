@@ -25,7 +25,8 @@
  *  6. Where prefill and decode nodes have different numerics (ranks, KV types, back ends) the prompt's positions are
  *     computed by prefill nodes only, all but the last, and everything after by decode nodes only, in each attempt
  *     alike: so the bytes stay the same. The prefill node's first token is not said then, and with no prefill node
- *     at hand the request waits for one for apart_ms before a decode node reads the prompt after all. */
+ *     at hand the request waits for one for apart_ms before a decode node reads the prompt after all; it also does
+ *     after COORD_APART_FAILURES attempts that failed: the two may not reach each other. */
 #include "coordinator/core_internal.h"
 #include <assert.h>
 #include <inttypes.h>
@@ -171,7 +172,8 @@ static bool waits_for_prefill(coord_core *c, coord_request *r, int prefill_node)
 
 void coord_request_place(coord_core *c, coord_request *r, int node) {
     int prefill_node = route_prefill(c);
-    r->apart = coord_route_apart(&c->limits, c->nodes, c->nodes_end, node);
+    bool differ = coord_route_apart(&c->limits, c->nodes, c->nodes_end, node);
+    r->apart = differ && r->failures < COORD_APART_FAILURES;
     if (waits_for_prefill(c, r, prefill_node)) return;
     coord_core_dequeue(c, r);
     coord_core_sit(c, r, SIDE_DECODE, node);
@@ -183,7 +185,9 @@ void coord_request_place(coord_core *c, coord_request *r, int node) {
     a->decode.count = r->count;
     a->decode.prompt_count = r->prompt_count;
     a->decode.max_tokens = r->max_tokens;
-    a->decode.local_tokens_max = r->apart ? 0 : coord_route_local_tokens(&c->limits, prefill_node);
+    a->decode.local_tokens_max = r->apart  ? 0
+                                 : differ ? INT32_MAX
+                                          : coord_route_local_tokens(&c->limits, prefill_node);
     a->decode.apart = r->apart;
     log_write(LOG_INFO, r->id, "request.reserving",
               "attempt=%u decode=%d tokens=%d local_tokens_max=%d%s", r->attempt, node, r->count,

@@ -309,6 +309,21 @@ static void apart_waits_for_a_prefill_node(void **state) {
 }
 
 /* Who waits for a prefill node keeps no one else from a decode node that needs none. */
+/* The two may not reach each other: in the end the decode node reads the prompt. */
+static void apart_gives_up_after_failures(void **state) {
+    (void)state;
+    STORY(&limits, APART, {"submit 1", "D1.1>0:10,L0A"},
+          {"dend 1.1 ST_PEER_STALE", "D1.2>0:10,L0A"},
+          {"dend 1.2 ST_PEER_STALE", "D1.3>0:10,L0A"},
+          {"dend 1.3 ST_PEER_STALE", "D1.4>0:10,L0A"},
+          {"dend 1.4 ST_PEER_STALE", "D1.5>0:10,L0A"},
+          {"dend 1.5 ST_PEER_STALE", "D1.6>0:10,L0A"},
+          {"dend 1.6 ST_PEER_STALE", "D1.7>0:10,L0A"},
+          {"dend 1.7 ST_PEER_STALE", "D1.8>0:10,L0A"},
+          {"dend 1.8 ST_PEER_STALE", "D1.9>0:10,L*"},
+          {"reserved 1.9 3/3", ""}, {"tokens 1.9 @10 7", "E1@10:7"});
+}
+
 static void apart_waiting_holds_nobody_up(void **state) {
     (void)state;
     STORY(&limits, {"node 0 D num=1", ""}, {"node 1 P num=2", ""}, {"lost 1", ""},
@@ -339,6 +354,7 @@ int main(void) {
         cmocka_unit_test_setup(apart_each_side_computes_its_own, setup),
         cmocka_unit_test_setup(apart_after_a_failover, setup),
         cmocka_unit_test_setup(apart_waits_for_a_prefill_node, setup),
+        cmocka_unit_test_setup(apart_gives_up_after_failures, setup),
         cmocka_unit_test_setup(apart_waiting_holds_nobody_up, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
