@@ -332,7 +332,7 @@ status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const
 /* What a follower does besides steps: hears eng_tell(), answers eng_ask(). Both between two steps. */
 typedef struct eng_ear {
     void *ctx;
-    void (*told)(void *ctx, const void *note, size_t bytes);
+    void (*told)(void *ctx, const void *note, size_t bytes);     /* 16-aligned */
     void (*asked)(void *ctx, void *answer, size_t bytes);        /* answer is zeroed */
 } eng_ear;
 

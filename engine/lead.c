@@ -5,7 +5,7 @@
  *
  *   STEP    rows; of each: count, position, logits, blocks, then tokens and blocks
  *   COPY    dst, src, tokens of eng_kv_copy()
- *   NOTE    bytes, then that many (padded to numbers): eng_tell()
+ *   NOTE    bytes and padding to 16, then that many bytes: eng_tell()
  *   ASK     bytes: everyone answers so many, which are gathered: eng_ask()
  *   LEAVE   nothing: the followers return
  *
@@ -17,7 +17,7 @@
 #include <string.h>
 
 enum plan_kind { PLAN_STEP = 1, PLAN_COPY, PLAN_NOTE, PLAN_ASK, PLAN_LEAVE };
-enum { ROW_HEAD = 4, ANSWER_MAX = 1 << 16 };
+enum { ROW_HEAD = 4, NOTE_HEAD = 4, ANSWER_MAX = 1 << 16 };
 
 static status make_room(eng_lead *l, size_t ints, error *err) {
     if (ints <= l->room) return ST_OK;
@@ -62,13 +62,13 @@ void eng_lead_copy(coll *group, int32_t dst, int32_t src, int32_t tokens) {
 }
 
 status eng_tell(eng_model *m, const void *note, size_t bytes, error *err) {
-    size_t ints = 1 + (bytes + sizeof(int32_t) - 1) / sizeof(int32_t);
+    size_t ints = NOTE_HEAD + (bytes + sizeof(int32_t) - 1) / sizeof(int32_t);
     if (!m->group) return ST_OK;
     assert(coll_rank(m->group) == 0 && bytes <= INT32_MAX);
     TRY(make_room(&m->lead, ints, err));
     m->lead.plan[ints - 1] = 0;
-    m->lead.plan[0] = (int32_t)bytes;
-    memcpy(m->lead.plan + 1, note, bytes);
+    memcpy(m->lead.plan, (int32_t[NOTE_HEAD]){(int32_t)bytes}, NOTE_HEAD * sizeof(int32_t));
+    memcpy(m->lead.plan + NOTE_HEAD, note, bytes);
     return tell(m->group, PLAN_NOTE, m->lead.plan, ints, err);
 }
 
@@ -146,8 +146,9 @@ static status follow_one(eng_model *m, eng_kv *kv, const eng_ear *ear, bool *lea
         eng_kv_copy(kv, p[0], p[1], p[2]);
         return ST_OK;
     case PLAN_NOTE:
-        if (head[1] < 1 || p[0] < 0 || (size_t)p[0] > (size_t)(head[1] - 1) * sizeof *p) return refuse_plan("a note", err);
-        ear->told(ear->ctx, p + 1, (size_t)p[0]);
+        if (head[1] < NOTE_HEAD || p[0] < 0 || (size_t)p[0] > (size_t)(head[1] - NOTE_HEAD) * sizeof *p)
+            return refuse_plan("a note", err);
+        ear->told(ear->ctx, p + NOTE_HEAD, (size_t)p[0]);
         return ST_OK;
     case PLAN_ASK:
         if (head[1] != 1 || p[0] < 0) return refuse_plan("a question", err);
