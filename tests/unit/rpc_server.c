@@ -148,7 +148,7 @@ static void rounds_leave_no_file_thread_or_memory(void **state) {
     }
     assert_true(run_until(&f, all_freed, &f, 5000));
     /* gRPC gives an attempt to connect that nobody waits for any more up to 20 s before it closes it. */
-    for (int i = 0; i < 300 && entries("/proc/self/fd") > files; i++) run_until(&f, never, NULL, 100);
+    for (int i = 0; i < 900 && entries("/proc/self/fd") > files; i++) run_until(&f, never, NULL, 100);
     assert_int_equal(entries("/proc/self/fd"), files);
     assert_in_range(entries("/proc/self/task"), 1, threads + 2); /* gRPC's own pool breathes */
     assert_in_range(mem_live(), held - 4, held + 64);
