@@ -18,6 +18,7 @@ enum { ROWS_MAX = 64, ARG_BYTES = CLI_PATH_MAX + 64 };
 typedef struct arguments {
     char *at[ROWS_MAX + 4];      /* "baton", the command, its word, its flags, NULL */
     int count;
+    char **environment;          /* this process's without BATON_ variables: what those said is in the flags */
     arena *memory;
 } arguments;
 
@@ -39,12 +40,21 @@ static bool add_row(arguments *a, const config_row *r, const cli_options *o) {
     return strlen(flag) < sizeof flag - 1 && add(a, flag);
 }
 
+static bool add_environment(arguments *a) {
+    size_t count = 0, kept = 0;
+    while (environ[count]) count++;
+    a->environment = arena_alloc(a->memory, (count + 1) * sizeof *a->environment);
+    for (size_t i = 0; a->environment && i < count; i++)
+        if (strncmp(environ[i], "BATON_", 6) != 0) a->environment[kept++] = environ[i];
+    return a->environment != NULL;
+}
+
 static bool fill(arguments *a, const cli_child *c) {
     assert(c->command->rows_count <= ROWS_MAX);
     bool fine = (a->memory = arena_create(ARG_BYTES)) && add(a, "baton") && add(a, c->command->name);
     if (fine && c->word) fine = add(a, c->word);
     for (int i = 0; i < c->command->rows_count && fine; i++) fine = add_row(a, &c->command->rows[i], c->options);
-    return fine;
+    return fine && add_environment(a);
 }
 
 /* Moves fd to where the child expects it and leaves no second one open. */
@@ -73,7 +83,7 @@ static void become(const cli_child *c, const arguments *a, pid_t parent) {
     }
     dup2(STDERR_FILENO, STDOUT_FILENO);
     if (c->keep_fd >= 0) fcntl(c->keep_fd, F_SETFD, 0);
-    execve("/proc/self/exe", a->at, c->environment);
+    execve("/proc/self/exe", a->at, a->environment);
     dprintf(STDERR_FILENO, "baton: /proc/self/exe: %s\n", strerror(errno));
 }
 
@@ -91,15 +101,4 @@ pid_t cli_child_start(const cli_child *c) {
     }
     arena_destroy(a.memory);
     return pid;
-}
-
-char **cli_child_environment(void) {
-    size_t count = 0, kept = 0;
-    while (environ[count]) count++;
-    char **out = mem_alloc((count + 1) * sizeof *out);
-    if (!out) return NULL;
-    for (size_t i = 0; i < count; i++)
-        if (strncmp(environ[i], "BATON_", 6) != 0) out[kept++] = environ[i];
-    out[kept] = NULL;
-    return out;
 }

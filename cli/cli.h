@@ -109,7 +109,6 @@ typedef struct cli_child {
     const cli_command *command;
     const char *word;            /* beside its flags; NULL: none */
     const cli_options *options;  /* its flags: every row of the command whose value is not NULL */
-    char **environment;          /* NULL: this process's, without BATON_ variables */
     const char *log;             /* file that gets its stderr; NULL: this process's */
     int keep_fd;                 /* a descriptor it gets beside 0, 1 and 2; -1: none */
 } cli_child;
@@ -117,8 +116,6 @@ typedef struct cli_child {
 /* This same executable as a child that dies with the calling thread; its stdout goes where its stderr does. -1: errno
  * says why. */
 pid_t cli_child_start(const cli_child *c);
-/* The environment without BATON_ variables: what those said is in the flags a child gets. NULL: no memory. */
-char **cli_child_environment(void);
 
 /* ---- ranks.c -------------------------------------------------------------------------------------- */
 
@@ -127,10 +124,10 @@ typedef struct cli_ranks {
     pid_t pid[16];
     int count;
     char group[20];
-    char **environment;
 } cli_ranks;
 
-/* word: what follows the command, NULL: nothing. Shares threads and CPUs out (--threads, --pin), starts ranks 1 and up, and makes *o rank 0's. */
+/* word: what follows the command, NULL: nothing. Shares threads and CPUs out (--threads, --pin), starts ranks 1 and up,
+ * and makes *o rank 0's. */
 status cli_ranks_start(cli_ranks *r, const cli_command *command, const char *word, cli_options *o, error *err);
 /* --tp, --rank and --group fit each other. */
 cli_exit cli_ranks_check(const cli_options *o, const char *command);

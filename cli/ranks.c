@@ -35,7 +35,7 @@ static status start(cli_ranks *r, const cli_command *command, const char *word, 
     mine.pin = cpus->text[0] ? cpus->text : "off";
     mine.kv_listen = o->kv_listen ? kv_listen : NULL;
     mine.ready_fd = -1;
-    cli_child child = {.command = command, .word = word, .options = &mine, .environment = r->environment, .keep_fd = -1};
+    cli_child child = {.command = command, .word = word, .options = &mine, .keep_fd = -1};
     pid_t pid = cli_child_start(&child);
     if (pid < 0) return error_set(err, ST_IO, "rank %lld: %s", (long long)mine.rank, strerror(errno));
     r->pid[r->count++] = pid;
@@ -56,7 +56,6 @@ status cli_ranks_start(cli_ranks *r, const cli_command *command, const char *wor
     *r = (cli_ranks){.count = 0};
     TRY(draw_group(r->group, err));
     TRY(eng_cpus_share(o->pin, (int)o->tp, &threads, cpus, err));
-    if (!(r->environment = cli_child_environment())) return error_set(err, ST_NO_MEMORY, "no memory");
     o->threads = threads;
     o->group = r->group;
     status st = ST_OK;
@@ -75,6 +74,4 @@ void cli_ranks_end(cli_ranks *r) {
         }
     }
     r->count = 0;
-    mem_free(r->environment);
-    r->environment = NULL;
 }

@@ -86,7 +86,6 @@ typedef struct supervisor {
     char line[400];
     size_t line_bytes;
     int64_t kill_ms; /* when draining turns to killing */
-    char **environment;
 } supervisor;
 
 /* ---- ports ----------------------------------------------------------------------------------- */
@@ -152,7 +151,6 @@ static void start(supervisor *u, child *c) {
     if (u->o->log_dir) snprintf(log, sizeof log, "%s/%s.log", u->o->log_dir, c->id);
     cli_child spec = {.command = c->command,
                       .options = &options,
-                      .environment = u->environment,
                       .log = u->o->log_dir ? log : NULL,
                       .keep_fd = (int)options.ready_fd};
     pid_t pid = cli_child_start(&spec);
@@ -384,8 +382,6 @@ static cli_exit up(const cli_options *o, const char *const *words, int count) {
     u->o = o;
     u->signals = u->ready = u->ready_write = u->cores_taken = -1;
     status st = check_model(o->model, &err);
-    if (st == ST_OK && !(u->environment = cli_child_environment()))
-        st = error_set(&err, ST_NO_MEMORY, "no memory");
     if (st == ST_OK) st = watch_signals(u, &err);
     if (st == ST_OK) st = add_children(u, &err);
     if (st == ST_OK) st = share_cores(u, &err);
@@ -393,7 +389,6 @@ static cli_exit up(const cli_options *o, const char *const *words, int count) {
     for (int i = 0; i < u->count; i++)
         if (u->children[i].reserved >= 0) close(u->children[i].reserved);
     if (u->cores_taken >= 0) close(u->cores_taken);
-    mem_free(u->environment);
     mem_free(u);
     return code;
 }

@@ -14,7 +14,6 @@
  *
  * Whichever it is, the same numbers are added in the same order: the bytes do not depend on it. */
 #include "engine/model.h"
-#include <assert.h>
 #include <string.h>
 
 enum { SHARED_ROWS = 32 };       /* of a step: fewer are normed by every rank */
