@@ -94,6 +94,10 @@ void mem_fail_at(int64_t nth);   /* test hook: the nth allocation from now fails
 int64_t mem_count(void);         /* allocations made by the process so far */
 int64_t mem_live(void);          /* allocations not freed yet */
 
+/* ---- random ----------------------------------------------------------------------------------- */
+
+uint64_t random_number(void);    /* from the kernel; not to be guessed */
+
 /* ---- clock ------------------------------------------------------------------------------------ */
 
 int64_t clock_now_ms(void);      /* monotonic; the only clock that decides anything */

@@ -8,19 +8,11 @@
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { END_MS = 3000, LOOK_MS = 10 };
-
-static status draw_group(char out[20], error *err) {
-    uint64_t id;
-    if (getrandom(&id, sizeof id, 0) != (ssize_t)sizeof id) return error_set(err, ST_IO, "no random number: %s", strerror(errno));
-    snprintf(out, 20, "%016llx", (unsigned long long)id);
-    return ST_OK;
-}
 
 static status start(cli_ranks *r, const cli_command *command, const char *word, const cli_options *o, const eng_cpus_list *cpus, error *err) {
     char id[64], kv_listen[300], host[256];
@@ -54,7 +46,7 @@ status cli_ranks_start(cli_ranks *r, const cli_command *command, const char *wor
     static eng_cpus_list cpus[16];
     int threads = (int)o->threads;
     *r = (cli_ranks){.count = 0};
-    TRY(draw_group(r->group, err));
+    snprintf(r->group, sizeof r->group, "%016llx", (unsigned long long)random_number());
     TRY(eng_cpus_share(o->pin, (int)o->tp, &threads, cpus, err));
     o->threads = threads;
     o->group = r->group;

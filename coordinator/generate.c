@@ -48,10 +48,10 @@ static void name_branch(coord_branch *b, const char *id) {
 
 static status make_branches(coord_client *c) {
     coord_job *job = &c->job;
-    if (!job->has_seed) job->sampling.seed = coord_service_random();
+    if (!job->has_seed) job->sampling.seed = random_number();
     char id[COORD_ID_BYTES_MAX + 1];
     snprintf(id, sizeof id, "%s", job->id);
-    if (!*id) snprintf(id, sizeof id, "r-%016" PRIx64, coord_service_random());
+    if (!*id) snprintf(id, sizeof id, "r-%016" PRIx64, random_number());
     c->branches = arena_alloc(c->memory, (size_t)job->n * sizeof *c->branches);
     if (!c->branches) return ST_NO_MEMORY;
     for (int32_t i = 0; i < job->n; i++) {

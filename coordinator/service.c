@@ -15,10 +15,8 @@
 #include "coordinator/service.h"
 #include "proto/descriptors.h"
 #include <assert.h>
-#include <errno.h>
 #include <pthread.h>
 #include <string.h>
-#include <sys/random.h>
 #include <xxhash.h>
 
 static const rpc_method inference_methods[] = {
@@ -39,15 +37,6 @@ enum { INFERENCE_METHODS = sizeof inference_methods / sizeof *inference_methods 
 
 static const char *const service_names[] = {"baton.v1.Inference", "baton.v1.Cluster",
                                             "grpc.health.v1.Health"};
-
-uint64_t coord_service_random(void) {
-    uint64_t x = 0;
-    ssize_t n;
-    do n = getrandom(&x, sizeof x, 0);
-    while (n < 0 && errno == EINTR);
-    assert(n == sizeof x);
-    return x;
-}
 
 /* ---- branches by number ---------------------------------------------------------------------- */
 

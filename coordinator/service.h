@@ -249,7 +249,6 @@ void coord_service_client_left(coord_service *s);
 bool coord_service_matches(const coord_service *s, const Baton__Node__V1__NodeState *state);
 uint64_t coord_service_numerics(const char *text);       /* a number for it */
 const char *coord_service_node_name(const coord_service *s, int node);
-uint64_t coord_service_random(void);
 
 extern const rpc_method coord_cluster_methods[];
 extern const int coord_cluster_methods_count;

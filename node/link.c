@@ -10,7 +10,6 @@
 #include "node/note.h"
 #include <assert.h>
 #include <string.h>
-#include <sys/random.h>
 
 typedef struct passage {
     struct passage *next;
@@ -180,10 +179,7 @@ static void revoke(void *ctx, uint64_t ticket) {
 static uint64_t random_ticket(void *ctx) {
     (void)ctx;
     uint64_t ticket = 0;
-    while (ticket == 0) {
-        ssize_t got = getrandom(&ticket, sizeof ticket, 0);
-        if (got != (ssize_t)sizeof ticket) ticket = 0;     /* interrupted */
-    }
+    while (ticket == 0) ticket = random_number();
     return ticket;
 }
 
