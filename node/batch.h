@@ -2,18 +2,23 @@
 #ifndef BATON_NODE_BATCH_H
 #define BATON_NODE_BATCH_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
-/* What one sequence wants. One row: a decode row (or the last row of a prompt: the same work). More: a
- * prefill chunk. */
+/* What one sequence wants. A decode entry is the last token (of an answer or of a prompt: the same work) and
+ * the tokens proposed after it: 1 + k rows, all of them with logits. Anything else is a prefill chunk. */
 typedef struct node_want {
     int32_t rows;                /* 1 or more */
+    int32_t logits;              /* of so many of the last of them */
+    bool decode;
     int64_t last_step;           /* when it last had a row */
 } node_want;
 
+/* The first `rows` rows of those wanted. Of a decode entry at least 1: what is proposed after them is dropped. */
 typedef struct node_share {
     int32_t rows;                /* 0: not in this step */
-    int32_t logits;              /* 1: these rows reach its target, so it samples */
+    int32_t logits;              /* of the last of these rows; of a decode entry all of them, of a chunk those
+                                    wanted if it is the whole want, else 0 */
 } node_share;
 
 typedef struct node_budget {

@@ -177,7 +177,8 @@ static int32_t gather(node_core *c) {
     for (node_seq *s = c->first; s; s = s->next) {
         if (!s->runnable || s->paused || (s->role->prepare && !s->role->prepare(c, s))) continue;
         assert(s->ready < s->target && node_seq_pages(c, s->target) <= s->blocks_count);
-        c->wants[n] = (node_want){.rows = s->target - s->ready, .last_step = s->last_step};
+        int32_t rows = s->target - s->ready;
+        c->wants[n] = (node_want){.rows = rows, .logits = 1, .decode = rows == 1, .last_step = s->last_step};
         c->batch[n++] = s;
     }
     return n;
