@@ -22,9 +22,11 @@ enum { CLI_PATH_MAX = 4096 };
 /* Every option of every command has its place here; each command fills those of its rows. */
 typedef struct cli_options {
     const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *device, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group;
+    const char *schedule, *preemption;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
     const char *out, *system, *type, *cache_dir, *only, *svg;
     int64_t prefill, decode, tp, prefill_tp, decode_tp, rank, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
+    int64_t itl_target, swap_bytes, priority;
     int64_t queue, requests, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
     int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
     const char *seed;
@@ -85,7 +87,16 @@ typedef struct cli_command {
     CLI_SWITCH("prefix-cache", prefix_cache, "true", "keep prompts' pages for later requests"),     \
     CLI_INT("sequences", sequences, "64", 1, 65536, "N", "requests a node takes at once; more are refused"), \
     CLI_INT("step-tokens", step_tokens, "512", 1, 65536, "N", "most rows of one step"),             \
-    CLI_INT("chunk", chunk, "128", 1, 65536, "N", "most prompt tokens of one request in a step")
+    CLI_INT("chunk", chunk, "0", 0, 65536, "N", "most prompt tokens of one request in a step; 0: what the step takes"), \
+    CLI_TEXT("schedule", schedule, "decode-first", "NAME",                                          \
+             "who goes first: fcfs, decode-first (answers' tokens, then prompts in chunks) or mlfq (short answers)"), \
+    CLI_INT("itl-target", itl_target, "0", 0, 3600000, "MS",                                        \
+            "decode-first, mlfq: chunks are cut so that a step with answers' tokens in it takes no longer; "\
+            "0: 1.4 times what it takes without prompts"),                                          \
+    CLI_TEXT("preemption", preemption, "auto", "HOW",                                               \
+             "KV of a preempted answer: recompute, swap (to host memory) or auto (what measured cheaper)"), \
+    CLI_INT("swap-bytes", swap_bytes, "0", 0, 1LL << 50, "N",                                       \
+            "host memory of a node for KV of preempted answers; 0: none, they are computed again")
 #define CLI_COORDINATOR                                                                             \
     CLI_TEXT("prefill-policy", prefill_policy, "auto", "POLICY",                                    \
              "where prompts are read: auto, local (decode node) or remote (prefill node)"),         \

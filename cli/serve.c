@@ -154,6 +154,16 @@ static void show_progress(double share, void *ctx) {
     fprintf(stderr, "%s: loading, %d %%\n", p->id, (int)(share * 100));
 }
 
+static bool read_preemption(const cli_options *o, node_preemption *out) {
+    static const char *const names[] = {[NODE_PREEMPT_AUTO] = "auto", [NODE_PREEMPT_RECOMPUTE] = "recompute", [NODE_PREEMPT_SWAP] = "swap"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(o->preemption, names[i]) == 0) {
+            *out = (node_preemption)i;
+            return *out != NODE_PREEMPT_SWAP || o->swap_bytes > 0;
+        }
+    return false;
+}
+
 /* The work of one rank, from its options to the exit code. */
 static cli_exit serve_rank(const cli_options *o, const char *role) {
     static const node_service *const services[] = {&prefill_service, &decode_service};
@@ -162,6 +172,11 @@ static cli_exit serve_rank(const cli_options *o, const char *role) {
     char cache_dir[CLI_PATH_MAX];
     progress said = {.id = o->id, .said_ms = clock_now_ms()};
     eng_kv_type kv_type;
+    node_preemption preemption;
+    const node_schedule *schedule = node_schedule_find(o->schedule);
+    if (!schedule) return cli_usage(role, "--schedule '%.40s': expected fcfs, decode-first or mlfq", o->schedule);
+    if (!read_preemption(o, &preemption)) return cli_usage(role, "--preemption '%.40s' with --swap-bytes %lld: expected auto, recompute, "
+                                                           "or swap with --swap-bytes over 0", o->preemption, (long long)o->swap_bytes);
     if (cli_kv_type("--kv-dtype", o->kv_dtype, &kv_type, &err) != ST_OK) return cli_usage(role, "%s", err.text);
     if (eng_cpus_pin(o->pin, &err) != ST_OK) return cli_usage(role, "%s", err.text);
     node_options options = {.id = o->id,
@@ -182,6 +197,10 @@ static cli_exit serve_rank(const cli_options *o, const char *role) {
                             .sequences_max = (int32_t)o->sequences,
                             .step_tokens_max = (int32_t)o->step_tokens,
                             .chunk_tokens = (int32_t)o->chunk,
+                            .schedule = schedule,
+                            .itl_target_ms = (int32_t)o->itl_target,
+                            .preemption = preemption,
+                            .swap_bytes = o->swap_bytes,
                             .prefix_cache = o->prefix_cache,
                             .cache_dir = cli_cache_dir(o, cache_dir),
                             .progress = isatty(STDERR_FILENO) ? show_progress : NULL,

@@ -14,8 +14,8 @@
  *   (request) -> PROMISED         [admit]     room for the others was promised under a ticket
  *   PROMISED  -> LANDING          [landing]   the first frame has come
  *   PROMISED, LANDING -> RUNNING  [landed]    the transfer is over, however it went
- *   RUNNING   -> WAITING          [preempt]   an older sequence needed the pages
- *   WAITING   -> RUNNING          [resume]    pages again: what the cache lost is computed again
+ *   RUNNING   -> WAITING          [preempt]   a sequence in front of it needed the pages
+ *   WAITING   -> RUNNING          [resume]    pages again: what neither cache nor host memory has is computed again
  *   RUNNING, WAITING -> end       [answer], [stop]
  *   LANDING, WAITING -> end       [landed], [resume]  a prompt computed apart is not whole: rule 4
  *   PROMISED, LANDING -> ENDING   [stop]      revoked; pages stay pinned until the fence stands
@@ -129,7 +129,7 @@ static void admit(node_core *c, node_seq *s, int64_t now_us) {
         finish(c, s, reason);
         return;
     }
-    if (node_core_waits(c) || node_seq_take(c, s, pages_wanted(c, s), ENG_PAGE_PROMISED) != ST_OK) {
+    if (node_core_waits(c, s) || node_seq_take(c, s, pages_wanted(c, s), ENG_PAGE_PROMISED) != ST_OK) {
         node_seq_end(c, s, ST_AGAIN,
                      node_core_text(c, "no room for %d pages now", pages_wanted(c, s)));
         return;
@@ -189,10 +189,12 @@ static bool prepare(node_core *c, node_seq *s) {
     return true;
 }
 
-/* Its full pages stay as cache until someone needs them; what is gone is computed again, same bytes. */
+/* Its full pages stay as cache until someone needs them; what is gone comes from host memory or is computed again,
+ * same bytes. */
 static bool preempt(node_core *c, node_seq *s) {
     if (s->state != DECODE_RUNNING) return false;
     node_seq_publish(c, s);
+    node_seq_swap_out(c, s);
     node_seq_give(c, s);
     s->state = DECODE_WAITING;
     s->runnable = false;
@@ -205,7 +207,7 @@ static bool resume(node_core *c, node_seq *s, int64_t now_us) {
     if (node_seq_take(c, s, pages_wanted(c, s), ENG_PAGE_RUNNING) != ST_OK) return false;
     s->waiting = false;
     run(c, s);
-    if (lacks_prompt(s)) node_seq_end(c, s, ST_AGAIN, "its prompt's pages went to an older request");
+    if (lacks_prompt(s)) node_seq_end(c, s, ST_AGAIN, "its prompt's pages went to another request");
     return true;
 }
 

@@ -1,15 +1,20 @@
 /* batch.c -- forms a step's batch: which sequence gets how many rows.
  *
- *   1. Decode entries first, one row each: someone reads along. When there are more than fit, those go first
- *      that had no row for the longest time, ties by age; so every one comes round.
- *   2. Then the rows proposed by speculation, in order of age, from what decode rows may still take.
- *   3. Then prefill chunks in order of age (first come, first served), each at most chunk_tokens, until
- *      step_tokens_max is full.
- *   4. While any prompt wants rows, decode entries leave it room for one chunk (at most half of the step) and
- *      proposed rows leave it the logits of one prompt: a crowd of decoders slows a prompt down and never
- *      starves it (but where a step has one row only).
- *   5. A row that samples costs one of logits_max. A chunk that would reach its prompt's end when too few are
- *      left stops one row short of it: its last row then stands in line as a decode row.
+ * Decode first (continuous batching with chunked prefill: Agrawal et al., "Sarathi-Serve", OSDI 2024; Holmes et al.,
+ * "DeepSpeed-FastGen", 2024, call it split and fuse):
+ *   1. Decode entries first, one row each: someone reads along. When there are more than fit, those of the lowest
+ *      level go first, then those that had no row for the longest time; so every one comes round.
+ *   2. Then the rows proposed by speculation, in order, from what decode rows may still take.
+ *   3. Then prefill chunks, together at most prefill_tokens and what step_tokens_max has left. A prompt that is alone
+ *      takes all of it. Where several want rows each takes at most a quarter, in order, so that a short one does not
+ *      wait for a long one; what is left then goes to the first of them.
+ *   4. While any prompt wants rows, decode entries leave prompts room (at most half of the step, and a row in any case)
+ *      and proposed rows leave them the logits of one: a crowd of decoders slows a prompt down and never starves
+ *      it (but where a step has one row only).
+ * In order (first come, first served): each takes as many rows as it wants and the step has left. A long prompt holds
+ * up everybody behind it.
+ * Both: a row that samples costs one of logits_max. A chunk that would reach its prompt's end when too few are left
+ * stops one row short of it: its last row then stands in line as a decode row.
  *
  * Which rows come together never changes a result (the kernels are batch-invariant), so this file is
  * free to choose for speed and fairness alone. */
@@ -17,13 +22,30 @@
 #include <assert.h>
 
 static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
+static int32_t max32(int32_t a, int32_t b) { return a > b ? a : b; }
 
-/* The decode entry without a share that waited longest; -1: none is left. */
-static int32_t longest_waiting(const node_want *wants, int32_t count, const node_share *shares) {
+/* Up to `most` rows more of a prompt; returns how many. */
+static int32_t extend_chunk(const node_want *w, node_share *s, int32_t most, int32_t *logits) {
+    int32_t more = min32(w->rows - s->rows, most);
+    bool last = more > 0 && s->rows + more == w->rows;
+    if (last && *logits < w->logits) more--, last = false;
+    s->rows += more;
+    if (last) *logits -= s->logits = w->logits;
+    return more;
+}
+
+/* ---- decode first ----------------------------------------------------------------------------------- */
+
+static bool goes_before(const node_want *a, const node_want *b) {
+    return a->level != b->level ? a->level < b->level : a->last_step < b->last_step;
+}
+
+/* The decode entry without a share whose turn it is; -1: none is left. */
+static int32_t next_decode(const node_want *wants, int32_t count, const node_share *shares) {
     int32_t best = -1;
     for (int32_t i = 0; i < count; i++) {
         if (!wants[i].decode || shares[i].rows) continue;
-        if (best < 0 || wants[i].last_step < wants[best].last_step) best = i;
+        if (best < 0 || goes_before(&wants[i], &wants[best])) best = i;
     }
     return best;
 }
@@ -37,7 +59,7 @@ static int32_t share_decode(const node_want *wants, int32_t count, int32_t decod
         return decoding;
     }
     for (; given < budget; given++)
-        shares[longest_waiting(wants, count, shares)] = (node_share){.rows = 1, .logits = 1};
+        shares[next_decode(wants, count, shares)] = (node_share){.rows = 1, .logits = 1};
     return given;
 }
 
@@ -53,27 +75,51 @@ static int32_t share_proposed(const node_want *wants, int32_t count, int32_t bud
     return given;
 }
 
-int32_t node_batch_form(const node_budget *b, const node_want *wants, int32_t count, node_share *shares) {
-    assert(b->step_tokens_max > 0 && b->chunk_tokens > 0 && b->logits_max > 0);
+/* rows: of all prompts together. */
+static int32_t share_chunks(const node_budget *b, const node_want *wants, int32_t count, int32_t prompts, int32_t rows,
+                            int32_t logits, node_share *shares) {
+    int32_t given = 0, quantum = prompts > 1 ? max32(rows / 4, 1) : rows;
+    for (int pass = 0; pass < 2; pass++)
+        for (int32_t i = 0; i < count && given < rows; i++) {
+            if (wants[i].decode) continue;
+            int32_t most = min32(b->chunk_tokens - shares[i].rows, rows - given);
+            given += extend_chunk(&wants[i], &shares[i], pass ? most : min32(most, quantum), &logits);
+        }
+    return given;
+}
+
+int32_t node_batch_decode_first(const node_budget *b, const node_want *wants, int32_t count, node_share *shares) {
+    assert(b->step_tokens_max > 0 && b->chunk_tokens > 0 && b->logits_max > 0 && b->prefill_tokens > 0);
     int32_t decoding = 0;
     for (int32_t i = 0; i < count; i++) {
         assert(wants[i].rows > 0 && wants[i].logits > 0 && (!wants[i].decode || wants[i].logits == wants[i].rows));
         decoding += wants[i].decode;
         shares[i] = (node_share){0};
     }
-    bool prompts = decoding < count;
-    int32_t room = b->step_tokens_max - (prompts ? min32(b->chunk_tokens, b->step_tokens_max / 2) : 0);
+    int32_t prompts = count - decoding;
+    int32_t chunks = min32(b->chunk_tokens, b->prefill_tokens);
+    int32_t room = b->step_tokens_max - (prompts ? min32(chunks, b->step_tokens_max / 2) : 0);
     int32_t rows = share_decode(wants, count, decoding, min32(room, b->logits_max), shares);
-    rows += share_proposed(wants, count, min32(room, b->logits_max - prompts) - rows, shares);
-    int32_t logits = b->logits_max - rows;
-    for (int32_t i = 0; i < count && rows < b->step_tokens_max; i++) {
-        if (wants[i].decode) continue;
-        int32_t chunk = min32(min32(wants[i].rows, b->chunk_tokens), b->step_tokens_max - rows);
-        bool last = chunk == wants[i].rows;
-        if (last && logits < wants[i].logits) chunk--, last = false;
-        shares[i] = (node_share){.rows = chunk, .logits = last ? wants[i].logits : 0};
-        logits -= shares[i].logits;
-        rows += chunk;
+    rows += share_proposed(wants, count, min32(room, b->logits_max - (prompts > 0)) - rows, shares);
+    int32_t left = b->step_tokens_max - rows;
+    if (decoding) left = min32(left, b->prefill_tokens);
+    return rows + share_chunks(b, wants, count, prompts, left, b->logits_max - rows, shares);
+}
+
+/* ---- in order --------------------------------------------------------------------------------------- */
+
+int32_t node_batch_in_order(const node_budget *b, const node_want *wants, int32_t count, node_share *shares) {
+    int32_t rows = 0, logits = b->logits_max;
+    for (int32_t i = 0; i < count; i++) {
+        int32_t left = b->step_tokens_max - rows;
+        shares[i] = (node_share){0};
+        if (wants[i].decode) {
+            shares[i].rows = shares[i].logits = min32(wants[i].rows, min32(left, logits));
+            logits -= shares[i].logits;
+        } else {
+            extend_chunk(&wants[i], &shares[i], min32(left, b->chunk_tokens), &logits);
+        }
+        rows += shares[i].rows;
     }
     return rows;
 }

@@ -12,6 +12,7 @@ typedef struct node_want {
     int32_t logits;              /* of so many of the last of them */
     bool decode;
     int64_t last_step;           /* when it last had a row */
+    int32_t level;               /* 0 is the first: node/schedule.h */
 } node_want;
 
 /* The first `rows` rows of those wanted. Of a decode entry at least 1: what is proposed after them is dropped. */
@@ -22,10 +23,14 @@ typedef struct node_share {
 } node_share;
 
 typedef struct node_budget {
-    int32_t step_tokens_max, chunk_tokens, logits_max;
+    int32_t step_tokens_max;     /* rows of a step */
+    int32_t chunk_tokens;        /* most rows of one prompt */
+    int32_t logits_max;
+    int32_t prefill_tokens;      /* most rows of all prompts beside decode entries: what the ITL target leaves */
 } node_budget;
 
-/* wants stand in order of age, oldest first. Returns how many rows were shared out. */
-int32_t node_batch_form(const node_budget *b, const node_want *wants, int32_t count, node_share *shares);
+/* wants stand in the order of the schedule. Both return how many rows were shared out. */
+int32_t node_batch_decode_first(const node_budget *b, const node_want *wants, int32_t count, node_share *shares);
+int32_t node_batch_in_order(const node_budget *b, const node_want *wants, int32_t count, node_share *shares);
 
 #endif

@@ -10,9 +10,10 @@
  *                   +--> waiting ---+ [resume_waiting] oldest first, when pages came back <--+ preempted
  *
  * Rules
- *   1. A sequence is in the list from node_core_submit() to node_seq_end(), and its place is its age.
+ *   1. A sequence is in the list from node_core_submit() to node_seq_end(). The list is kept in the order of the
+ *      schedule (schedule.h): who stands in front has pages and rows first, and may take them from who stands behind.
  *   2. Full is an answer: more than sequences_max at once are refused with ST_AGAIN, and so is a decode
- *      request without pages. A prefill request waits for pages in the list, and nobody younger is given
+ *      request without pages. A prefill request waits for pages in the list, and nobody behind is given
  *      pages while anyone waits.
  *   3. Every handle submitted gets exactly one NODE_END, its last event, and its pages are back by then.
  *   4. node_core_step() allocates nothing: all of a sequence's memory comes with its submit. */
@@ -23,6 +24,8 @@
 METRIC(metric_steps, "baton_node_steps_total", NULL, METRIC_COUNTER, "forward passes");
 METRIC(metric_prefill, "baton_node_tokens_total", "kind=\"prefill\"", METRIC_COUNTER, "rows computed");
 METRIC(metric_decode, "baton_node_tokens_total", "kind=\"decode\"", METRIC_COUNTER, "rows computed");
+METRIC(metric_promoted, "baton_node_promotions_total", NULL, METRIC_COUNTER,
+       "mlfq: sequences that had waited for too long and went to the highest level");
 
 /* ---- create, destroy ------------------------------------------------------------------------------ */
 
@@ -33,6 +36,8 @@ node_core *node_core_create(const node_limits *limits, const node_io *io) {
     if (!c) return NULL;
     c->limits = *limits;
     c->io = *io;
+    if (!c->limits.schedule) c->limits.schedule = node_schedule_find("decode-first");
+    if (!io->swap) c->limits.swap_pages = 0;
     /* What the pool can not hold is beyond the context: otherwise a sequence alone could starve itself. */
     int64_t held = (int64_t)limits->pages * limits->page_tokens;
     if (held < limits->context) c->limits.context = (int32_t)held;
@@ -43,10 +48,12 @@ node_core *node_core_create(const node_limits *limits, const node_io *io) {
     c->wants = mem_zalloc(n, sizeof *c->wants);
     c->shares = mem_zalloc(n, sizeof *c->shares);
     c->rows = mem_zalloc(n, sizeof *c->rows);
-    if (!c->pool || !c->sampler || !c->batch || !c->wants || !c->shares || !c->rows) {
+    c->slots = mem_zalloc((size_t)c->limits.swap_pages + 1, sizeof *c->slots);
+    if (!c->pool || !c->sampler || !c->batch || !c->wants || !c->shares || !c->rows || !c->slots) {
         node_core_destroy(c);
         return NULL;
     }
+    while (c->slots_free < c->limits.swap_pages) c->slots[c->slots_free] = c->slots_free, c->slots_free++;
     return c;
 }
 
@@ -59,6 +66,7 @@ void node_core_destroy(node_core *c) {
     mem_free(c->wants);
     mem_free(c->shares);
     mem_free(c->rows);
+    mem_free(c->slots);
     mem_free(c);
 }
 
@@ -74,10 +82,60 @@ const char *node_core_text(node_core *c, const char *fmt, ...) {
     return c->text;
 }
 
-bool node_core_waits(const node_core *c) {
-    for (const node_seq *s = c->first; s; s = s->next)
-        if (s->waiting && !s->paused) return true;
+bool node_core_waits(const node_core *c, const node_seq *s) {
+    (void)c;
+    for (const node_seq *v = s->prev; v; v = v->prev)
+        if (v->waiting && !v->paused) return true;
     return false;
+}
+
+/* ---- order ---------------------------------------------------------------------------------------- */
+
+/* Rows of its prompt that will be computed here. */
+static int32_t rows_to_come(const node_core *c, const node_seq *s) {
+    const node_request *r = s->request;
+    int32_t rows = r->count;
+    if (c->limits.prefix_cache) rows -= eng_pool_peek(c->pool, r->salt, r->tokens, r->count - 1);
+    bool remote = s->role->landed && (r->apart || rows > r->local_tokens_max);
+    return remote ? 1 : rows;
+}
+
+/* As of now. */
+static void set_level(node_core *c, node_seq *s, int64_t now_us) {
+    if (!s->joined) {
+        int32_t rows = rows_to_come(c, s);
+        s->service_us = (int64_t)node_cost_prompt_us(&c->cost, s->count - rows, rows);
+        s->joined = true;
+    }
+    if (s->place.level > 0 && now_us - s->served_us >= NODE_AGE_US) {
+        s->service_us = 0;
+        s->promoted = true;
+        metric_add(&metric_promoted, 1);
+    }
+    s->place.level = node_schedule_level(s->service_us, s->request->priority, s->promoted);
+}
+
+static void move_behind(node_core *c, node_seq *s, node_seq *p) {
+    s->prev->next = s->next;                               /* s is not the first: it moves to the front */
+    *(s->next ? &s->next->prev : &c->last) = s->prev;
+    s->prev = p;
+    s->next = p ? p->next : c->first;
+    s->next->prev = s;
+    *(p ? &p->next : &c->first) = s;
+}
+
+/* By insertion: most often nobody moves. */
+static void put_in_order(node_core *c, int64_t now_us) {
+    for (node_seq *s = c->first, *next; s; s = next) {
+        node_seq *p = s->prev;
+        next = s->next;
+        if (s->paused || !(s->runnable || s->waiting)) s->served_us = now_us;
+        if (c->limits.schedule->levels) set_level(c, s, now_us);
+        while (p && node_schedule_before(&s->place, &p->place)) p = p->prev;
+        if (p == s->prev) continue;
+        move_behind(c, s, p);
+        c->given_seen = -1;                                /* it may be its turn to have pages */
+    }
 }
 
 /* ---- messages ------------------------------------------------------------------------------------- */
@@ -112,9 +170,10 @@ void node_core_submit(node_core *c, const node_role *role, node_request *r, int6
                               c->limits.pages, c->limits.page_tokens));
     } else {
         node_seq *s = node_seq_create(c, role, r, now_us);
-        if (s)
+        if (s) {
+            put_in_order(c, now_us);
             role->admit(c, s, now_us);
-        else
+        } else
             refuse(c, r, ST_NO_MEMORY, "no memory for the request");
     }
 }
@@ -171,17 +230,31 @@ static void resume_waiting(node_core *c, int64_t now_us) {
     }
 }
 
-/* Who wants rows, oldest first, so that an older one has its pages before a younger one is asked. */
+/* Who wants rows, in order, so that who stands in front has its pages before who stands behind is asked. */
 static int32_t gather(node_core *c) {
     int32_t n = 0;
     for (node_seq *s = c->first; s; s = s->next) {
         if (!s->runnable || s->paused || (s->role->prepare && !s->role->prepare(c, s))) continue;
         assert(s->ready < s->target && node_seq_pages(c, s->target) <= s->blocks_count);
         int32_t rows = s->target - s->ready;
-        c->wants[n] = (node_want){.rows = rows, .logits = 1, .decode = rows == 1, .last_step = s->last_step};
+        c->wants[n] = (node_want){.rows = rows, .logits = 1, .decode = rows == 1, .last_step = s->last_step,
+                                  .level = s->place.level};
         c->batch[n++] = s;
     }
     return n;
+}
+
+/* What the step may take. Prompts are judged by the one that is furthest. */
+static node_budget budget_of(const node_core *c, int32_t wanted) {
+    const node_limits *l = &c->limits;
+    node_budget b = {l->step_tokens_max, l->chunk_tokens, l->logits_max, l->step_tokens_max};
+    int32_t decoding = 0, position = 0;
+    for (int32_t i = 0; i < wanted; i++) {
+        if (c->wants[i].decode) decoding += c->wants[i].rows;
+        else if (c->batch[i]->ready > position) position = c->batch[i]->ready;
+    }
+    if (decoding) b.prefill_tokens = node_cost_prompt_rows(&c->cost, l->itl_target_us, decoding, position);
+    return b;
 }
 
 /* Keeps the shares that got rows; returns how many. */
@@ -218,20 +291,41 @@ static void count_step(node_core *c, int32_t n, int64_t took_us) {
     if (!prefill) average(&c->figures.decode_steps_per_s, 1e6 / (double)took_us);
 }
 
+static bool is_decode(const eng_rows *r) { return r->logits == r->count; }
+
+/* What rows cost. Only of steps with logits: a device may still be at a step that had none. */
+static void learn(node_core *c, int32_t n, int64_t took_us) {
+    int32_t decode = 0, prompt = 0, logits = 0;
+    int64_t positions = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const eng_rows *r = &c->rows[i];
+        logits += r->logits;
+        *(is_decode(r) ? &decode : &prompt) += r->count;
+        if (!is_decode(r)) positions += (int64_t)r->count * (r->position + r->count / 2);
+    }
+    if (logits) node_cost_step(&c->cost, decode, prompt, prompt ? (int32_t)(positions / prompt) : 0, took_us);
+    for (int32_t i = 0; i < n; i++)
+        if (is_decode(&c->rows[i])) c->batch[i]->service_us += took_us * c->rows[i].count / (decode + prompt);
+}
+
 bool node_core_step(node_core *c, int64_t now_us) {
     int32_t wanted;
+    put_in_order(c, now_us);
     do {                                                   /* again when gathering itself gave pages back */
         resume_waiting(c, now_us);
         wanted = gather(c);
     } while (wanted == 0 && c->given != c->given_seen);
-    node_budget budget = {c->limits.step_tokens_max, c->limits.chunk_tokens, c->limits.logits_max};
-    if (node_batch_form(&budget, c->wants, wanted, c->shares) == 0) return false;
+    node_budget budget = budget_of(c, wanted);
+    if (c->limits.schedule->form(&budget, c->wants, wanted, c->shares) == 0) return false;
     int32_t n = fill_rows(c, wanted, now_us);
 
     const float *logits = NULL;
     status st = c->io.step(c->io.ctx, c->rows, n, &logits);
     int64_t took_us = c->io.step_us ? c->io.step_us(c->io.ctx) : 0;
-    if (st == ST_OK) count_step(c, n, took_us);
+    if (st == ST_OK) {
+        count_step(c, n, took_us);
+        learn(c, n, took_us);
+    }
 
     for (int32_t i = 0; i < n; i++) {
         node_seq *s = c->batch[i];
@@ -240,6 +334,7 @@ bool node_core_step(node_core *c, int64_t now_us) {
             s->role->stop(c, s, st, "the forward pass failed");
             continue;
         }
+        s->served_us = now_us + took_us;
         s->ready += r->count;
         if (s->count == s->request->count) s->computed += r->count;
         s->role->computed(c, s, r->position, r->logits ? logits : NULL, now_us + took_us);
@@ -250,6 +345,7 @@ bool node_core_step(node_core *c, int64_t now_us) {
 
 void node_core_counts(const node_core *c, node_counts *out) {
     *out = c->figures;
+    out->swapped = c->limits.swap_pages - c->slots_free;
     eng_pool_counts(c->pool, out->pages);
     out->running = out->waiting = 0;
     for (const node_seq *s = c->first; s; s = s->next) *(s->runnable ? &out->running : &out->waiting) += 1;

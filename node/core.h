@@ -2,7 +2,7 @@
 #ifndef BATON_NODE_CORE_H
 #define BATON_NODE_CORE_H
 
-#include "node/batch.h"
+#include "node/cost.h"
 #include "node/seq.h"
 
 /* Belongs to the engine thread while that runs; before and after, to who opens and closes the node. */
@@ -11,8 +11,12 @@ struct node_core {
     node_io io;
     eng_pool *pool;
     eng_sampler *sampler;
-    node_seq *first, *last;      /* oldest first */
+    node_seq *first, *last;      /* in the order of the schedule */
     int32_t count;
+    int64_t numbers;             /* sequences taken so far */
+    node_cost cost;
+    int32_t *slots;              /* (swap_pages) free pages of host memory */
+    int32_t slots_free;
     int64_t given, given_seen;   /* times pages came back; as of the last try to resume */
     node_counts figures;         /* steps, tokens, preemptions, rates */
     char text[200];

@@ -108,6 +108,11 @@ static void told(void *ctx, const void *note, size_t bytes) {
     case NODE_NOTE_PUSH: node_transfer_push(&f->rank, n->transfer, n->token_first, n->token_end - n->token_first); return;
     case NODE_NOTE_END: node_transfer_end(&f->rank, n->transfer); return;
     case NODE_NOTE_ABORT: node_transfer_abort(&f->rank, n->transfer); return;
+    case NODE_NOTE_SWAP_OUT:
+    case NODE_NOTE_SWAP_IN:
+        node_swap_move(&f->rank, n->kind == NODE_NOTE_SWAP_OUT, n->blocks, n->blocks + n->blocks_count / 2, n->token_first,
+                       n->token_end);
+        return;
     }
     error_set(&err, ST_INTERNAL, "rank 0's note of kind %d is not one of this version", n->kind);
     node_rank_lost(&err);

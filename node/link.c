@@ -1,4 +1,4 @@
-/* link.c -- the core's transfers, on all ranks of the node.
+/* link.c -- the core's transfers and swapped pages, on all ranks of the node.
  *
  * A passage is one of the core's promises or sends: this rank's part (transfer.c) and, in a group, the same on
  * every other rank, told by notes. The core hears of its end once all ranks have said theirs: what has landed is
@@ -30,22 +30,27 @@ struct node_link {
 
 /* ---- telling --------------------------------------------------------------------------------------- */
 
-static void tell(node_process *p, const node_note *n, const int32_t *blocks) {
+/* blocks and more_blocks (NULL: none) are n->blocks_count together, half of them each. */
+static void tell_both(node_process *p, const node_note *n, const int32_t *blocks, const int32_t *more_blocks) {
     error err;
     if (!p->rank.group) return;
     size_t bytes = sizeof *n + (size_t)n->blocks_count * sizeof *blocks;
+    size_t count = (size_t)n->blocks_count / (more_blocks ? 2 : 1);
     node_note *whole = mem_alloc(bytes);
     if (!whole) {
         error_set(&err, ST_NO_MEMORY, "no memory for a note of %zu bytes", bytes);
         node_rank_lost(&err);                /* the ranks would not hold the same any more */
     }
     memcpy(whole, n, sizeof *n);
-    if (n->blocks_count) memcpy(whole->blocks, blocks, (size_t)n->blocks_count * sizeof *blocks);
+    if (count) memcpy(whole->blocks, blocks, count * sizeof *blocks);
+    if (more_blocks) memcpy(whole->blocks + count, more_blocks, count * sizeof *blocks);
     status st = eng_tell(p->rank.model, whole, bytes, &err);
     mem_free(whole);
     if (st != ST_OK) node_rank_lost(&err);
     p->link->told_ms = clock_now_ms();
 }
+
+static void tell(node_process *p, const node_note *n, const int32_t *blocks) { tell_both(p, n, blocks, NULL); }
 
 static void tell_short(node_process *p, node_note_kind kind, const passage *x) {
     node_note n = {.kind = (int32_t)kind, .transfer = x->number, .ticket = x->ticket};
@@ -218,6 +223,19 @@ static void send_end(void *ctx, void *send) {
 
 static void send_abort(void *ctx, void *send) { give_up(ctx, send); }
 
+/* ---- swapped pages --------------------------------------------------------------------------------- */
+
+static int64_t swap(void *ctx, bool out, const int32_t *blocks, const int32_t *slots, int32_t token_first, int32_t token_end) {
+    node_process *p = ctx;
+    int32_t pages = (token_end + p->limits.page_tokens - 1) / p->limits.page_tokens;
+    node_note n = {.kind = out ? NODE_NOTE_SWAP_OUT : NODE_NOTE_SWAP_IN, .blocks_count = 2 * pages, .token_first = token_first,
+                   .token_end = token_end};
+    int64_t began_us = clock_now_us();
+    tell_both(p, &n, blocks, slots);
+    node_swap_move(&p->rank, out, blocks, slots, token_first, token_end);
+    return clock_now_us() - began_us;
+}
+
 /* ---- the other ranks ------------------------------------------------------------------------------- */
 
 static bool awaits_others(const node_process *p) {
@@ -264,6 +282,7 @@ status node_link_open(node_process *p, node_io *io, error *err) {
     io->send_push = send_push;
     io->send_end = send_end;
     io->send_abort = send_abort;
+    io->swap = swap;
     return ST_OK;
 }
 

@@ -10,6 +10,7 @@
 #include "base/base.h"
 #include "engine/engine.h"
 #include "kvtransfer/kvtransfer.h"
+#include "node/schedule.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,6 +33,7 @@ typedef struct node_request {
     int32_t count, prompt_count;
     eng_sampling sampling;
     uint64_t salt;
+    int32_t priority;            /* higher goes first: node/schedule.h; NODE_PRIORITY_MAX either side of 0 */
     /* decode */
     int32_t max_tokens;          /* answer tokens in all, those in tokens included */
     const int32_t *stop_tokens;
@@ -82,6 +84,10 @@ typedef struct node_io {
     /* How long the last step took. NULL: no time passes in a step. */
     int64_t (*step_us)(void *ctx);
     void (*copy_page)(void *ctx, int32_t dst, int32_t src, int32_t tokens);
+    /* KV of tokens [token_first, token_end) from the pages in blocks to those of host memory in slots, or back; token_first
+     * begins a page, both tables begin at token 0. Returns the microseconds it took. NULL: there is no such memory. */
+    int64_t (*swap)(void *ctx, bool out, const int32_t *blocks, const int32_t *slots, int32_t token_first,
+                    int32_t token_end);
     /* Receiving: kvt_promise()/kvt_revoke(). blocks stay valid and pinned until the core has been told
      * node_core_landed() for the ticket: the fence. */
     status (*promise)(void *ctx, node_seq *seq, uint64_t ticket, uint32_t epoch, int32_t token_first,
@@ -98,6 +104,13 @@ typedef struct node_io {
     void (*emit)(void *ctx, const node_event *e);
 } node_io;
 
+/* What becomes of the KV of an answer that gives its pages up. */
+typedef enum node_preemption {
+    NODE_PREEMPT_AUTO,           /* whichever measured cheaper */
+    NODE_PREEMPT_RECOMPUTE,      /* dropped and computed again, but for what the prefix cache still has */
+    NODE_PREEMPT_SWAP,           /* kept in host memory while there is room */
+} node_preemption;
+
 typedef struct node_limits {
     int32_t V, context;
     int32_t pages, page_tokens;
@@ -106,6 +119,10 @@ typedef struct node_limits {
     int32_t chunk_tokens;        /* most rows of one sequence's prefill in a step */
     int32_t logits_max;
     bool prefix_cache;
+    const node_schedule *schedule;           /* NULL: decode-first */
+    int64_t itl_target_us;       /* of a step with decode rows in it; 0: by what those take alone */
+    node_preemption preemption;
+    int32_t swap_pages;          /* pages of host memory; 0: none */
 } node_limits;
 
 node_core *node_core_create(const node_limits *limits, const node_io *io);   /* NULL: no memory */
@@ -128,7 +145,9 @@ void node_core_cancel_all(node_core *c);
 typedef struct node_counts {
     int32_t pages[ENG_PAGE_STATES];
     int32_t running, waiting;
-    int64_t steps, prefill_tokens, decode_tokens, preemptions;
+    int64_t steps, prefill_tokens, decode_tokens;
+    int64_t preemptions, swaps;  /* swaps: preemptions of which the KV went to host memory */
+    int32_t swapped;             /* pages of host memory in use */
     double prefill_tokens_per_s, decode_steps_per_s;         /* moving averages, 0: not yet */
 } node_counts;
 void node_core_counts(const node_core *c, node_counts *out);
@@ -154,6 +173,13 @@ struct node_seq {
     int32_t cached;              /* leading tokens found in the prefix cache */
     int32_t computed;            /* rows computed here before the first answer token */
     int64_t last_step;           /* number of the step that had rows of it: who waited longest goes first */
+    node_place place;            /* its list's order */
+    int64_t service_us;          /* engine time its answer has used, and what its prompt was estimated to */
+    int64_t served_us;           /* when it last had a row, or wanted none */
+    bool joined, promoted;       /* its prompt was charged; brought up by aging */
+    bool got_on;                 /* a token since its pages came: only then may a later one of a higher level have them */
+    int32_t *slots;              /* (blocks_max) pages of host memory, where there are any */
+    int32_t slots_count, swapped;            /* swapped: tokens whose KV is in them */
     int64_t began_us, first_us;  /* taken; first step with rows of it began */
     int64_t prefill_us;          /* from first_us until the prompt was computed */
     status ending;               /* why it ends, while its fence is awaited */
@@ -181,7 +207,7 @@ struct node_role {
     void (*sent)(node_core *c, node_seq *s, status st, uint64_t bytes, int64_t wire_us, int64_t now_us);
     /* End with st: at once, or when the fence stands. */
     void (*stop)(node_core *c, node_seq *s, status st, const char *text);
-    /* An older sequence needs pages: give all back and wait. false: it can not now. NULL: never. */
+    /* A sequence in front of it needs pages: give all back and wait. false: it can not now. NULL: never. */
     bool (*preempt)(node_core *c, node_seq *s);
 };
 
@@ -200,7 +226,11 @@ typedef struct node_options {
     const char *group;           /* where its ranks meet: coll_meet_at() */
     int32_t kv_pages, page_tokens;
     eng_kv_type kv_type;
-    int32_t sequences_max, step_tokens_max, chunk_tokens;
+    int32_t sequences_max, step_tokens_max, chunk_tokens;        /* chunk_tokens 0: as many as a step takes */
+    const node_schedule *schedule;
+    int32_t itl_target_ms;
+    node_preemption preemption;
+    int64_t swap_bytes;          /* of host memory, all ranks together */
     bool prefix_cache;
     const char *cache_dir;       /* engine's; NULL: no file of prepared weights */
     void (*progress)(double share, void *ctx);

@@ -1,4 +1,4 @@
-/* note.h -- what rank 0 tells the other ranks of a node about transfers, and what they answer when asked.
+/* note.h -- what rank 0 tells the other ranks of a node about transfers and swapped pages, and what they answer when asked.
  * Travels by eng_tell() and eng_ask() between processes of one build. Internal to node/. */
 #ifndef BATON_NODE_NOTE_H
 #define BATON_NODE_NOTE_H
@@ -12,13 +12,15 @@ typedef enum node_note_kind {
     NODE_NOTE_PUSH,
     NODE_NOTE_END,
     NODE_NOTE_ABORT,
+    NODE_NOTE_SWAP_OUT,          /* blocks: those of the pages, then as many of host memory */
+    NODE_NOTE_SWAP_IN,
 } node_note_kind;
 
 typedef struct node_note {
     int32_t kind, blocks_count;
     uint64_t transfer, ticket;
     uint32_t epoch, lease_ms;
-    int32_t token_first, token_end;          /* PROMISE; PUSH */
+    int32_t token_first, token_end;          /* PROMISE; PUSH; SWAP_OUT, SWAP_IN */
     int32_t type;                            /* SEND */
     char id[NODE_ID_MAX];
     char addresses[NODE_ADDRESSES_MAX];      /* SEND */

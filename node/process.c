@@ -117,8 +117,11 @@ void node_limits_set(node_limits *l, const node_options *o) {
                               .page_tokens = or_default(o->page_tokens, 16),
                               .sequences_max = or_default(o->sequences_max, 64),
                               .step_tokens_max = or_default(o->step_tokens_max, 512),
-                              .chunk_tokens = or_default(o->chunk_tokens, 128),
-                              .prefix_cache = o->prefix_cache};
+                              .prefix_cache = o->prefix_cache,
+                              .schedule = o->schedule,
+                              .itl_target_us = (int64_t)o->itl_target_ms * 1000,
+                              .preemption = o->preemption};
+    l->chunk_tokens = or_default(o->chunk_tokens, l->step_tokens_max);
     l->logits_max = l->sequences_max < 64 ? l->sequences_max : 64;
     if (l->logits_max > l->step_tokens_max) l->logits_max = l->step_tokens_max;
 }
@@ -129,6 +132,7 @@ static status open_engine(node_process *p, const node_options *o, error *err) {
     const eng_shape *shape = eng_model_shape(p->rank.model);
     p->limits.V = shape->V;
     p->limits.context = shape->context;
+    p->limits.swap_pages = p->rank.swap_pages;
     return ST_OK;
 }
 

@@ -19,8 +19,9 @@ static status meet(node_rank *k, const node_options *o, const node_limits *l, er
     size_t bytes[COLL_RANKS_MAX];
     node_hello mine = {.pid = getpid()};
     snprintf(mine.kv_address, sizeof mine.kv_address, "%s", kvt_node_address(k->kvt));
-    snprintf(mine.same, sizeof mine.same, "%s %s %s pages=%d page-tokens=%d step-tokens=%d logits=%d", eng_gguf_digest(k->gguf),
-             eng_model_numerics(k->model), eng_kv_type_name(o->kv_type), l->pages, l->page_tokens, l->step_tokens_max, l->logits_max);
+    snprintf(mine.same, sizeof mine.same, "%s %s %s pages=%d page-tokens=%d step-tokens=%d logits=%d swap=%d", eng_gguf_digest(k->gguf),
+             eng_model_numerics(k->model), eng_kv_type_name(o->kv_type), l->pages, l->page_tokens, l->step_tokens_max, l->logits_max,
+             k->swap_pages);
     k->met[k->index] = mine;
     if (!k->group) return ST_OK;
     for (int r = 0; r < k->count; r++) bytes[r] = sizeof mine;
@@ -49,6 +50,7 @@ static status open_kvt(node_rank *k, const node_options *o, const node_limits *l
 status node_rank_open(node_rank *k, const node_options *o, const node_limits *l, error *err) {
     k->index = o->rank;
     k->count = o->ranks > 1 ? o->ranks : 1;
+    k->page_tokens = l->page_tokens;
     if (k->count > 1) TRY(open_group(k, o, err));
     TRY(eng_gguf_open(o->model, &k->gguf, err));
     eng_options options = {.isa = o->isa,
@@ -63,6 +65,7 @@ status node_rank_open(node_rank *k, const node_options *o, const node_limits *l,
     TRY(eng_model_open(k->gguf, &options, &k->model, err));
     TRY(eng_model_heads(k->model, k->count, k->index, &k->head_first, &k->heads, err));
     TRY(eng_kv_create(k->model, l->pages, l->page_tokens, o->kv_type, &k->kv, err));
+    TRY(node_swap_open(k, o, l, err));
     TRY(open_kvt(k, o, l, err));
     return meet(k, o, l, err);
 }
@@ -70,6 +73,7 @@ status node_rank_open(node_rank *k, const node_options *o, const node_limits *l,
 void node_rank_close(node_rank *k) {
     if (k->kvt) kvt_node_close(k->kvt);
     node_transfer_forget_all(k);
+    node_swap_close(k);
     eng_kv_destroy(k->kv);
     eng_model_close(k->model);
     eng_gguf_close(k->gguf);
@@ -105,6 +109,8 @@ void node_rank_log_memory(const node_rank *k, const node_options *o, const node_
     log_write(LOG_INFO, NULL, "memory.pages", "mib=%.1f %d pages of %d tokens", mib(pool), l->pages, l->page_tokens);
     log_write(LOG_INFO, NULL, "memory.scratch", "mib=%.1f of a step of %d rows, %d of them with logits", mib(scratch),
               l->step_tokens_max, l->logits_max);
+    if (k->swap) log_write(LOG_INFO, NULL, "memory.swap", "mib=%.1f %d pages of preempted answers", mib(node_swap_bytes(k)), k->swap_pages);
     if (more_bytes) log_write(LOG_INFO, NULL, more, "mib=%.1f", mib(more_bytes));
-    log_write(LOG_INFO, NULL, "memory.sum", "mib=%.1f", mib(weights + panels + pool + scratch + more_bytes));
+    log_write(LOG_INFO, NULL, "memory.sum", "mib=%.1f",
+              mib(weights + panels + pool + scratch + node_swap_bytes(k) + more_bytes));
 }

@@ -7,6 +7,7 @@
  *
  *   rank.c      opens and closes all this                              on every rank
  *   transfer.c  one rank's end of a transfer: its heads in or out      on every rank
+ *   swap.c      its heads of preempted sequences' pages                on every rank
  *   link.c      the core's transfers, spread over the ranks            on rank 0
  *   follow.c    a rank that is not 0                                   on the others
  *
@@ -83,6 +84,8 @@ typedef struct node_rank {
     eng_gguf *gguf;
     eng_model *model;
     eng_kv *kv;
+    char *swap;                  /* (swap_pages) packed pages in host memory; NULL: none */
+    int32_t swap_pages, page_tokens;         /* the same on all ranks */
     kvt_node *kvt;
     node_hello met[COLL_RANKS_MAX];
     node_transfer *transfers;
@@ -113,6 +116,13 @@ void node_transfer_end(node_rank *k, uint64_t transfer);
 void node_transfer_abort(node_rank *k, uint64_t transfer);
 void node_transfer_forget(node_rank *k, uint64_t transfer);      /* after LANDED or SENT */
 void node_transfer_forget_all(node_rank *k);                     /* after the kvt node was closed */
+
+/* swap.c. Makes room for o->swap_bytes less what does not fill a page of all ranks. */
+status node_swap_open(node_rank *k, const node_options *o, const node_limits *l, error *err);
+void node_swap_close(node_rank *k);
+size_t node_swap_bytes(const node_rank *k);
+/* This rank's heads of tokens [token_first, token_end): node_io.swap. */
+void node_swap_move(node_rank *k, bool out, const int32_t *blocks, const int32_t *slots, int32_t token_first, int32_t token_end);
 
 /* Addresses one by one: writes the next of *list, moves *list behind it; false: no more, or one too long. */
 bool node_transfer_next_address(const char **list, char out[NODE_ADDRESS_MAX]);

@@ -12,14 +12,18 @@
  *   4. Where the prompt is computed apart (node_request), only pages of those positions are offered to the index and
  *      looked for in it: what is prompt to one request is answer to another.
  *   5. The request's arena holds the request, the sequence, tokens and block table. It is dropped last,
- *      in node_seq_end(), after NODE_END was emitted. */
+ *      in node_seq_end(), after NODE_END was emitted.
+ *   6. s->slots[0, slots_count) are pages of host memory with the KV of tokens [0, swapped): taken by
+ *      node_seq_swap_out(), given back when s has pages again or ends. */
 #include "node/core.h"
 #include <assert.h>
 #include <math.h>
 #include <string.h>
 
-METRIC(metric_preemptions, "baton_node_preemptions_total", NULL, METRIC_COUNTER,
-       "sequences that gave their pages to an older one and were computed again");
+METRIC(metric_recomputed, "baton_node_preemptions_total", "by=\"recompute\"", METRIC_COUNTER,
+       "sequences that gave their pages to one in front of them, and what became of their KV");
+METRIC(metric_swapped, "baton_node_preemptions_total", "by=\"swap\"", METRIC_COUNTER,
+       "sequences that gave their pages to one in front of them, and what became of their KV");
 
 METRIC(metric_hit, "baton_node_prefix_tokens_total", "result=\"hit\"", METRIC_COUNTER,
        "tokens looked up in the prefix cache");
@@ -35,8 +39,10 @@ node_seq *node_seq_create(node_core *c, const node_role *role, node_request *r, 
     /* The last token that fits is never computed, so its page may be one that is never needed. */
     int32_t held = tokens_max - 1 > r->count ? tokens_max - 1 : r->count;
     int32_t blocks_max = node_seq_pages(c, held);
+    bool swaps = role->preempt && c->limits.swap_pages > 0;
     int32_t *blocks = arena_alloc(r->memory, (size_t)blocks_max * sizeof *blocks);
-    if (!s || !tokens || !blocks) return NULL;
+    int32_t *slots = swaps ? arena_alloc(r->memory, (size_t)blocks_max * sizeof *slots) : NULL;
+    if (!s || !tokens || !blocks || (swaps && !slots)) return NULL;
     memcpy(tokens, r->tokens, (size_t)r->count * sizeof *tokens);
     *s = (node_seq){.role = role,
                     .request = r,
@@ -46,7 +52,10 @@ node_seq *node_seq_create(node_core *c, const node_role *role, node_request *r, 
                     .tokens_max = tokens_max,
                     .blocks = blocks,
                     .blocks_max = blocks_max,
+                    .slots = slots,
+                    .place = {.since_us = node_schedule_since(now_us, r->priority), .number = ++c->numbers},
                     .began_us = now_us,
+                    .served_us = now_us,
                     .prev = c->last};
     *(c->last ? &c->last->next : &c->first) = s;
     c->last = s;
@@ -58,9 +67,69 @@ int32_t node_seq_pages(const node_core *c, int32_t tokens) {
     return (int32_t)(((int64_t)tokens + c->limits.page_tokens - 1) / c->limits.page_tokens);
 }
 
+/* ---- host memory --------------------------------------------------------------------------------- */
+
+static void give_slots(node_core *c, node_seq *s) {
+    while (s->slots_count > 0) c->slots[c->slots_free++] = s->slots[--s->slots_count];
+    s->swapped = 0;
+}
+
+void node_seq_swap_out(node_core *c, node_seq *s) {
+    int32_t pages = node_seq_pages(c, s->ready);
+    node_preemption how = c->limits.preemption;
+    assert(s->slots_count == 0);
+    if (!s->slots || pages == 0 || pages > c->slots_free || how == NODE_PREEMPT_RECOMPUTE) return;
+    if (how == NODE_PREEMPT_AUTO && !node_cost_swap_pays(&c->cost, s->ready)) return;
+    while (s->slots_count < pages) s->slots[s->slots_count++] = c->slots[--c->slots_free];
+    int64_t took_us = c->io.swap(c->io.ctx, true, s->blocks, s->slots, 0, s->ready);
+    node_cost_swap(&c->cost, s->ready, took_us);
+    s->swapped = s->ready;
+}
+
+/* What the prefix cache did not have. A page that it had in part is s's own copy: rule 2. */
+static void swap_in(node_core *c, node_seq *s) {
+    if (s->swapped > s->ready) {
+        int32_t first = s->ready / c->limits.page_tokens * c->limits.page_tokens;
+        int64_t took_us = c->io.swap(c->io.ctx, false, s->blocks, s->slots, first, s->swapped);
+        node_cost_swap(&c->cost, s->swapped - first, took_us);
+        s->ready = s->swapped;
+    }
+    give_slots(c, s);
+}
+
+/* ---- who gives pages up -------------------------------------------------------------------------- */
+
+static bool preempt(node_core *c, node_seq *s) {
+    if (!s->role->preempt || s->blocks_count == 0 || !s->role->preempt(c, s)) return false;
+    assert(s->blocks_count == 0 && s->waiting && !s->runnable);
+    c->figures.preemptions++;
+    c->figures.swaps += s->swapped > 0;
+    metric_add(s->swapped ? &metric_swapped : &metric_recomputed, 1);
+    return true;
+}
+
+static bool may_preempt(const node_seq *s, const node_seq *v) {
+    return v->got_on || node_schedule_earlier(&s->place, &v->place);
+}
+
+/* v is to give its pages to s before s has any. */
+static bool is_lower(const node_seq *s, const node_seq *v) {
+    bool lower = s->place.level != v->place.level ? s->place.level < v->place.level
+                                                  : s->request->priority > v->request->priority;
+    return lower && v->runnable && v->role->preempt && node_schedule_before(&s->place, &v->place) && may_preempt(s, v);
+}
+
+/* Before anyone is preempted in vain. */
+static bool suffices(const node_core *c, const node_seq *s, int32_t pages) {
+    int32_t found = eng_pool_available(c->pool);
+    for (const node_seq *v = s->next; v; v = v->next)
+        if (is_lower(s, v)) found += v->blocks_count;
+    return found >= pages;
+}
+
 /* ---- pages --------------------------------------------------------------------------------------- */
 
-status node_seq_take(node_core *c, node_seq *s, int32_t pages, eng_page_state state) {
+static status take_free(node_core *c, node_seq *s, int32_t pages, eng_page_state state) {
     assert(s->blocks_count == 0 && pages <= s->blocks_max && pages >= node_seq_pages(c, s->count));
     int32_t found = 0, tail = -1, tail_tokens = 0;
     int32_t most = (s->request->apart ? s->request->prompt_count : s->count) - 1;
@@ -86,7 +155,17 @@ status node_seq_take(node_core *c, node_seq *s, int32_t pages, eng_page_state st
     }
     metric_add(&metric_hit, s->ready);
     metric_add(&metric_miss, s->count - s->ready);
+    s->got_on = false;
+    swap_in(c, s);
     return ST_OK;
+}
+
+status node_seq_take(node_core *c, node_seq *s, int32_t pages, eng_page_state state) {
+    status st = take_free(c, s, pages, state);
+    if (st == ST_OK || !suffices(c, s, pages)) return st;
+    for (node_seq *v = c->last; v != s && st != ST_OK; v = v->prev)
+        if (is_lower(s, v) && preempt(c, v)) st = take_free(c, s, pages, state);
+    return st;
 }
 
 status node_seq_grow(node_core *c, node_seq *s) {
@@ -96,19 +175,13 @@ status node_seq_grow(node_core *c, node_seq *s) {
     return ST_OK;
 }
 
-static bool preempt(node_core *c, node_seq *s) {
-    if (!s->role->preempt || s->blocks_count == 0 || !s->role->preempt(c, s)) return false;
-    assert(s->blocks_count == 0 && s->waiting && !s->runnable);
-    c->figures.preemptions++;
-    metric_add(&metric_preemptions, 1);
-    return true;
-}
-
-/* Never someone older than s whose reader is there: so the oldest always gets on, and all finish. */
+/* Never someone in front of s whose reader is there, so the first always gets on. Levels change, and two could take
+ * pages from each other for ever; but who came first loses them to a later one only after it got on by a token: so all
+ * finish. */
 bool node_seq_make_room(node_core *c, node_seq *s) {
     bool alone = true;
     for (node_seq *v = c->last; v && v != s; v = v->prev)
-        if (preempt(c, v)) return true;
+        if (may_preempt(s, v) && preempt(c, v)) return true;
     for (node_seq *v = c->first; v; v = v->next) {
         if (v == s) continue;
         if (v->paused && preempt(c, v)) return true;
@@ -147,6 +220,7 @@ status node_seq_sample(node_core *c, node_seq *s, const float *logits, eng_sampl
     const node_request *r = s->request;
     TRY(eng_sample(c->sampler, &r->sampling, logits, s->tokens, r->prompt_count, s->count, out));
     if (r->sampling.logprobs < 0) out->logprob = NAN;
+    s->got_on = true;
     if (s->count < s->tokens_max) s->tokens[s->count++] = out->token;
     s->target = s->count;
     return ST_OK;
@@ -155,6 +229,7 @@ status node_seq_sample(node_core *c, node_seq *s, const float *logits, eng_sampl
 void node_seq_end(node_core *c, node_seq *s, status st, const char *text) {
     node_event e = {.kind = NODE_END, .handle = s->request->handle, .end = {st, text}};
     node_seq_give(c, s);
+    give_slots(c, s);
     *(s->prev ? &s->prev->next : &c->first) = s->next;
     *(s->next ? &s->next->prev : &c->last) = s->prev;
     c->count--;

@@ -79,7 +79,7 @@ static void admit(node_core *c, node_seq *s, int64_t now_us) {
                                     r->skip, r->send_end, s->count));
         return;
     }
-    if (!node_core_waits(c) && resume(c, s, now_us)) return;
+    if (!node_core_waits(c, s) && resume(c, s, now_us)) return;
     s->state = PREFILL_WAITING;
     s->waiting = true;
 }

@@ -170,6 +170,7 @@ static void invent(sim *s, sim_request *r, int32_t bases[3][200], int longest) {
     r->apart = s->apart;
     r->decode_node = -1;
     r->ignore_eos = sim_chance(s, 0.5);
+    r->priority = sim_chance(s, 0.7) ? 0 : (int32_t)sim_range(s, -2, 2);
     r->deadline_ms = INT64_MAX;
     r->submit_us = sim_range(s, 1000, s->heal_us);
     r->cancel_us = sim_chance(s, 0.1) ? r->submit_us + sim_range(s, 0, 60000) : -1;

@@ -195,7 +195,7 @@ static void send_start(sim *s, const coord_action *a, bool prefill) {
                  st->request, st->attempt, count, whole);
     m->handle = st->handle;
     m->r = (node_request){.handle = st->handle, .id = "sim", .epoch = a->attempt, .count = count,
-                          .prompt_count = q->prompt_count, .sampling = q->sampling, .salt = q->salt,
+                          .prompt_count = q->prompt_count, .sampling = q->sampling, .salt = q->salt, .priority = q->priority,
                           .ignore_eos = q->ignore_eos, .lease_ms = s->lease_ms};
     memcpy(m->tokens, tokens, (size_t)count * sizeof *tokens);
     if (s->bug == BUG_SEED_LOST && a->attempt > 1) m->r.sampling.seed++;

@@ -44,6 +44,9 @@ prefill-node/prefill.c~s/end = min32(s->ready, s->request->send_end);/end = s->r
 node/seq.c~s/ - 1 : s->ready;/ - 1 : s->count;/~pages are published before they are full
 node/seq.c~s/        s->ready += tail_tokens;/        s->ready += tail_tokens + 1;/~one row more than was copied counts as ready
 node/seq.c~s/        eng_pool_give(c->pool, tail);/        if (st != ST_OK) &/~the page that was copied from stays pinned
+node/seq.c~s/        s->ready = s->swapped;/        s->ready = s->swapped + 1;/~one row more than was swapped in counts as ready
+node/seq.c~s/    s->swapped = s->ready;/    s->swapped = s->ready; give_slots(c, s); s->swapped = s->ready; s->slots_count = 0;/~host memory is given back while it is in use
+node/seq.c~s/    node_seq_give(c, s);/& if (s->swapped) s->slots_count = 0;/~host memory of a preempted sequence that ends is kept
 kvtransfer/promise.c~s/if (at->epoch != f->epoch) return KVT_REFUSE_EPOCH;//~frames of any epoch land
 kvtransfer/promise.c~s/    at->expires_ms = now_ms + at->lease_ms;/    at->expires_ms = INT64_MAX;/~a lease never ends once a frame has come
 kvtransfer/promise.c~s/    for (size_t row = 0; row < (size_t)at->g.layers/    for (size_t row = 0; row < (size_t)1/~a token counts as landed when its first layer has

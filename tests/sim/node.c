@@ -91,6 +91,19 @@ static void io_copy_page(void *ctx, int32_t dst, int32_t src, int32_t tokens) {
         memcpy(sim_node_cell(n, dst, l, 0), sim_node_cell(n, src, l, 0), (size_t)tokens * sizeof(uint64_t));
 }
 
+/* A page at a time, as its cells are laid out in both. */
+static int64_t io_swap(void *ctx, bool out, const int32_t *blocks, const int32_t *slots, int32_t first, int32_t end) {
+    sim_node *n = ctx;
+    for (int32_t t = first; t < end; t += n->P) {
+        uint64_t *host = n->host + (size_t)slots[t / n->P] * SIM_LAYERS * (size_t)n->P;
+        uint64_t *page = sim_node_cell(n, blocks[t / n->P], 0, 0);
+        size_t bytes = (size_t)SIM_LAYERS * (size_t)n->P * sizeof *host;
+        if (!out) check_write(n, blocks[t / n->P], "a swap");
+        memcpy(out ? host : page, out ? page : host, bytes);
+    }
+    return sim_range(n->s, 1, 20) * (end - first);
+}
+
 /* Weak tickets are the same for every attempt of a request: then only the epoch keeps them apart. */
 static uint64_t io_random_ticket(void *ctx) {
     sim_node *n = ctx;
@@ -122,11 +135,16 @@ void sim_node_create(sim *s, sim_node *n) {
                           .step_tokens_max = (int32_t)sim_range(s, 8, 64),
                           .chunk_tokens = (int32_t)sim_range(s, 1, 48),
                           .logits_max = (int32_t)sim_range(s, 1, 16),
-                          .prefix_cache = sim_chance(s, 0.8)};
+                          .prefix_cache = sim_chance(s, 0.8),
+                          .schedule = &node_schedules[sim_range(s, 0, node_schedules_count - 1)],
+                          .itl_target_us = sim_range(s, 0, 2) * 200,
+                          .preemption = (node_preemption)sim_range(s, 0, 2),
+                          .swap_pages = (int32_t)sim_range(s, 0, 2) * n->pages / 4};
     node_io io = {.ctx = n,
                   .step = io_step,
                   .step_us = io_step_us,
                   .copy_page = io_copy_page,
+                  .swap = io_swap,
                   .promise = sim_transfer_promise,
                   .revoke = sim_transfer_revoke,
                   .send_open = sim_transfer_open,
@@ -139,6 +157,7 @@ void sim_node_create(sim *s, sim_node *n) {
     n->core = node_core_create(&limits, &io);
     n->promises = kvt_promises_create((int)sim_range(s, 2, 16));
     n->cells = sim_alloc((size_t)n->pages * SIM_LAYERS * (size_t)n->P * sizeof(uint64_t));
+    n->host = sim_alloc(((size_t)limits.swap_pages + 1) * SIM_LAYERS * (size_t)n->P * sizeof(uint64_t));
     n->page_ticket = sim_alloc((size_t)n->pages * sizeof(uint64_t));
     n->life = ++s->lives;
     n->numerics = sim_numerics(s, n->prefill);
@@ -166,11 +185,13 @@ static void empty_core(sim *s, sim_node *n) {
 
 void sim_node_destroy(sim *s, sim_node *n) {
     s->seen[SEEN_PREEMPTED] += (uint64_t)n->core->figures.preemptions;
+    s->seen[SEEN_SWAPPED] += (uint64_t)n->core->figures.swaps;
     empty_core(s, n);
     sim_transfer_forget(s, n);
     node_core_destroy(n->core);
     kvt_promises_destroy(n->promises);
     mem_free(n->cells);
+    mem_free(n->host);
     mem_free(n->page_ticket);
     n->core = NULL;
     n->promises = NULL;
@@ -260,6 +281,9 @@ void sim_node_check(sim *s, sim_node *n, bool quiet) {
     eng_pool_counts(n->core->pool, counts);
     for (int i = 0; i < ENG_PAGE_STATES; i++) total += counts[i];
     if (total != n->pages) sim_fail(s, "node %d: %d of %d pages are somewhere", n->slot, total, n->pages);
+    node_counts figures;
+    node_core_counts(n->core, &figures);
+    if (quiet && figures.swapped) sim_fail(s, "node %d: %d pages of host memory leaked", n->slot, figures.swapped);
     if (quiet && counts[ENG_PAGE_FREE] + counts[ENG_PAGE_CACHED] != n->pages)
         sim_fail(s, "node %d: %d pages leaked", n->slot,
                  n->pages - counts[ENG_PAGE_FREE] - counts[ENG_PAGE_CACHED]);

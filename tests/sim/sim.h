@@ -78,7 +78,7 @@ typedef enum sim_bug {
     X(SEEN_DUPLICATE, "frames twice") X(SEEN_STALE_TICKET, "stale tickets refused")                 \
     X(SEEN_STALE_EPOCH, "stale epochs refused") X(SEEN_ABORT, "aborts taken")                       \
     X(SEEN_CORRUPT, "frames corrupt") X(SEEN_SHORT, "transfers with a hole")            \
-    X(SEEN_PREEMPTED, "preemptions") X(SEEN_COPIED, "pages copied") \
+    X(SEEN_PREEMPTED, "preemptions") X(SEEN_SWAPPED, "of them swapped to host memory") X(SEEN_COPIED, "pages copied") \
     X(SEEN_REMOTE, "prompts computed remotely") X(SEEN_RETRIED, "attempts failed")                  \
     X(SEEN_MIGRATED, "answers begun by one attempt and ended by another")                           \
     X(SEEN_AGAIN, "requests refused at the door") X(SEEN_ANSWERED, "answers compared")              \
@@ -167,6 +167,7 @@ struct sim_node {
     kvt_promises *promises;
     int32_t pages, P, sequences_max;
     uint64_t *cells;             /* [page][layer][P] */
+    uint64_t *host;              /* [page of host memory][layer][P] */
     uint64_t *page_ticket;       /* (pages) promised to this ticket until the core knows of the fence */
     sim_receipt *receipts;
     sim_send *sends;
@@ -184,6 +185,7 @@ typedef struct sim_request {
     int32_t prompt_count, answer_count, max_tokens;
     eng_sampling sampling;
     uint64_t salt;
+    int32_t priority;
     bool ignore_eos;
     bool apart;                  /* tokens hold the answer to a prompt read apart */
     int decode_node;             /* of the last attempt */

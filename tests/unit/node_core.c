@@ -35,6 +35,7 @@ static node_request *any_request(uint64_t handle, const int32_t *prompt, int32_t
     node_request *r = fake_request(handle, prompt, count, (int32_t)dice(40) + 1);
     if (!r) return NULL;
     *role = dice(3) ? &decode_role : &prefill_role;
+    r->priority = dice(4) ? 0 : (int32_t)dice(7) - 3;
     if (*role == &decode_role) {
         r->local_tokens_max = (int32_t)dice(2) * 60;
     } else {
@@ -64,7 +65,13 @@ static void two_thousand_random_cancels(void **state) {
     uint64_t handle = 0;
     for (int round = 0; canceled < 2000; round++) {
         seed_state = (uint64_t)round + 1;
-        fake_node *f = fake_create(&limits);
+        node_limits l = limits;
+        l.schedule = &node_schedules[round % node_schedules_count];
+        l.preemption = (node_preemption)dice(3);
+        l.swap_pages = (int32_t)dice(3) * 10;
+        fake_node *f = fake_create(&l);
+        f->step_us = 1000 << dice(10);
+        f->swap_us = 1 + dice(1000);
         uint64_t first = handle;
         while (handle < first + 60) {
             if (!dice(2)) {

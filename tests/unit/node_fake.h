@@ -40,6 +40,8 @@ typedef struct fake_node {
     node_core *core;
     node_limits limits;
     uint64_t *kv;                /* (pages, page_tokens) */
+    uint64_t *host;              /* (swap_pages, page_tokens) */
+    int64_t step_us, swap_us;    /* a step takes, a token's swap takes */
     float logits[FAKE_LOGITS * FAKE_V];
     node_event *events;
     int events_count;
@@ -94,12 +96,26 @@ static inline status fake_step(void *ctx, const eng_rows *rows, int count, const
     return ST_OK;
 }
 
-static inline int64_t fake_step_us(void *ctx) { return (void)ctx, 1000; }
+static inline int64_t fake_step_us(void *ctx) { return ((fake_node *)ctx)->step_us; }
 
 static inline void fake_copy(void *ctx, int32_t dst, int32_t src, int32_t tokens) {
     fake_node *f = ctx;
     int32_t P = f->limits.page_tokens;
     memcpy(f->kv + (int64_t)dst * P, f->kv + (int64_t)src * P, (size_t)tokens * sizeof *f->kv);
+}
+
+/* What a slot held before is overwritten, and what left a page can not be read there any more. */
+static inline int64_t fake_swap(void *ctx, bool out, const int32_t *blocks, const int32_t *slots, int32_t first,
+                                int32_t end) {
+    fake_node *f = ctx;
+    int32_t P = f->limits.page_tokens;
+    assert_true(first % P == 0 && first < end);
+    for (int32_t i = first; i < end; i++) {
+        assert_in_range(slots[i / P], 0, f->limits.swap_pages - 1);
+        uint64_t *host = &f->host[(int64_t)slots[i / P] * P + i % P], *page = fake_slot(f, blocks, i);
+        *(out ? host : page) = *(out ? page : host);
+    }
+    return f->swap_us * (end - first);
 }
 
 static inline status fake_promise_open(void *ctx, node_seq *s, uint64_t ticket, uint32_t epoch,
@@ -182,9 +198,12 @@ static inline fake_node *fake_create(const node_limits *l) {
     fake_node *f = calloc(1, sizeof *f);
     f->limits = *l;
     f->end_token = -1;
+    f->step_us = 1000;
+    f->swap_us = 1;
+    f->host = calloc((size_t)l->swap_pages + 1, (size_t)l->page_tokens * sizeof *f->host);
     f->kv = calloc((size_t)l->pages * (size_t)l->page_tokens, sizeof *f->kv);
     f->events = calloc(FAKE_EVENTS, sizeof *f->events);
-    node_io io = {.ctx = f, .step = fake_step, .step_us = fake_step_us, .copy_page = fake_copy,
+    node_io io = {.ctx = f, .step = fake_step, .step_us = fake_step_us, .copy_page = fake_copy, .swap = fake_swap,
                   .promise = fake_promise_open, .revoke = fake_revoke, .send_open = fake_send_open,
                   .send_push = fake_push, .send_end = fake_send_end, .send_abort = fake_send_abort,
                   .random_ticket = fake_ticket, .is_end_token = fake_is_end, .emit = fake_emit};
@@ -195,6 +214,7 @@ static inline fake_node *fake_create(const node_limits *l) {
 static inline void fake_destroy(fake_node *f) {
     node_core_destroy(f->core);
     free(f->kv);
+    free(f->host);
     free(f->events);
     free(f);
 }
@@ -305,7 +325,7 @@ static inline void fake_assert_pages_back(const fake_node *f) {
     node_counts counts;
     node_core_counts(f->core, &counts);
     assert_int_equal(counts.pages[ENG_PAGE_FREE] + counts.pages[ENG_PAGE_CACHED], f->limits.pages);
-    assert_int_equal(counts.running + counts.waiting, 0);
+    assert_int_equal(counts.running + counts.waiting + counts.swapped, 0);
 }
 
 /* The transfer ends with st after `tokens` tokens: writes the KV that a prefill node would send. */

@@ -1,0 +1,66 @@
+/* cost.c -- see cost.h. */
+#include "node/cost.h"
+
+/* A tenth of each sample: a step that was disturbed moves the figure little, ten steps move it most of the way. */
+static void average(double *figure, double sample) { *figure = *figure == 0 ? sample : *figure + 0.1 * (sample - *figure); }
+
+static int log2_of(int32_t n) { return 31 - __builtin_clz((unsigned)n); }
+
+static int bucket(int32_t n, int count) {
+    int i = n > 0 ? log2_of(n) : 0;
+    return i < count ? i : count - 1;
+}
+
+static int batch_of(int32_t rows) { return bucket(rows, NODE_COST_BATCHES); }
+static int place_of(int32_t position) { return bucket(position / 32, NODE_COST_POSITIONS); }
+
+/* The figure at i or, where that was never measured, the nearest one below, else above. */
+static double nearest(const double *figures, int count, int i) {
+    for (int at = i; at >= 0; at--)
+        if (figures[at] > 0) return figures[at];
+    for (int at = i + 1; at < count; at++)
+        if (figures[at] > 0) return figures[at];
+    return 0;
+}
+
+/* ---- what was measured ------------------------------------------------------------------------------ */
+
+void node_cost_step(node_cost *c, int32_t decode_rows, int32_t prompt_rows, int32_t position, int64_t took_us) {
+    if (took_us <= 0) return;
+    if (prompt_rows == 0) {
+        average(&c->decode_us[batch_of(decode_rows)], (double)took_us);
+        return;
+    }
+    double beside_us = decode_rows ? node_cost_decode_us(c, decode_rows) : 0;
+    double us = ((double)took_us - beside_us) / prompt_rows;
+    /* Never for nothing: a step that took less than decoding alone was expected to says that rows are cheap. */
+    double least_us = (double)took_us / (decode_rows + prompt_rows) / 16;
+    average(&c->row_us[place_of(position)], us > least_us ? us : least_us);
+}
+
+void node_cost_swap(node_cost *c, int32_t tokens, int64_t took_us) {
+    if (tokens > 0 && took_us > 0) average(&c->swap_us, (double)took_us / tokens);
+}
+
+/* ---- what is to be expected ------------------------------------------------------------------------- */
+
+double node_cost_decode_us(const node_cost *c, int32_t rows) { return nearest(c->decode_us, NODE_COST_BATCHES, batch_of(rows)); }
+
+double node_cost_prompt_us(const node_cost *c, int32_t position, int32_t rows) {
+    return rows * nearest(c->row_us, NODE_COST_POSITIONS, place_of(position + rows / 2));
+}
+
+int32_t node_cost_prompt_rows(const node_cost *c, int64_t target_us, int32_t decode_rows, int32_t position) {
+    enum { UNKNOWN = 16 };       /* the first guess: cheap enough to be wrong once */
+    const double SLOWER = 1.4;
+    double decode_us = node_cost_decode_us(c, decode_rows), row_us = node_cost_prompt_us(c, position, 1);
+    if (row_us == 0 || (decode_us == 0 && target_us == 0)) return UNKNOWN;
+    double left_us = (target_us ? (double)target_us : SLOWER * decode_us) - decode_us;
+    double rows = left_us / row_us;
+    return rows < 1 ? 1 : rows > INT32_MAX / 2 ? INT32_MAX / 2 : (int32_t)rows;
+}
+
+bool node_cost_swap_pays(const node_cost *c, int32_t tokens) {
+    double again_us = node_cost_prompt_us(c, 0, tokens);
+    return c->swap_us == 0 || again_us == 0 || 2 * c->swap_us * tokens < again_us;
+}
