@@ -37,6 +37,7 @@ static const config_row rows[] = {
     CLI_SWITCH("ignore-eos", ignore_eos, NULL, "go on after an end token"),
     CLI_TEXT("request-id", request_id, NULL, "ID",
              "shown in every node's log; without, the server makes one"),
+    CLI_INT("priority", priority, "0", -100, 100, "N", "higher goes first: a step is worth a second of waiting"),
     CLI_INT("timeout-ms", timeout_ms, "0", 0, 2147483647, "MS", "deadline of the call; 0: none"),
     CLI_JSON,
 };
@@ -187,6 +188,7 @@ static status fill_request(const cli_options *o, arena *a, request_message *m, e
     r->n_set_case = BATON__V1__GENERATE_REQUEST__N_SET_N;
     r->n = (int32_t)o->n;
     r->ignore_eos = o->ignore_eos;
+    r->priority = (int32_t)o->priority;
     if (o->logprobs >= 0) {
         r->logprobs_set_case = BATON__V1__GENERATE_REQUEST__LOGPROBS_SET_LOGPROBS;
         r->logprobs = (int32_t)o->logprobs;

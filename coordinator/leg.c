@@ -223,6 +223,7 @@ static status start_decode(coord_leg *leg, coord_branch *b, const coord_action *
     r.stop_tokens = job->stop_tokens;
     r.n_stop_tokens = (size_t)job->stop_tokens_count;
     r.ignore_eos = job->ignore_eos;
+    r.priority = job->priority;
     r.local_tokens_max = a->decode.local_tokens_max;
     r.lease_ms = LEASE_MS;
     r.prompt_apart = a->decode.apart;
@@ -247,6 +248,7 @@ static status start_prefill(coord_leg *leg, coord_branch *b, const coord_action 
     r.kv_address = (char *)(uintptr_t)a->prefill.kv_address;
     r.skip = a->prefill.skip;
     r.send_end = a->prefill.send_end;
+    r.priority = b->client->job.priority;
     return rpc_stream_start(cluster_view_channel(leg->service->view, leg->node),
                             &methods[LEG_PREFILL], &r.base, 0, false, events, leg, &leg->stream);
 }

@@ -55,6 +55,7 @@ status coord_model_tokenize_chat(const coord_model *m, const Baton__V1__Chat *ch
 
 enum {
     COORD_N_MAX = 16,
+    COORD_PRIORITY_MAX = 100,
     COORD_STOPS_MAX = 16,
     COORD_STOP_BYTES_MAX = 256,
     COORD_STOP_TOKENS_MAX = 64,
@@ -68,7 +69,7 @@ typedef struct coord_job {
     int32_t *tokens;             /* prompt */
     int32_t count;
     int32_t max_tokens;          /* at least 1; count + max_tokens fit the context */
-    int32_t n;
+    int32_t n, priority;
     eng_sampling sampling;
     bool has_seed;
     const char **stops;

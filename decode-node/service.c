@@ -20,6 +20,7 @@ static status read_request(const node_facts *facts, const ProtobufCMessage *mess
         return error_set(err, ST_BAD_INPUT, "max_tokens is %d, expected 0 or more", m->max_tokens);
     if (m->lease_ms < 1 || m->lease_ms > LEASE_MS_MAX)
         return error_set(err, ST_BAD_INPUT, "lease_ms is %u, expected 1 to %d", m->lease_ms, LEASE_MS_MAX);
+    TRY(node_service_priority(m->priority, r, err));
     r->epoch = m->epoch;
     r->salt = m->salt;
     r->max_tokens = m->max_tokens;

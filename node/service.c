@@ -86,6 +86,13 @@ status node_service_sampling(const node_facts *facts, const Baton__Node__V1__Sam
     return eng_sampling_check(&r->sampling, facts->V, err);
 }
 
+status node_service_priority(int32_t priority, node_request *r, error *err) {
+    if (priority < -NODE_PRIORITY_MAX || priority > NODE_PRIORITY_MAX)
+        return error_set(err, ST_BAD_INPUT, "priority is %d, expected %d to %d", priority, -NODE_PRIORITY_MAX, NODE_PRIORITY_MAX);
+    r->priority = priority;
+    return ST_OK;
+}
+
 status node_service_id(const char *id, node_request *r, error *err) {
     size_t bytes = strlen(id);
     if (bytes == 0 || bytes > ID_BYTES_MAX)

@@ -33,6 +33,7 @@ status node_service_tokens(const node_facts *facts, const int32_t *tokens, size_
                            node_request *r, error *err);
 status node_service_sampling(const node_facts *facts, const Baton__Node__V1__SamplingParams *m,
                              node_request *r, error *err);
+status node_service_priority(int32_t priority, node_request *r, error *err);
 status node_service_id(const char *id, node_request *r, error *err);
 /* Copies ids of the vocabulary; field is their name in errors. */
 status node_service_ids(const node_facts *facts, const char *field, const int32_t *ids, size_t count,

@@ -28,6 +28,7 @@ static status read_request(const node_facts *facts, const ProtobufCMessage *mess
     TRY(node_service_id(m->request_id, r, err));
     TRY(node_service_tokens(facts, m->tokens, m->n_tokens, m->prompt_count, r, err));
     TRY(node_service_sampling(facts, m->sampling, r, err));
+    TRY(node_service_priority(m->priority, r, err));
     if (m->skip < 0 || m->skip > m->send_end || (size_t)m->send_end > m->n_tokens)
         return error_set(err, ST_BAD_INPUT, "skip %d, send_end %d: expected 0 <= skip <= send_end <= %zu",
                          m->skip, m->send_end, m->n_tokens);

@@ -165,6 +165,10 @@ static void limits(void **state) {
     REFUSED(use_n(b, 0), ST_BAD_INPUT, "n is 0: expected 1 to 16");
     REFUSED(use_n(b, 17), ST_BAD_INPUT, "n is 17");
     TAKEN(use_n(b, 16), job.n == 16);
+    REFUSED(b->r.priority = 101, ST_BAD_INPUT, "priority is 101: expected -100 to 100");
+    REFUSED(b->r.priority = -101, ST_BAD_INPUT, "priority is -101");
+    TAKEN(b->r.priority = -100, job.priority == -100);
+    TAKEN((void)b, job.priority == 0);
     REFUSED(use_logprobs(b, -1), ST_BAD_INPUT, "logprobs is -1: expected 0 to 20");
     REFUSED(use_logprobs(b, 21), ST_BAD_INPUT, "logprobs is 21");
     TAKEN(use_logprobs(b, 20), job.sampling.logprobs == 20);
