@@ -1,13 +1,9 @@
-/* svg.c -- a report as a plot: SVG written by hand, three groups of horizontal bars side by side. Bars
- * are medians, the thin line over a bar's end goes from the least to the most of the repeats. */
+/* svg.c -- bars as SVG, and the engine's report as such a plot: its bars are medians, the thin line over a bar's end goes
+ * from the least to the most of the repeats. */
+#include "bench/svg.h"
 #include "bench/bench.h"
 
 enum { ROW = 22, TOP = 74, LABEL = 84, BAR = 210, VALUE = 76, PANEL = LABEL + BAR + VALUE };
-
-typedef struct bar {
-    char label[24], value[24];
-    double size, min, max;       /* max 0: no spread */
-} bar;
 
 static void write_text(FILE *out, int x, int y, const char *style, const char *text) {
     fprintf(out, "<text x=\"%d\" y=\"%d\" %s>", x, y, style);
@@ -20,9 +16,7 @@ static void write_text(FILE *out, int x, int y, const char *style, const char *t
     fputs("</text>\n", out);
 }
 
-/* One group with its title, the longest bar as wide as there is room. */
-static void write_panel(FILE *out, int column, const char *title, const char *color, const bar *bars,
-                        int count) {
+void bench_svg_panel(FILE *out, int column, const char *title, const char *color, const bench_svg_bar *bars, int count) {
     int left = 20 + column * PANEL;
     double most = 0;
     for (int i = 0; i < count; i++) {
@@ -44,25 +38,36 @@ static void write_panel(FILE *out, int column, const char *title, const char *co
     }
 }
 
-static int speed_bars(const bench_report *r, bar *bars) {
+void bench_svg_open(FILE *out, const char *head, int panels, int rows) {
+    fprintf(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
+            "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%%\" height=\"100%%\" "
+            "fill=\"#fff\"/>\n", 40 + panels * PANEL, TOP + rows * ROW + 20);
+    write_text(out, 20, 28, "font-size=\"14\"", head);
+}
+
+void bench_svg_close(FILE *out) { fputs("</svg>\n", out); }
+
+/* ---- the engine's report ---------------------------------------------------------------------------- */
+
+static int speed_bars(const bench_report *r, bench_svg_bar *bars) {
     int count = 0;
     for (int i = 0; i < r->points_count; i++) {
         const bench_point *p = &r->points[i];
         if (p->part != BENCH_PREFILL && p->part != BENCH_DECODE) continue;
-        bar *b = &bars[count++];
-        *b = (bar){.size = p->tok_s.median, .min = p->tok_s.min, .max = p->tok_s.max};
+        bench_svg_bar *b = &bars[count++];
+        *b = (bench_svg_bar){.size = p->tok_s.median, .min = p->tok_s.min, .max = p->tok_s.max};
         snprintf(b->label, sizeof b->label, "%s %d", bench_part_names[p->part], p->size);
         snprintf(b->value, sizeof b->value, "%.0f", p->tok_s.median);
     }
     return count;
 }
 
-static int op_bars(const bench_report *r, bool decode, bar *bars) {
+static int op_bars(const bench_report *r, bool decode, bench_svg_bar *bars) {
     double total = 0;
     for (int i = 0; i < r->ops_count; i++) total += decode ? r->ops[i].decode_ms : r->ops[i].prefill_ms;
     for (int i = 0; i < r->ops_count; i++) {
         double ms = decode ? r->ops[i].decode_ms : r->ops[i].prefill_ms;
-        bars[i] = (bar){.size = total > 0 ? ms / total : 0};
+        bars[i] = (bench_svg_bar){.size = total > 0 ? ms / total : 0};
         snprintf(bars[i].label, sizeof bars[i].label, "%s", r->ops[i].name);
         snprintf(bars[i].value, sizeof bars[i].value, "%.1f %%", bars[i].size * 100);
     }
@@ -70,19 +75,16 @@ static int op_bars(const bench_report *r, bool decode, bar *bars) {
 }
 
 void bench_svg_write(const bench_report *r, FILE *out) {
-    bar speed[BENCH_POINTS_MAX], many[BENCH_OPS_MAX], one[BENCH_OPS_MAX];
+    bench_svg_bar speed[BENCH_POINTS_MAX], many[BENCH_OPS_MAX], one[BENCH_OPS_MAX];
     int speeds = speed_bars(r, speed), ops = op_bars(r, false, many);
     int rows = speeds > ops ? speeds : ops;
     char head[320];
     op_bars(r, true, one);
     snprintf(head, sizeof head, "%.80s, %s, %d thread%s, KV %s; %s", r->model, r->numerics, r->threads,
              r->threads == 1 ? "" : "s", r->kv_type, r->cpu);
-    fprintf(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
-            "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%%\" height=\"100%%\" "
-            "fill=\"#fff\"/>\n", 40 + 3 * PANEL, TOP + rows * ROW + 20);
-    write_text(out, 20, 28, "font-size=\"14\"", head);
-    write_panel(out, 0, "tokens per second (decode at context 128)", "#4878a8", speed, speeds);
-    write_panel(out, 1, "time by op, prefill of 512", "#c8803c", many, ops);
-    write_panel(out, 2, "time by op, decode of 1", "#c8803c", one, ops);
-    fputs("</svg>\n", out);
+    bench_svg_open(out, head, 3, rows);
+    bench_svg_panel(out, 0, "tokens per second (decode at context 128)", "#4878a8", speed, speeds);
+    bench_svg_panel(out, 1, "time by op, prefill of 512", "#c8803c", many, ops);
+    bench_svg_panel(out, 2, "time by op, decode of 1", "#c8803c", one, ops);
+    bench_svg_close(out);
 }
