@@ -1,6 +1,6 @@
 /* bench.c -- baton bench engine: how fast the engine runs a model here, and how fast the machine could; baton
- * bench transfer: the same of KV on its way to another process. What is measured and how it is shown stands in
- * bench/. */
+ * bench transfer: the same of KV on its way to another process; baton bench load (bench_load.c): what a cluster takes.
+ * What is measured and how it is shown stands in bench/. */
 #include "cli/cli.h"
 #include "bench/bench.h"
 #include "bench/transfer.h"
@@ -21,11 +21,37 @@ static const config_row bench_rows[] = {
     CLI_SWITCH("quick", quick, NULL, "every other size, shorter runs"),
     CLI_JSON,
     CLI_TEXT("svg", svg, NULL, "FILE", "gets a plot"),
+    CLI_TEXT("server", server, NULL, "HOST:PORT",
+             "load: the coordinator to ask, default 127.0.0.1:50051; with --model a cluster is started instead, with "
+             "--prefill, --decode, --tp, the engine's flags, and BATON_ variables for what else `baton up` has"),
+    CLI_INT("prefill", prefill, "1", 0, 64, "N", "load --model: prefill nodes"),
+    CLI_INT("decode", decode, "1", 1, 64, "N", "load --model: decode nodes"),
+    CLI_REAL("rate", rate, "0", "X", "load: requests a second, Poisson; 0: 1, or a trace's own"),
+    CLI_INT("burst", burst, "1", 1, 65536, "N", "load: arrivals come N at once"),
+    CLI_TEXT("trace", trace, NULL, "FILE",
+             "load: arrivals, lengths and shared blocks from JSON lines as Mooncake's traces have them"),
+    CLI_INT("requests", requests, "0", 0, 1048576, "N", "load: ends after N arrivals"),
+    CLI_REAL("duration", duration, "0", "S", "load: arrivals for S seconds; 30 without --requests and --trace"),
+    CLI_TEXT("prompt-lengths", prompt_lengths, "list:64,128,256,512,1024,2048", "SHAPE",
+             "load: fixed:N, uniform:A-B, lognormal:MEDIAN,SIGMA,A-B or list:N,N,..., in tokens"),
+    CLI_TEXT("answer-lengths", answer_lengths, "uniform:32-128", "SHAPE", "load: the same, of answers; end tokens are ignored"),
+    CLI_INT("shared-tokens", shared_tokens, "0", 0, 1048576, "N", "load: first tokens that all prompts have in common"),
+    CLI_REAL("temperature", temperature, "0", "X", "load: 0: always the likeliest token"),
+    CLI_TEXT("seed", seed, NULL, "N", "load: of arrivals, lengths, prompts and sampling; default 0"),
+    CLI_INT("streams", streams, "4096", 1, 8192, "N", "load: most streams at once; what would be one more is counted as not sent"),
+    CLI_INT("timeout-ms", timeout_ms, "0", 0, 2147483647, "MS", "load: deadline of a request, from its arrival; 0: none"),
+    CLI_INT("wait-ms", wait_ms, "60000", 0, 3600000, "MS",
+            "load: after the last arrival; what is open then is counted as not finished"),
+    CLI_REAL("slo-ttft", slo_ttft, "2000", "MS", "load: goodput counts answers whose first token came within MS"),
+    CLI_REAL("slo-itl", slo_itl, "100", "MS", "load: and whose mean gap between tokens (TPOT) is at most MS"),
+    CLI_INT("slow-readers", slow_readers, "0", 0, 8192, "N",
+            "load: beside it N streams with long answers, read once a second; in none of the figures but their own"),
+    CLI_SWITCH("dry-run", dry_run, NULL, "load: print the plan as JSON and send nothing (--model for the vocabulary)"),
 };
 
 const cli_command cli_bench = {
-    "bench", "engine|transfer",
-    "How fast a model runs (engine) or KV gets to another process (transfer: --quick, --json only) here.",
+    "bench", "engine|transfer|load",
+    "How fast a model runs (engine), KV gets to another process (transfer: --quick, --json only), a cluster answers (load).",
     CLI_ROWS(bench_rows), 1, 1, bench};
 
 static void say(const char *what, int size) {
@@ -89,8 +115,9 @@ static cli_exit bench(const cli_options *o, const char *const *words, int count)
     cli_options mine = *o;
     cli_ranks others = {.count = 0};
     if (strcmp(words[0], "transfer") == 0) return transfer(o);
+    if (strcmp(words[0], "load") == 0) return cli_bench_load(o);
     if (strcmp(words[0], "engine") != 0)
-        return cli_usage("bench", "'%.40s' is nothing to measure: expected engine or transfer", words[0]);
+        return cli_usage("bench", "'%.40s' is nothing to measure: expected engine, transfer or load", words[0]);
     if (!o->model) return cli_usage("bench", "--model FILE is missing");
     cli_exit code = cli_ranks_check(o, "bench");
     if (code != CLI_OK) return code;

@@ -81,7 +81,7 @@ static void become(const cli_child *c, const arguments *a, pid_t parent) {
         }
         move_fd(log, STDERR_FILENO);
     }
-    dup2(STDERR_FILENO, STDOUT_FILENO);
+    dup2(c->stdout_fd > 0 ? c->stdout_fd : STDERR_FILENO, STDOUT_FILENO);
     if (c->keep_fd >= 0) fcntl(c->keep_fd, F_SETFD, 0);
     execve("/proc/self/exe", a->at, a->environment);
     dprintf(STDERR_FILENO, "baton: /proc/self/exe: %s\n", strerror(errno));

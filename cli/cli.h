@@ -24,14 +24,16 @@ typedef struct cli_options {
     const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *device, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group;
     const char *schedule, *preemption;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
-    const char *out, *system, *type, *cache_dir, *only, *svg;
+    const char *out, *system, *type, *cache_dir, *only, *svg, *trace, *prompt_lengths, *answer_lengths;
     int64_t prefill, decode, tp, prefill_tp, decode_tp, rank, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
     int64_t itl_target, swap_bytes, priority;
     int64_t queue, requests, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
     int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
+    int64_t burst, shared_tokens, slow_readers, streams, wait_ms;
     const char *seed;
+    double rate, duration, slo_ttft, slo_itl;
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-    bool prefix_cache, cache, json, ignore_eos, chat, special, force, quick;
+    bool prefix_cache, cache, json, ignore_eos, chat, special, force, quick, dry_run;
 } cli_options;
 
 typedef struct cli_command {
@@ -122,10 +124,10 @@ typedef struct cli_child {
     const cli_options *options;  /* its flags: every row of the command whose value is not NULL */
     const char *log;             /* file that gets its stderr; NULL: this process's */
     int keep_fd;                 /* a descriptor it gets beside 0, 1 and 2; -1: none */
+    int stdout_fd;               /* what its stdout is; 0: its stderr */
 } cli_child;
 
-/* This same executable as a child that dies with the calling thread; its stdout goes where its stderr does. -1: errno
- * says why. */
+/* This same executable as a child that dies with the calling thread. -1: errno says why. */
 pid_t cli_child_start(const cli_child *c);
 
 /* ---- ranks.c -------------------------------------------------------------------------------------- */
@@ -144,6 +146,18 @@ status cli_ranks_start(cli_ranks *r, const cli_command *command, const char *wor
 cli_exit cli_ranks_check(const cli_options *o, const char *command);
 /* They were dismissed: waits a moment, then kills. */
 void cli_ranks_end(cli_ranks *r);
+
+/* ---- local.c -------------------------------------------------------------------------------------- */
+
+/* A cluster that lives as long as the command: `baton up` as a child. */
+typedef struct cli_local {
+    pid_t pid;                   /* -1: none */
+    char server[300];            /* where its coordinator listens */
+} cli_local;
+
+/* --model and what else the command shares with `baton up`; returns when the cluster serves. */
+status cli_local_start(cli_local *l, const cli_options *o, error *err);
+void cli_local_stop(cli_local *l);           /* drains it and waits */
 
 /* ---- model.c ------------------------------------------------------------------------------------- */
 
@@ -178,15 +192,25 @@ void cli_client_close(cli_client *c);
 status cli_client_call(cli_client *c, const rpc_method *method, const ProtobufCMessage *request,
                        int64_t timeout_ms, void (*on_message)(const ProtobufCMessage *m, void *user),
                        void *user, error *err, int64_t *retry_after_ms);
+/* For a command that makes calls of its own: from now on Ctrl-C runs fn(arg) on the loop; NULL: as before. */
+void cli_client_on_interrupt(cli_client *c, void (*fn)(void *arg), void *arg);
+rpc_loop *cli_client_loop(cli_client *c);
+rpc_channel *cli_client_channel(cli_client *c);
 /* The exit code for how a call ended, said on stderr in one line. started: part of the answer came. */
 cli_exit cli_client_report(status st, const error *err, const char *server, int64_t retry_after_ms,
                            bool started);
 /* From now on SIGINT and SIGTERM do not end the process by themselves. Before any thread is made. */
 void cli_client_hold_signals(void);
 
+/* ---- bench_load.c -------------------------------------------------------------------------------- */
+
+cli_exit cli_bench_load(const cli_options *o);
+
 /* ---- generate.c, chat.c -------------------------------------------------------------------------- */
 
 extern const rpc_method cli_generate_method;
+/* text NULL leaves *out alone. ST_BAD_INPUT names the flag. */
+status cli_parse_seed(const char *text, uint64_t *out, error *err);
 /* Comma-separated ids; *ids is from arena. ST_BAD_INPUT names the place. */
 status cli_parse_tokens(const char *text, arena *a, int32_t **ids, size_t *count, error *err);
 status cli_read_file(const char *path, arena *a, char **text, size_t *bytes, error *err);

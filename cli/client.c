@@ -17,6 +17,8 @@ struct cli_client {
     bool interrupted;
     void (*on_message)(const ProtobufCMessage *m, void *user);
     void *user;
+    void (*on_interrupt)(void *arg);
+    void *interrupt_arg;
     status st;
     error *err;
     int64_t retry_after_ms;
@@ -25,7 +27,9 @@ struct cli_client {
 static void interrupt(void *arg) {
     cli_client *c = arg;
     c->interrupted = true;
-    if (c->stream)
+    if (c->on_interrupt)
+        c->on_interrupt(c->interrupt_arg);
+    else if (c->stream)
         rpc_stream_cancel(c->stream);
     else
         exit(CLI_FAILED); /* between two calls nothing is to be undone */
@@ -86,6 +90,14 @@ void cli_client_close(cli_client *c) {
     rpc_channel_close(c->channel);
     rpc_loop_destroy(c->loop);
 }
+
+void cli_client_on_interrupt(cli_client *c, void (*fn)(void *arg), void *arg) {
+    c->on_interrupt = fn;
+    c->interrupt_arg = arg;
+}
+
+rpc_loop *cli_client_loop(cli_client *c) { return c->loop; }
+rpc_channel *cli_client_channel(cli_client *c) { return c->channel; }
 
 static void on_message(rpc_stream *s, const ProtobufCMessage *m, void *user) {
     (void)s;

@@ -153,16 +153,16 @@ static status fill_input(const cli_options *o, arena *a, request_message *m, err
     return ST_OK;
 }
 
-static status fill_seed(const char *text, Baton__V1__Sampling *s, error *err) {
+status cli_parse_seed(const char *text, uint64_t *out, error *err) {
     char *end;
     if (!text) return ST_OK;
     errno = 0;
-    s->seed = strtoull(text, &end, 10);
+    uint64_t seed = strtoull(text, &end, 10);
     if (*text < '0' || *text > '9' || *end || errno)
         return error_set(err, ST_BAD_INPUT,
                          "--seed: '%.40s': expected a whole number from 0 to 18446744073709551615",
                          text);
-    s->seed_set_case = BATON__V1__SAMPLING__SEED_SET_SEED;
+    *out = seed;
     return ST_OK;
 }
 
@@ -172,7 +172,8 @@ static status fill_request(const cli_options *o, arena *a, request_message *m, e
     baton__v1__generate_request__init(r);
     baton__v1__sampling__init(s);
     TRY(fill_input(o, a, m, err));
-    TRY(fill_seed(o->seed, s, err));
+    TRY(cli_parse_seed(o->seed, &s->seed, err));
+    if (o->seed) s->seed_set_case = BATON__V1__SAMPLING__SEED_SET_SEED;
     s->temperature = (float)o->temperature;
     s->top_k = (int32_t)o->top_k;
     s->top_p_set_case = BATON__V1__SAMPLING__TOP_P_SET_TOP_P;
