@@ -40,7 +40,7 @@ def main():
         fitting = [stack.enter_context(node(args, 'decode', 'decode-1', *PAGES)),
                    stack.enter_context(node(args, 'prefill', 'prefill-1', *PAGES))]
         server = stack.enter_context(process(args, 'coordinator', '--model', args.model, '--listen', '127.0.0.1:0', '--prefill-policy', 'remote',
-                                             '--nodes', ','.join(fitting)))
+                                             '--expect-prefill', 1, '--expect-decode', 1, '--nodes', ','.join(fitting)))
         with grpc.insecure_channel(server) as channel:
             inference = pb_grpc.InferenceStub(channel)
             want, _, finish = collect(inference.Generate(request(long_text(300), max_tokens=8), timeout=60))
