@@ -24,9 +24,9 @@ typedef struct cli_options {
     const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *device, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group;
     const char *schedule, *preemption;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
-    const char *out, *system, *type, *cache_dir, *only, *svg, *trace, *prompt_lengths, *answer_lengths;
+    const char *out, *system, *type, *cache_dir, *only, *svg, *trace, *prompt_lengths, *answer_lengths, *speculate, *draft;
     int64_t prefill, decode, tp, prefill_tp, decode_tp, rank, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
-    int64_t itl_target, swap_bytes, priority;
+    int64_t itl_target, swap_bytes, priority, speculate_tokens;
     int64_t queue, requests, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
     int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
     int64_t burst, shared_tokens, slow_readers, streams, wait_ms;
@@ -99,6 +99,12 @@ typedef struct cli_command {
              "KV of a preempted answer: recompute, swap (to host memory) or auto (what measured cheaper)"), \
     CLI_INT("swap-bytes", swap_bytes, "0", 0, 1LL << 50, "N",                                       \
             "host memory of a node for KV of preempted answers; 0: none, they are computed again")
+#define CLI_SPECULATE                                                                               \
+    CLI_TEXT("speculate", speculate, "auto", "MODE",                                                \
+             "who proposes tokens that the model then checks together, same bytes: off, ngram (what followed the " \
+             "same words before: prompt lookup), or auto: ngram. It stops by itself where it gains nothing"), \
+    CLI_INT("speculate-tokens", speculate_tokens, "15", 1, 15, "N",                                 \
+            "most tokens proposed to a request in a step; how many pay is measured")
 #define CLI_COORDINATOR                                                                             \
     CLI_TEXT("prefill-policy", prefill_policy, "auto", "POLICY",                                    \
              "where prompts are read: auto, local (decode node) or remote (prefill node)"),         \

@@ -50,7 +50,7 @@ static const config_row coordinator_rows[] = {
         CLI_PAGES, CLI_GRACE, READY_ROW, CLI_LOG_LEVEL
 
 static const config_row prefill_rows[] = {NODE_ROWS("prefill")};
-static const config_row decode_rows[] = {NODE_ROWS("decode")};
+static const config_row decode_rows[] = {NODE_ROWS("decode"), CLI_SPECULATE};
 
 const cli_command cli_coordinator = {"coordinator",
                                      "",
@@ -164,11 +164,18 @@ static bool read_preemption(const cli_options *o, node_preemption *out) {
     return false;
 }
 
+/* A decode node's; a prefill node, which has no such flags, gets none. */
+static status open_speculator(const cli_options *o, decode_speculator **out, error *err) {
+    decode_speculate_options options = {.mode = o->speculate, .tokens_max = (int32_t)o->speculate_tokens};
+    return decode_speculator_open(&options, out, err);
+}
+
 /* The work of one rank, from its options to the exit code. */
 static cli_exit serve_rank(const cli_options *o, const char *role) {
     static const node_service *const services[] = {&prefill_service, &decode_service};
     error err = {0};
     node_process *p;
+    decode_speculator *speculator;
     char cache_dir[CLI_PATH_MAX];
     progress said = {.id = o->id, .said_ms = clock_now_ms()};
     eng_kv_type kv_type;
@@ -207,11 +214,15 @@ static cli_exit serve_rank(const cli_options *o, const char *role) {
                             .progress_ctx = &said};
     if (o->rank > 0)             /* SIGTERM ends it, and the group with it */
         return node_follow(&options, &err) == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "%s", err.text);
-    if (node_process_open(&options, services, 2, &p, &err) != ST_OK)
-        return cli_complain(CLI_FAILED, "%s", err.text);
+    status st = open_speculator(o, &speculator, &err);
+    if (st == ST_BAD_INPUT) return cli_usage(role, "%s", err.text);
+    options.speculator = decode_speculator_table(speculator);
+    if (st == ST_OK) st = node_process_open(&options, services, 2, &p, &err);
+    if (st != ST_OK) return cli_complain(CLI_FAILED, "%s", err.text);
     say_ready(o, node_process_address(p), node_process_kv_address(p));
     asked_to_stop(-1);
     node_process_close(p, (int)o->grace_ms);
+    decode_speculator_close(speculator);
     return CLI_OK;
 }
 

@@ -43,6 +43,7 @@ static const config_row rows[] = {
              "where clients connect; port 0 takes a free one"),
     CLI_ENGINE,
     CLI_PAGES,
+    CLI_SPECULATE,
     CLI_COORDINATOR,
     CLI_GRACE,
     CLI_TEXT("log-dir", log_dir, NULL, "DIR",

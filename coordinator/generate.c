@@ -180,11 +180,14 @@ static Baton__V1__Finish *fill_finish(const coord_branch *b, finish_message *m) 
     m->usage.prompt_tokens = prompt;
     m->usage.completion_tokens = b->tokens_count;
     m->usage.cached_tokens = b->cached < 0 ? 0 : b->cached > prompt ? prompt : b->cached;
+    m->usage.proposed_tokens = b->proposed;
+    m->usage.accepted_tokens = b->accepted;
     m->timings.queue = span_ms(b->submitted_us, b->placed_us);
     m->timings.prefill = b->prefill_ms;
     m->timings.kv_transfer = b->prefill_node >= 0 ? b->transfer_ms : 0;
     m->timings.ttft = span_ms(b->submitted_us, b->first_us);
     m->timings.decode = span_ms(b->first_us, b->last_us);
+    m->timings.draft = b->draft_ms;
     m->finish.reason = (Baton__V1__FinishReason)b->reason;
     m->finish.usage = &m->usage;
     m->finish.timings = &m->timings;

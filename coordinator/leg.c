@@ -101,6 +101,9 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
     case BATON__NODE__V1__DECODE_EVENT__EVENT_DONE:
         leg->done = true;
         leg->reason = m->done->reason;
+        b->proposed = m->done->proposed_tokens;
+        b->accepted = m->done->accepted_tokens;
+        b->draft_ms = m->done->draft_ms;
         if (b->prefill_node < 0) {
             b->prefill_ms = m->done->prefill_ms;
             int64_t cached = (int64_t)b->client->job.count - m->done->computed_tokens;

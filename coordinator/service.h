@@ -157,9 +157,9 @@ typedef struct coord_branch {
     int32_t reason, attempts;
     /* figures */
     int64_t submitted_us, placed_us, first_us, last_us;
-    double prefill_ms, transfer_ms;
+    double prefill_ms, transfer_ms, draft_ms;
     int decode_node, prefill_node;               /* -1: none */
-    int32_t tokens_count, cached;
+    int32_t tokens_count, cached, proposed, accepted;
     rpc_timer *again;            /* waits to be submitted again */
     /* what the core is to be told after the step in hand */
     bool due, want_submit, want_stop, want_cancel;

@@ -31,7 +31,12 @@
  *   4. Where the prompt is computed apart, this node computes none of its positions but the last: what does not come,
  *      or is lost again, ends the request, and the coordinator places it anew. Then wanted is the prompt's part only.
  *   5. End tokens and stop tokens are part of the token stream (reason stop): the coordinator withholds
- *      their text. */
+ *      their text.
+ *   6. A step may have rows of proposed tokens (node_speculator) behind the last one. At each position the token is drawn
+ *      from the target's logits as ever, its randomness being the position's; while it is the proposed one, the row
+ *      behind it had the right token, so its KV and logits are good and the next token is drawn from them. The first that
+ *      differs ends it, as does a token that ends the answer. So answers are those of no speculation, whoever proposes.
+ *      What was not accepted is written over: s->ready, and with it what is published, ends before it. */
 #include "decode-node/decode.h"
 #include "node/seq.h"
 #include <assert.h>
@@ -58,27 +63,49 @@ static int finished(const node_core *c, const node_seq *s) {
 static void finish(node_core *c, node_seq *s, int reason) {
     node_event e = {.kind = NODE_DONE,
                     .handle = s->request->handle,
-                    .done = {.reason = reason, .computed = s->computed, .prefill_us = s->prefill_us}};
+                    .done = {.reason = reason,
+                             .computed = s->computed,
+                             .prefill_us = s->prefill_us,
+                             .proposed = s->proposed,
+                             .accepted = s->accepted,
+                             .draft_us = s->draft_us}};
     node_seq_publish(c, s);
     node_core_emit(c, &e);
     node_seq_end(c, s, ST_OK, NULL);
 }
 
-static void answer(node_core *c, node_seq *s, int32_t from, const float *logits, int64_t now_us) {
-    (void)from;
-    if (!logits) return;                                   /* more of the prompt is to be computed */
-    if (s->count == s->request->count) s->prefill_us = now_us - s->first_us;
-    node_seq_publish(c, s);
+/* Draws the next token and says it. *reason: whether the answer is complete with it. false: s has ended. */
+static bool say_token(node_core *c, node_seq *s, const float *logits, int *reason) {
     node_event e = {.kind = NODE_TOKEN,
                     .handle = s->request->handle,
                     .token = {.index = s->count, .cached = s->cached, .prefill_us = s->prefill_us}};
     status st = node_seq_sample(c, s, logits, &e.token.sampled);
     if (st != ST_OK) {
         node_seq_end(c, s, st, "the logits are not numbers");
-        return;
+        return false;
     }
     node_core_emit(c, &e);
-    int reason = finished(c, s);
+    *reason = finished(c, s);
+    return true;
+}
+
+/* The verifier: rule 6. Each token drawn takes the place in s->tokens of the one that was proposed there. */
+static void answer(node_core *c, node_seq *s, const eng_rows *r, const float *logits, int64_t now_us) {
+    const node_speculator *x = node_core_io(c)->speculator;
+    int32_t proposed = r->logits - 1, accepted = 0;
+    int reason = REASON_NONE;
+    if (!logits) return;                                   /* more of the prompt is to be computed */
+    if (s->count == s->request->count) s->prefill_us = now_us - s->first_us;
+    for (;; accepted++, s->ready++, logits += node_core_limits(c)->V) {
+        int32_t guess = accepted < proposed ? s->tokens[s->count] : -1;
+        if (!say_token(c, s, logits, &reason)) return;
+        if (reason != REASON_NONE || s->tokens[s->count - 1] != guess) break;
+    }
+    s->proposed += proposed;
+    s->accepted += accepted;
+    if (proposed > 0)
+        x->judge(x->ctx, s, proposed, accepted, reason == REASON_NONE ? logits + node_core_limits(c)->V : NULL);
+    node_seq_publish(c, s);
     if (reason != REASON_NONE) finish(c, s, reason);
 }
 
@@ -135,6 +162,7 @@ static void admit(node_core *c, node_seq *s, int64_t now_us) {
         return;
     }
     s->cached = s->ready;
+    if (node_core_io(c)->speculator) node_core_io(c)->speculator->join(node_core_io(c)->speculator->ctx, s);
     int32_t uncached = wanted_end(s) - s->cached;
     if (uncached > 0 && (s->request->apart || uncached > s->request->local_tokens_max)) {
         promise(c, s);

@@ -11,6 +11,21 @@ extern "C" {
 extern const node_role decode_role;          /* decode.c: a sequence's states, pure */
 extern const node_service decode_service;    /* service.c: the Decode method */
 
+/* ---- speculation: speculate.c ---------------------------------------------------------------------- */
+
+typedef struct decode_speculator decode_speculator;
+
+typedef struct decode_speculate_options {
+    const char *mode;            /* off, ngram or auto: ngram; NULL: off */
+    int32_t tokens_max;          /* proposed in one step to one sequence; 1 .. DECODE_PROPOSED_MAX, 0: that */
+} decode_speculate_options;
+
+/* *out is NULL where mode is off. ST_BAD_INPUT: no such mode. */
+status decode_speculator_open(const decode_speculate_options *o, decode_speculator **out, error *err);
+void decode_speculator_close(decode_speculator *x);              /* NULL is fine */
+/* For node_options and node_io; of NULL NULL. */
+const node_speculator *decode_speculator_table(const decode_speculator *x);
+
 #ifdef __cplusplus
 }
 #endif

@@ -74,6 +74,9 @@ static status write_done(const node_event *e, rpc_call *call) {
     m.reason = e->done.reason;
     m.computed_tokens = e->done.computed;
     m.prefill_ms = (double)e->done.prefill_us / 1000;
+    m.proposed_tokens = e->done.proposed;
+    m.accepted_tokens = e->done.accepted;
+    m.draft_ms = (double)e->done.draft_us / 1000;
     out.event_case = BATON__NODE__V1__DECODE_EVENT__EVENT_DONE;
     out.done = &m;
     return rpc_call_send(call, &out.base);

@@ -16,7 +16,9 @@
  *      request without pages. A prefill request waits for pages in the list, and nobody behind is given
  *      pages while anyone waits.
  *   3. Every handle submitted gets exactly one NODE_END, its last event, and its pages are back by then.
- *   4. node_core_step() allocates nothing: all of a sequence's memory comes with its submit. */
+ *   4. node_core_step() allocates nothing: all of a sequence's memory comes with its submit.
+ *   5. Proposed tokens stand behind s->tokens[0, count) and their rows behind s->ready: they are nobody's tokens until
+ *      the role has drawn the same, and what is not is written over by the rows of the next step. */
 #include "node/core.h"
 #include <assert.h>
 #include <stdarg.h>
@@ -26,6 +28,8 @@ METRIC(metric_prefill, "baton_node_tokens_total", "kind=\"prefill\"", METRIC_COU
 METRIC(metric_decode, "baton_node_tokens_total", "kind=\"decode\"", METRIC_COUNTER, "rows computed");
 METRIC(metric_promoted, "baton_node_promotions_total", NULL, METRIC_COUNTER,
        "mlfq: sequences that had waited for too long and went to the highest level");
+
+static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
 
 /* ---- create, destroy ------------------------------------------------------------------------------ */
 
@@ -49,7 +53,9 @@ node_core *node_core_create(const node_limits *limits, const node_io *io) {
     c->shares = mem_zalloc(n, sizeof *c->shares);
     c->rows = mem_zalloc(n, sizeof *c->rows);
     c->slots = mem_zalloc((size_t)c->limits.swap_pages + 1, sizeof *c->slots);
-    if (!c->pool || !c->sampler || !c->batch || !c->wants || !c->shares || !c->rows || !c->slots) {
+    c->guessing = mem_zalloc(n, sizeof(node_seq *));
+    c->guesses = mem_zalloc(n, sizeof *c->guesses);
+    if (!c->pool || !c->sampler || !c->batch || !c->wants || !c->shares || !c->rows || !c->slots || !c->guessing || !c->guesses) {
         node_core_destroy(c);
         return NULL;
     }
@@ -67,6 +73,8 @@ void node_core_destroy(node_core *c) {
     mem_free(c->shares);
     mem_free(c->rows);
     mem_free(c->slots);
+    mem_free(c->guessing);
+    mem_free(c->guesses);
     mem_free(c);
 }
 
@@ -257,6 +265,42 @@ static node_budget budget_of(const node_core *c, int32_t wanted) {
     return b;
 }
 
+/* Rows for tokens to be proposed. They get pages that nobody has to be asked for, or are fewer. */
+static void plan_proposals(node_core *c, int32_t wanted) {
+    const node_speculator *x = c->io.speculator;
+    int32_t decoding = 0;
+    for (int32_t i = 0; i < wanted; i++) decoding += c->wants[i].decode;
+    for (int32_t i = 0; x && i < wanted; i++) {
+        node_seq *s = c->batch[i];
+        int32_t most = s->tokens_max - s->count - 1;       /* and one more is drawn after them */
+        if (!c->wants[i].decode || !s->speculation || most < 1) continue;
+        int32_t k = x->plan(x->ctx, s, most, decoding);
+        while (s->blocks_count < node_seq_pages(c, s->target + k) && node_seq_grow(c, s) == ST_OK) {
+        }
+        k = min32(k, s->blocks_count * c->limits.page_tokens - s->target);
+        c->wants[i].rows += k;
+        c->wants[i].logits += k;
+    }
+}
+
+/* The tokens themselves, for as many rows as were shared out; who proposes fewer takes fewer. */
+static void propose(node_core *c, int32_t wanted) {
+    const node_speculator *x = c->io.speculator;
+    int32_t n = 0;
+    for (int32_t i = 0; i < wanted; i++) {
+        if (!c->wants[i].decode || c->shares[i].rows < 2) continue;
+        c->guessing[n] = c->batch[i];
+        c->guesses[n++] = c->shares[i].rows - 1;
+    }
+    if (n == 0) return;
+    x->propose(x->ctx, c->guessing, c->guesses, n);
+    for (int32_t i = 0, k = 0; i < wanted; i++) {
+        if (!c->wants[i].decode || c->shares[i].rows < 2) continue;
+        assert(c->guesses[k] >= 0 && c->guesses[k] < c->shares[i].rows);
+        c->shares[i].rows = c->shares[i].logits = 1 + c->guesses[k++];
+    }
+}
+
 /* Keeps the shares that got rows; returns how many. */
 static int32_t fill_rows(node_core *c, int32_t wanted, int64_t now_us) {
     int32_t n = 0;
@@ -275,11 +319,14 @@ static int32_t fill_rows(node_core *c, int32_t wanted, int64_t now_us) {
     return n;
 }
 
+static bool is_decode(const eng_rows *r) { return r->logits == r->count; }
+
 static void average(double *rate, double now) { *rate = *rate == 0 ? now : *rate + 0.1 * (now - *rate); }
 
 static void count_step(node_core *c, int32_t n, int64_t took_us) {
+    const node_speculator *x = c->io.speculator;
     int64_t prefill = 0, decode = 0;
-    for (int32_t i = 0; i < n; i++) *(c->rows[i].count == 1 ? &decode : &prefill) += c->rows[i].count;
+    for (int32_t i = 0; i < n; i++) *(is_decode(&c->rows[i]) ? &decode : &prefill) += c->rows[i].count;
     c->figures.steps++;
     c->figures.prefill_tokens += prefill;
     c->figures.decode_tokens += decode;
@@ -289,9 +336,8 @@ static void count_step(node_core *c, int32_t n, int64_t took_us) {
     if (took_us <= 0) return;
     if (prefill) average(&c->figures.prefill_tokens_per_s, (double)prefill * 1e6 / (double)took_us);
     if (!prefill) average(&c->figures.decode_steps_per_s, 1e6 / (double)took_us);
+    if (!prefill && x) x->stepped(x->ctx, (int32_t)decode, took_us);
 }
-
-static bool is_decode(const eng_rows *r) { return r->logits == r->count; }
 
 /* What rows cost. Only of steps with logits: a device may still be at a step that had none. */
 static void learn(node_core *c, int32_t n, int64_t took_us) {
@@ -309,14 +355,18 @@ static void learn(node_core *c, int32_t n, int64_t took_us) {
 }
 
 bool node_core_step(node_core *c, int64_t now_us) {
+    const node_speculator *x = c->io.speculator;
+    bool worked = x && x->work(x->ctx);
     int32_t wanted;
     put_in_order(c, now_us);
     do {                                                   /* again when gathering itself gave pages back */
         resume_waiting(c, now_us);
         wanted = gather(c);
     } while (wanted == 0 && c->given != c->given_seen);
+    plan_proposals(c, wanted);
     node_budget budget = budget_of(c, wanted);
-    if (c->limits.schedule->form(&budget, c->wants, wanted, c->shares) == 0) return false;
+    if (c->limits.schedule->form(&budget, c->wants, wanted, c->shares) == 0) return worked;
+    propose(c, wanted);
     int32_t n = fill_rows(c, wanted, now_us);
 
     const float *logits = NULL;
@@ -334,11 +384,12 @@ bool node_core_step(node_core *c, int64_t now_us) {
             s->role->stop(c, s, st, "the forward pass failed");
             continue;
         }
+        int32_t final = r->logits ? r->count - r->logits + 1 : r->count;         /* what follows was proposed */
         s->served_us = now_us + took_us;
-        s->ready += r->count;
-        if (s->count == s->request->count) s->computed += r->count;
-        s->role->computed(c, s, r->position, r->logits ? logits : NULL, now_us + took_us);
-        if (r->logits) logits += c->limits.V;
+        s->ready += final;
+        if (s->count == s->request->count) s->computed += final;
+        s->role->computed(c, s, r, r->logits ? logits : NULL, now_us + took_us);
+        logits += (int64_t)r->logits * c->limits.V;
     }
     return true;
 }

@@ -25,6 +25,8 @@ struct node_core {
     node_want *wants;
     node_share *shares;
     eng_rows *rows;
+    node_seq **guessing;         /* who has room for proposed tokens, and how many */
+    int32_t *guesses;
 };
 
 node_seq *node_seq_create(node_core *c, const node_role *role, node_request *r, int64_t now_us);

@@ -68,11 +68,30 @@ typedef struct node_event {
         struct { uint64_t ticket; int32_t cached, wanted; } reserved;
         struct { int32_t tokens; int64_t wait_us; status st; } landed;
         struct { int32_t index; eng_sampled sampled; int32_t cached; int64_t prefill_us; } token; /* and FIRST_TOKEN */
-        struct { int32_t reason; int32_t computed; int64_t prefill_us; } done;
+        struct { int32_t reason; int32_t computed; int64_t prefill_us; int32_t proposed, accepted; int64_t draft_us; } done;
         struct { uint64_t bytes; int64_t wire_us, hidden_us; } sent;
         struct { status st; const char *text; } end;   /* text: NULL or borrowed until emit returns */
     };
 } node_event;
+
+/* ---- speculation: who proposes tokens to sequences that decode ------------------------------------- */
+
+/* One of a node, made by decode-node/speculate.h. What it proposes changes how many steps an answer takes, never its
+ * bytes: decode-node/decode.c takes a token only where the target draws the same. Engine thread's. */
+typedef struct node_speculator {
+    void *ctx;
+    void (*join)(void *ctx, node_seq *s);        /* sets s->speculation, in s's arena; NULL: nothing is proposed to s */
+    void (*leave)(void *ctx, node_seq *s);       /* only after join() set it */
+    bool (*work)(void *ctx);                     /* before each step, as a draft's prompt; false: there was nothing to do */
+    /* How many tokens it would propose behind s->tokens[0, count): at most `most`. So many sequences decode in this step. */
+    int32_t (*plan)(void *ctx, node_seq *s, int32_t most, int32_t decoding);
+    /* Writes at most counts[i] tokens behind seqs[i]->tokens[0, count) and to counts[i] how many. */
+    void (*propose)(void *ctx, node_seq *const *seqs, int32_t *counts, int n);
+    /* Of `proposed` tokens the target drew the first `accepted`, and then the last of s->tokens. rest: the logits behind
+     * each of the other proposed ones; NULL: the answer is over. */
+    void (*judge)(void *ctx, node_seq *s, int32_t proposed, int32_t accepted, const float *rest);
+    void (*stepped)(void *ctx, int32_t rows, int64_t took_us);       /* a step of decode entries only */
+} node_speculator;
 
 /* ---- io: everything the core does to the world ---------------------------------------------------- */
 
@@ -102,6 +121,7 @@ typedef struct node_io {
     uint64_t (*random_ticket)(void *ctx);        /* unguessable, not 0 */
     bool (*is_end_token)(void *ctx, int32_t token);
     void (*emit)(void *ctx, const node_event *e);
+    const node_speculator *speculator;           /* NULL: nothing is proposed */
 } node_io;
 
 /* What becomes of the KV of an answer that gives its pages up. */
@@ -188,6 +208,9 @@ struct node_seq {
     int32_t pushed;              /* prefill: tokens of [skip, send_end) given to the send, from skip on */
     int64_t computed_us;         /* prefill: when the last row was computed */
     uint64_t ticket;             /* decode */
+    void *speculation;           /* decode: the speculator's */
+    int32_t proposed, accepted;  /* decode: tokens */
+    int64_t draft_us;            /* decode: its part of the draft's time, the speculator's to count */
 };
 
 struct node_role {
@@ -199,9 +222,9 @@ struct node_role {
     /* Before its rows are batched: see to the pages they are written to. false: not in this step. NULL:
      * always has them. */
     bool (*prepare)(node_core *c, node_seq *s);
-    /* Rows up to s->ready are computed; logits of the last one when it reached s->target, else NULL. May
-     * end the sequence. */
-    void (*computed)(node_core *c, node_seq *s, int32_t from, const float *logits, int64_t now_us);
+    /* Rows r are computed. logits: NULL, or when they reached s->target: of the token there, then of those proposed after
+     * it, which s->ready does not count. May end the sequence. */
+    void (*computed)(node_core *c, node_seq *s, const eng_rows *r, const float *logits, int64_t now_us);
     void (*landing)(node_core *c, node_seq *s);
     void (*landed)(node_core *c, node_seq *s, status st, int32_t tokens, int64_t now_us);
     void (*sent)(node_core *c, node_seq *s, status st, uint64_t bytes, int64_t wire_us, int64_t now_us);
@@ -232,6 +255,7 @@ typedef struct node_options {
     node_preemption preemption;
     int64_t swap_bytes;          /* of host memory, all ranks together */
     bool prefix_cache;
+    const node_speculator *speculator;           /* borrowed until close; NULL: none */
     const char *cache_dir;       /* engine's; NULL: no file of prepared weights */
     void (*progress)(double share, void *ctx);
     void *progress_ctx;

@@ -110,6 +110,7 @@ static void *run_engine(void *process) {
 
 /* ---- open --------------------------------------------------------------------------------------------------- */
 
+static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t or_default(int32_t value, int32_t fallback) { return value > 0 ? value : fallback; }
 
 void node_limits_set(node_limits *l, const node_options *o) {
@@ -122,8 +123,7 @@ void node_limits_set(node_limits *l, const node_options *o) {
                               .itl_target_us = (int64_t)o->itl_target_ms * 1000,
                               .preemption = o->preemption};
     l->chunk_tokens = or_default(o->chunk_tokens, l->step_tokens_max);
-    l->logits_max = l->sequences_max < 64 ? l->sequences_max : 64;
-    if (l->logits_max > l->step_tokens_max) l->logits_max = l->step_tokens_max;
+    l->logits_max = min32(l->step_tokens_max, 64);
 }
 
 static status open_engine(node_process *p, const node_options *o, error *err) {
@@ -136,13 +136,14 @@ static status open_engine(node_process *p, const node_options *o, error *err) {
     return ST_OK;
 }
 
-static status open_core(node_process *p, error *err) {
+static status open_core(node_process *p, const node_options *o, error *err) {
     node_io io = {.ctx = p,
                   .step = step,
                   .step_us = step_us,
                   .copy_page = copy_page,
                   .is_end_token = is_end_token,
-                  .emit = emit};
+                  .emit = emit,
+                  .speculator = o->speculator};
     TRY(node_link_open(p, &io, err));
     p->core = node_core_create(&p->limits, &io);
     p->mail = mailbox_create(mail_capacity(p->sessions_max));
@@ -254,7 +255,7 @@ status node_process_open(const node_options *o, const node_service *const *servi
     /* Beyond those that run: calls that are being refused, and ones whose last event is on its way. */
     p->sessions_max = 2 * p->limits.sequences_max + 64;
     status st = open_engine(p, o, err);
-    if (st == ST_OK) st = open_core(p, err);
+    if (st == ST_OK) st = open_core(p, o, err);
     if (st == ST_OK) {
         fill_facts(p, o);
         st = open_server(p, o, services, count, err);

@@ -228,6 +228,7 @@ status node_seq_sample(node_core *c, node_seq *s, const float *logits, eng_sampl
 
 void node_seq_end(node_core *c, node_seq *s, status st, const char *text) {
     node_event e = {.kind = NODE_END, .handle = s->request->handle, .end = {st, text}};
+    if (s->speculation) c->io.speculator->leave(c->io.speculator->ctx, s);
     node_seq_give(c, s);
     give_slots(c, s);
     *(s->prev ? &s->prev->next : &c->first) = s->next;

@@ -122,7 +122,8 @@ static void log_event(const session *s, const node_event *e) {
                   (unsigned long long)e->sent.bytes, (long long)e->sent.wire_us, (long long)e->sent.hidden_us);
         break;
     case NODE_DONE:
-        log_write(LOG_INFO, s->id, "decode.done", "reason=%d computed=%d", e->done.reason, e->done.computed);
+        log_write(LOG_INFO, s->id, "decode.done", "reason=%d computed=%d proposed=%d accepted=%d draft_us=%lld", e->done.reason,
+                  e->done.computed, e->done.proposed, e->done.accepted, (long long)e->done.draft_us);
         break;
     case NODE_TOKEN:
     case NODE_END: break;

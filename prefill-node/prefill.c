@@ -104,8 +104,8 @@ static void first_token(node_core *c, node_seq *s, const float *logits, int64_t 
         io->send_end(io->ctx, s->send);                    /* the pages are good without the hint, too */
 }
 
-static void computed(node_core *c, node_seq *s, int32_t from, const float *logits, int64_t now_us) {
-    (void)from;
+static void computed(node_core *c, node_seq *s, const eng_rows *r, const float *logits, int64_t now_us) {
+    (void)r;
     push(c, s);
     if (logits) first_token(c, s, logits, now_us);
 }

@@ -3,9 +3,9 @@
 Tokens and their logprobs are compared, so that all bits of a row of logits take part.
 
 Runs every prompt greedy and with seeded sampling through clusters that differ in where and how the prompt
-is read, how many nodes and threads there are and what shares the batch, then through the death of a
+is read, how many nodes and threads there are, what shares the batch and who proposes tokens, then through the death of a
 decode node after 1, 8 and 40 tokens and of a prefill node in the middle of a prompt; of nodes with several ranks rank 0
-dies, then the last one. Everything is compared with the first cluster's answers: one node, local prefill, alone.
+dies, then the last one. Everything is compared with the first cluster's answers: one node, local prefill, alone, without speculation.
 
 Where prefill and decode nodes have different ranks, the reference is one of each, and the prompt is always read by a
 prefill node: a decode node that reads it rounds otherwise (rule 6 of coordinator/request.c).
@@ -36,6 +36,8 @@ CLUSTERS = {
     'remote, no prefix cache': ['--prefill-policy', 'remote', '--no-prefix-cache'],
     '2 prefill, 2 decode': ['--prefill-policy', 'remote', '--prefill', 2, '--decode', 2],
 }
+SPECULATION = ['ngram']
+REPEATS = 'one two three four, ' * 12         # here every proposer is right now and then
 WAYS = [('greedy', EXACT), ('sampled', EXACT | SAMPLED)]
 
 
@@ -57,6 +59,13 @@ def each(cluster, checker, where):
         for way, sampling in WAYS:
             tokens, _, _ = cluster.generate(request(prompt, max_tokens=MAX_TOKENS, **sampling))
             checker.check(name, way, where, tokens)
+
+
+def repeated(cluster, checker, where):
+    for way, sampling in WAYS:
+        tokens, _, finish = cluster.generate(request(REPEATS, max_tokens=96, **sampling))
+        checker.check('repeats', way, where, tokens)
+        assert finish.usage.accepted_tokens <= finish.usage.proposed_tokens
 
 
 def among_others(cluster, checker, where):
@@ -149,6 +158,19 @@ def killed_prefill(cluster, checker, rank):
         assert any(attempt() for _ in range(6)), 'the prefill node was never killed in time'
 
 
+def speculating(args, checker, where, layout, *mode):
+    """Proposed tokens, right and wrong, alone and in a crowd."""
+    with Cluster(args, '--threads', 1, '--prefill-policy', 'remote', *mode, *layout) as cluster:
+        repeated(cluster, checker, where)
+        each(cluster, checker, where)
+        among_others(cluster, checker, where + ', among others')
+        repeated(cluster, checker, where + ', cached')
+        cluster.pages_back(5)
+        accepted = cluster.counter('decode-1', 'baton_node_accepted_tokens_total')
+        assert accepted > 0, f'{where}: no proposed token was ever right'
+        print(f'{where}: {accepted} of {cluster.counter("decode-1", "baton_node_proposed_tokens_total")} proposed tokens accepted')
+
+
 def killed_ranks(tp):
     """Rank 0, and the last one of several."""
     return sorted({0, tp - 1})
@@ -158,10 +180,13 @@ def unharmed(args, checker, layout, began):
     """Every cluster in which nobody dies, first the one that the others are compared with."""
     apart = args.prefill_tp != args.decode_tp
     alone = ['--prefill', 1, '--prefill-policy', 'remote'] if apart else ['--prefill', 0]
-    with Cluster(args, '--decode', 1, '--no-prefix-cache', '--threads', 1, *alone, *layout) as cluster:
+    with Cluster(args, '--decode', 1, '--no-prefix-cache', '--threads', 1, '--speculate', 'off', *alone, *layout) as cluster:
         each(cluster, checker, 'reference')
         each(cluster, checker, 'reference, again')
+        repeated(cluster, checker, 'reference')
     for _ in range(args.rounds):
+        for mode in SPECULATION:
+            speculating(args, checker, f'speculation by {mode}', layout, '--speculate', mode)
         for where, flags in CLUSTERS.items():
             if apart and 'local' in flags:
                 continue

@@ -194,7 +194,7 @@ static inline void fake_emit(void *ctx, const node_event *e) {
     f->events[f->events_count++] = *e;
 }
 
-static inline fake_node *fake_create(const node_limits *l) {
+static inline fake_node *fake_create_with(const node_limits *l, const node_speculator *speculator) {
     fake_node *f = calloc(1, sizeof *f);
     f->limits = *l;
     f->end_token = -1;
@@ -206,10 +206,13 @@ static inline fake_node *fake_create(const node_limits *l) {
     node_io io = {.ctx = f, .step = fake_step, .step_us = fake_step_us, .copy_page = fake_copy, .swap = fake_swap,
                   .promise = fake_promise_open, .revoke = fake_revoke, .send_open = fake_send_open,
                   .send_push = fake_push, .send_end = fake_send_end, .send_abort = fake_send_abort,
-                  .random_ticket = fake_ticket, .is_end_token = fake_is_end, .emit = fake_emit};
+                  .random_ticket = fake_ticket, .is_end_token = fake_is_end, .emit = fake_emit,
+                  .speculator = speculator};
     f->core = node_core_create(l, &io);
     return f;
 }
+
+static inline fake_node *fake_create(const node_limits *l) { return fake_create_with(l, NULL); }
 
 static inline void fake_destroy(fake_node *f) {
     node_core_destroy(f->core);

@@ -1,0 +1,124 @@
+/* speculate.c -- speculation on a decode node: who proposes, how much, and what came of it.
+ *
+ *   join     the sequence gets the proposer's state; its odds begin as those of others were
+ *   work     before a step: the draft reads prompts, also those whose pages are still in flight
+ *   plan     how many rows are worth it (adapt.c), if the proposer has anything to propose
+ *   propose  the tokens, for the rows that the scheduler granted
+ *   judge    what the verifier (decode.c) took of them: odds, metrics
+ *
+ * Nothing here can change an answer: decode.c takes only what the target drew. */
+#include "decode-node/speculate.h"
+#include <string.h>
+
+METRIC(metric_drafts, "baton_node_speculated_steps_total", NULL, METRIC_COUNTER, "sequences' steps that verified proposed tokens");
+METRIC(metric_proposed, "baton_node_proposed_tokens_total", NULL, METRIC_COUNTER, "tokens proposed by speculation and verified");
+METRIC(metric_accepted, "baton_node_accepted_tokens_total", NULL, METRIC_COUNTER, "proposed tokens that the target drew, too");
+
+/* After so many steps with proposed tokens one has none: what it would take without is measured again. */
+enum { EAGER_MAX = 128 };
+
+static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
+
+/* ---- sequences ---------------------------------------------------------------------------------------- */
+
+static void join(void *ctx, node_seq *s) {
+    decode_speculator *x = ctx;
+    size_t own = x->proposer->bytes(s->tokens_max);
+    decode_guess *g = arena_alloc(s->request->memory, sizeof *g);
+    void *state = g ? arena_alloc(s->request->memory, own) : NULL;
+    if (!state) return;                                    /* it decodes without */
+    *g = (decode_guess){.seq = s, .own = state, .prev = x->last};
+    decode_odds_begin(&g->odds, x->expected);
+    *(x->last ? &x->last->next : &x->first) = g;
+    x->last = g;
+    s->speculation = g;
+}
+
+static void leave(void *ctx, node_seq *s) {
+    decode_speculator *x = ctx;
+    decode_guess *g = s->speculation;
+    if (x->proposer->leave) x->proposer->leave(x, g);
+    *(g->prev ? &g->prev->next : &x->first) = g->next;
+    *(g->next ? &g->next->prev : &x->last) = g->prev;
+}
+
+/* ---- steps -------------------------------------------------------------------------------------------- */
+
+decode_outlook decode_speculate_outlook(const decode_speculator *x, const decode_guess *g, int32_t most) {
+    const node_seq *s = g->seq;
+    return (decode_outlook){.step = &x->step,
+                            .odds = decode_odds_of(&g->odds),
+                            .decoding = x->decoding > 0 ? x->decoding : 1,
+                            .most = min32(most, x->tokens_max),
+                            .remaining = s->tokens_max - s->count,
+                            .plain = g->plain};
+}
+
+static bool work(void *ctx) {
+    (void)ctx;
+    return false;
+}
+
+static int32_t plan(void *ctx, node_seq *s, int32_t most, int32_t decoding) {
+    decode_speculator *x = ctx;
+    decode_guess *g = s->speculation;
+    x->decoding = decoding;
+    if (x->eager >= EAGER_MAX) return 0;
+    int32_t ready = x->proposer->ready(x, g, min32(most, x->tokens_max));
+    decode_outlook o = decode_speculate_outlook(x, g, ready);
+    int32_t k = ready > 0 ? decode_adapt_length(&o) : 0;
+    g->plain = k > 0 ? 0 : g->plain + 1;
+    return k;
+}
+
+static void propose(void *ctx, node_seq *const *seqs, int32_t *counts, int n) {
+    decode_speculator *x = ctx;
+    x->proposer->propose(x, seqs, counts, n);
+}
+
+static void judge(void *ctx, node_seq *s, int32_t proposed, int32_t accepted, const float *rest) {
+    decode_speculator *x = ctx;
+    decode_guess *g = s->speculation;
+    metric_add(&metric_drafts, 1);
+    metric_add(&metric_proposed, proposed);
+    metric_add(&metric_accepted, accepted);
+    if (!rest) return;                                     /* cut short by the answer's end: says nothing of the odds */
+    decode_odds_add(&g->odds, proposed, accepted);
+    x->expected += 0.02 * (decode_odds_of(&g->odds) - x->expected);
+    if (x->proposer->learn) x->proposer->learn(x, g, proposed, accepted, rest);
+}
+
+static void stepped(void *ctx, int32_t rows, int64_t took_us) {
+    decode_speculator *x = ctx;
+    decode_curve_add(&x->step, rows, took_us);
+    x->eager = rows > x->decoding ? x->eager + 1 : 0;
+}
+
+/* ---- open, close -------------------------------------------------------------------------------------- */
+
+status decode_speculator_create(const decode_proposer *proposer, int32_t tokens_max, decode_speculator **out, error *err) {
+    decode_speculator *x = mem_zalloc(1, sizeof *x);
+    if (!x) return error_set(err, ST_NO_MEMORY, "no memory for speculation");
+    x->table = (node_speculator){.ctx = x, .join = join, .leave = leave, .work = work, .plan = plan,
+                                 .propose = propose, .judge = judge, .stepped = stepped};
+    x->proposer = proposer;
+    x->expected = proposer->odds;
+    x->tokens_max = tokens_max > 0 && tokens_max < DECODE_PROPOSED_MAX ? tokens_max : DECODE_PROPOSED_MAX;
+    *out = x;
+    return ST_OK;
+}
+
+void decode_speculator_close(decode_speculator *x) {
+    mem_free(x);
+}
+
+const node_speculator *decode_speculator_table(const decode_speculator *x) { return x ? &x->table : NULL; }
+
+status decode_speculator_open(const decode_speculate_options *o, decode_speculator **out, error *err) {
+    const char *mode = o->mode ? o->mode : "off";
+    *out = NULL;
+    if (strcmp(mode, "off") == 0) return ST_OK;
+    if (strcmp(mode, "ngram") == 0 || strcmp(mode, "auto") == 0)
+        return decode_speculator_create(&decode_propose_ngram, o->tokens_max, out, err);
+    return error_set(err, ST_BAD_INPUT, "--speculate '%.40s': expected off, ngram or auto", mode);
+}

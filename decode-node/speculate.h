@@ -1,0 +1,57 @@
+/* speculate.h -- the table of proposers and what they share. Internal to decode-node/.
+ *
+ *   speculate.c           which proposer, how many tokens, what became of them
+ *   adapt.c               how many: pure
+ *   propose_ngram.c       what followed the same words before: prompt lookup */
+#ifndef BATON_DECODE_SPECULATE_H
+#define BATON_DECODE_SPECULATE_H
+
+#include "decode-node/adapt.h"
+#include "decode-node/decode.h"
+
+typedef struct decode_guess decode_guess;
+typedef struct decode_proposer decode_proposer;
+
+/* One sequence to which tokens are proposed: node_seq.speculation. In its arena. */
+struct decode_guess {
+    decode_guess *next, *prev;   /* oldest first */
+    node_seq *seq;
+    decode_odds odds;
+    int32_t plain;               /* steps since one with proposed tokens */
+    void *own;                   /* the proposer's */
+};
+
+struct decode_proposer {
+    const char *name;
+    double odds;                 /* expected before anything was measured */
+    size_t (*bytes)(int32_t tokens_max);         /* of its own state, zeroed when a sequence joins */
+    /* How many tokens it could propose to g, at most `most`. */
+    int32_t (*ready)(decode_speculator *x, decode_guess *g, int32_t most);
+    /* As node_speculator's. */
+    void (*propose)(decode_speculator *x, node_seq *const *seqs, int32_t *counts, int n);
+    /* As node_speculator's judge. NULL: nothing to learn. */
+    void (*learn)(decode_speculator *x, decode_guess *g, int32_t proposed, int32_t accepted, const float *rest);
+    void (*leave)(decode_speculator *x, decode_guess *g);        /* NULL: nothing to give back */
+};
+
+extern const decode_proposer decode_propose_ngram;
+
+/* Belongs to the engine thread between open and close. */
+struct decode_speculator {
+    node_speculator table;
+    const decode_proposer *proposer;
+    int32_t tokens_max;
+    decode_curve step;           /* of the target */
+    double expected;             /* odds of a sequence that joins: what the others' were */
+    int32_t decoding;            /* sequences in the last step */
+    int32_t eager;               /* steps in a row that had proposed tokens */
+    decode_guess *first, *last;
+};
+
+/* What adapt.c decides from; most as in node_speculator.plan. */
+decode_outlook decode_speculate_outlook(const decode_speculator *x, const decode_guess *g, int32_t most);
+
+/* A speculator without a model, for whoever brings its own proposer: open() and tests. */
+status decode_speculator_create(const decode_proposer *proposer, int32_t tokens_max, decode_speculator **out, error *err);
+
+#endif

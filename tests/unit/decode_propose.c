@@ -1,0 +1,84 @@
+/* Tests the proposers of decode-node/, each by itself: what they propose against a plain search. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+#include "decode-node/speculate.h"
+
+enum { MOST = 400 };
+
+static uint64_t next(uint64_t *seed) { return (*seed = *seed * 6364136223846793005u + 1442695040888963407u) >> 33; }
+
+/* A sequence that stands alone. */
+typedef struct lone {
+    node_seq seq;
+    node_request request;
+    decode_guess guess;
+    int32_t tokens[MOST];
+} lone;
+
+static lone *lone_create(const decode_proposer *p) {
+    lone *l = calloc(1, sizeof *l);
+    l->seq = (node_seq){.request = &l->request, .tokens = l->tokens, .tokens_max = MOST, .speculation = &l->guess};
+    l->guess = (decode_guess){.seq = &l->seq, .own = calloc(1, p->bytes(MOST))};
+    return l;
+}
+
+static void lone_free(lone *l) {
+    free(l->guess.own);
+    free(l);
+}
+
+/* Position behind the latest earlier occurrence of the last three tokens; 0: none. */
+static int32_t search(const int32_t *tokens, int32_t count) {
+    for (int32_t end = count - 1; end >= 3; end--)
+        if (memcmp(tokens + end - 3, tokens + count - 3, 3 * sizeof *tokens) == 0) return end;
+    return 0;
+}
+
+static void ngram_copies_what_followed(void **state) {
+    (void)state;
+    const decode_proposer *p = &decode_propose_ngram;
+    uint64_t seed = 3;
+    int found = 0, missed = 0;
+    for (int round = 0; round < 30; round++) {
+        lone *l = lone_create(p);
+        node_seq *seqs[] = {&l->seq};
+        int32_t *t = l->tokens, words = 2 + round % 5;
+        while (l->seq.count < MOST - 20) {
+            int32_t more = 1 + (int32_t)(next(&seed) % 7);         /* accepted together */
+            while (more-- > 0) t[l->seq.count++] = (int32_t)(next(&seed) % (uint64_t)words) * 1000;
+            int32_t count = l->seq.count, from = count > 3 ? search(t, count) : 0, k = p->ready(NULL, &l->guess, 6);
+            missed += from > 0 && k == 0;                          /* another n-gram has its slot: allowed, seldom */
+            if (k == 0) continue;
+            found++;
+            assert_true(k == 6 && from > 0);
+            int32_t counts[] = {5};
+            p->propose(NULL, seqs, counts, 1);
+            assert_int_equal(counts[0], 5);
+            for (int32_t j = 0; j < 5; j++) assert_int_equal(t[count + j], t[from + j]);
+            assert_int_equal(l->seq.count, count);
+        }
+        lone_free(l);
+    }
+    assert_true(found > 500 && missed * 20 < found);
+}
+
+static void ngram_waits_for_three_tokens(void **state) {
+    (void)state;
+    lone *l = lone_create(&decode_propose_ngram);
+    for (int32_t i = 0; i < 4; i++) {
+        assert_int_equal(decode_propose_ngram.ready(NULL, &l->guess, 4), 0);
+        l->tokens[l->seq.count++] = 9;
+    }
+    assert_int_equal(decode_propose_ngram.ready(NULL, &l->guess, 4), 4);   /* 9 9 9 stood before the last 9 */
+    lone_free(l);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(ngram_copies_what_followed), cmocka_unit_test(ngram_waits_for_three_tokens)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
