@@ -6,8 +6,8 @@
  *      level go first, then those that had no row for the longest time; so every one comes round.
  *   2. Then the rows proposed by speculation, in order, from what decode rows may still take.
  *   3. Then prefill chunks, together at most prefill_tokens and what step_tokens_max has left. A prompt that is alone
- *      takes all of it. Where several want rows each takes at most a quarter, in order, so that a short one does not
- *      wait for a long one; what is left then goes to the first of them.
+ *      takes all of it. Where several want rows each takes at most a quarter (or a tile), in order, so that a short
+ *      one does not wait for a long one; what is left then goes to the first of them.
  *   4. While any prompt wants rows, decode entries leave prompts room (at most half of the step, and a row in any case)
  *      and proposed rows leave them the logits of one: a crowd of decoders slows a prompt down and never starves
  *      it (but where a step has one row only).
@@ -78,7 +78,7 @@ static int32_t share_proposed(const node_want *wants, int32_t count, int32_t bud
 /* rows: of all prompts together. */
 static int32_t share_chunks(const node_budget *b, const node_want *wants, int32_t count, int32_t prompts, int32_t rows,
                             int32_t logits, node_share *shares) {
-    int32_t given = 0, quantum = prompts > 1 ? max32(rows / 4, 1) : rows;
+    int32_t given = 0, quantum = prompts > 1 ? max32(rows / 4, NODE_TILE_ROWS) : rows;
     for (int pass = 0; pass < 2; pass++)
         for (int32_t i = 0; i < count && given < rows; i++) {
             if (wants[i].decode) continue;

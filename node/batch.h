@@ -5,6 +5,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Rows of a prompt that share one pass over the keys and values before them, in the engine's tiles: a chunk of fewer
+ * takes about as long. */
+enum { NODE_TILE_ROWS = 16 };
+
 /* What one sequence wants. A decode entry is the last token (of an answer or of a prompt: the same work) and
  * the tokens proposed after it: 1 + k rows, all of them with logits. Anything else is a prefill chunk. */
 typedef struct node_want {

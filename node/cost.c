@@ -12,6 +12,7 @@ static int bucket(int32_t n, int count) {
 }
 
 static int batch_of(int32_t rows) { return bucket(rows, NODE_COST_BATCHES); }
+static double tiles_of(int32_t rows) { return (rows + NODE_TILE_ROWS - 1) / NODE_TILE_ROWS; }
 static int place_of(int32_t position) { return bucket(position / 32, NODE_COST_POSITIONS); }
 
 /* The figure at i or, where that was never measured, the nearest one below, else above. */
@@ -32,10 +33,10 @@ void node_cost_step(node_cost *c, int32_t decode_rows, int32_t prompt_rows, int3
         return;
     }
     double beside_us = decode_rows ? node_cost_decode_us(c, decode_rows) : 0;
-    double us = ((double)took_us - beside_us) / prompt_rows;
+    double us = ((double)took_us - beside_us) / tiles_of(prompt_rows);
     /* Never for nothing: a step that took less than decoding alone was expected to says that rows are cheap. */
-    double least_us = (double)took_us / (decode_rows + prompt_rows) / 16;
-    average(&c->row_us[place_of(position)], us > least_us ? us : least_us);
+    double least_us = (double)took_us / (decode_rows + prompt_rows);
+    average(&c->tile_us[place_of(position)], us > least_us ? us : least_us);
 }
 
 void node_cost_swap(node_cost *c, int32_t tokens, int64_t took_us) {
@@ -47,17 +48,21 @@ void node_cost_swap(node_cost *c, int32_t tokens, int64_t took_us) {
 double node_cost_decode_us(const node_cost *c, int32_t rows) { return nearest(c->decode_us, NODE_COST_BATCHES, batch_of(rows)); }
 
 double node_cost_prompt_us(const node_cost *c, int32_t position, int32_t rows) {
-    return rows * nearest(c->row_us, NODE_COST_POSITIONS, place_of(position + rows / 2));
+    return tiles_of(rows) * nearest(c->tile_us, NODE_COST_POSITIONS, place_of(position + rows / 2));
 }
 
 int32_t node_cost_prompt_rows(const node_cost *c, int64_t target_us, int32_t decode_rows, int32_t position) {
-    enum { UNKNOWN = 16 };       /* the first guess: cheap enough to be wrong once */
     const double SLOWER = 1.4;
-    double decode_us = node_cost_decode_us(c, decode_rows), row_us = node_cost_prompt_us(c, position, 1);
-    if (row_us == 0 || (decode_us == 0 && target_us == 0)) return UNKNOWN;
+    double decode_us = node_cost_decode_us(c, decode_rows);
     double left_us = (target_us ? (double)target_us : SLOWER * decode_us) - decode_us;
-    double rows = left_us / row_us;
-    return rows < 1 ? 1 : rows > INT32_MAX / 2 ? INT32_MAX / 2 : (int32_t)rows;
+    if (node_cost_prompt_us(c, position, 1) == 0 || (decode_us == 0 && target_us == 0)) return NODE_TILE_ROWS;
+    int32_t least = 1, most = 1 << 16;                     /* tiles */
+    while (least < most) {
+        int32_t tiles = (least + most + 1) / 2;
+        if (node_cost_prompt_us(c, position, tiles * NODE_TILE_ROWS) <= left_us) least = tiles;
+        else most = tiles - 1;
+    }
+    return least * NODE_TILE_ROWS;
 }
 
 bool node_cost_swap_pays(const node_cost *c, int32_t tokens) {
