@@ -98,6 +98,12 @@ int64_t mem_live(void);          /* allocations not freed yet */
 
 uint64_t random_number(void);    /* from the kernel; not to be guessed */
 
+/* ---- prefix ----------------------------------------------------------------------------------- */
+
+/* A number for what came before (its number; a tenant's salt at first) and the next tokens; never 0. Not unique:
+ * good for guessing who has a prefix, not for knowing. */
+uint64_t prefix_number(uint64_t before, const int32_t *tokens, int32_t count);
+
 /* ---- clock ------------------------------------------------------------------------------------ */
 
 int64_t clock_now_ms(void);      /* monotonic; the only clock that decides anything */

@@ -268,6 +268,9 @@ int32_t eng_pool_peek(const eng_pool *p, uint64_t salt, const int32_t *tokens, i
  * fit the index is not indexed. */
 void eng_pool_publish(eng_pool *p, uint64_t salt, const int32_t *tokens, int32_t count,
                       const int32_t *pages);
+/* What went in or out of the index since the last call, at most max pages, each once: page pages[i] holds the prefix
+ * numbered numbers[i] now (base's prefix_number over its full pages, from the salt on), 0: nothing. */
+int32_t eng_pool_changes(eng_pool *p, int32_t max, int32_t *pages, uint64_t *numbers);
 /* Forgets every cached page (they become free). Pinned pages leave the index. */
 void eng_pool_clear_cache(eng_pool *p);
 

@@ -44,6 +44,7 @@ static void release(eng_pool *p) {
     mem_free(p->tokens);
     mem_free(p->free_pages);
     mem_free(p->heap);
+    mem_free(p->changed);
     mem_free(p->full);
     mem_free(p->first);
     mem_free(p);
@@ -63,9 +64,10 @@ eng_pool *eng_pool_create(int32_t pages, int32_t page_tokens) {
     p->tokens = mem_zalloc(total, (size_t)page_tokens * sizeof *p->tokens);
     p->free_pages = mem_zalloc(total, sizeof *p->free_pages);
     p->heap = mem_zalloc(total, sizeof *p->heap);
+    p->changed = mem_zalloc(total, sizeof *p->changed);
     p->full = mem_zalloc(buckets, sizeof *p->full);
     p->first = mem_zalloc(buckets, sizeof *p->first);
-    if (!p->pages || !p->tokens || !p->free_pages || !p->heap || !p->full || !p->first) {
+    if (!p->pages || !p->tokens || !p->free_pages || !p->heap || !p->changed || !p->full || !p->first) {
         release(p);
         return NULL;
     }
@@ -252,6 +254,7 @@ void eng_pool_mark(eng_pool *p, int32_t page, eng_page_state state) {
 void eng_pool_forget_all(eng_pool *p) {
     for (int32_t i = 0; i < p->total; i++) {
         eng_page *g = &p->pages[i];
+        if (g->indexed) eng_pool_change(p, i, 0);
         g->indexed = false;
         g->parent = NO_PAGE;
         g->children = g->busy_children = 0;
@@ -261,6 +264,27 @@ void eng_pool_forget_all(eng_pool *p) {
         set_state(p, i, ENG_PAGE_FREE);
     }
     p->heap_count = p->blocked = 0;
+}
+
+/* ---- changes of the index ------------------------------------------------------------------------ */
+
+/* A page is in the list once, however often it changed: so the list is bounded, whoever reads it and when. */
+void eng_pool_change(eng_pool *p, int32_t page, uint64_t number) {
+    eng_page *g = &p->pages[page];
+    g->number = number;
+    if (g->changed) return;
+    g->changed = true;
+    p->changed[p->changed_count++] = page;
+}
+
+int32_t eng_pool_changes(eng_pool *p, int32_t max, int32_t *pages, uint64_t *numbers) {
+    int32_t n = 0;
+    for (; n < max && p->changed_count > 0; n++) {
+        pages[n] = p->changed[--p->changed_count];
+        numbers[n] = p->pages[pages[n]].number;
+        p->pages[pages[n]].changed = false;
+    }
+    return n;
 }
 
 /* ---- look ---------------------------------------------------------------------------------------- */

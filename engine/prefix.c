@@ -106,6 +106,7 @@ static void insert(eng_pool *p, int32_t page, uint64_t salt, int32_t parent,
     g->indexed = true;
     g->salt = salt;
     g->parent = parent;
+    eng_pool_change(p, page, prefix_number(parent == NO_PAGE ? salt : p->pages[parent].number, tokens, p->P));
     g->next_full = *full;
     g->next_first = *first;
     *full = *first = page;
@@ -137,6 +138,7 @@ void eng_prefix_remove(eng_pool *p, int32_t page) {
     while (*at != page) at = &p->pages[*at].next_first;
     *at = g->next_first;
     g->indexed = false;
+    eng_pool_change(p, page, 0);
 }
 
 void eng_prefix_reset(eng_pool *p) {

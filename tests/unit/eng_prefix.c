@@ -278,12 +278,34 @@ static void check_all(void) {
     assert_int_equal(eng_pool_available(pool), naive_available());
 }
 
+/* What a watcher of the changes knows; it hears of them late, and not of all at once. */
+static uint64_t told[PAGES];
+
+static int hear_changes(int max) {
+    int32_t pages[PAGES];
+    uint64_t numbers[PAGES];
+    int n = eng_pool_changes(pool, max, pages, numbers);
+    for (int i = 0; i < n; i++) told[pages[i]] = numbers[i];
+    return n;
+}
+
+static void check_told(void) {
+    assert_in_range(hear_changes(PAGES), 0, PAGES);
+    assert_int_equal(hear_changes(PAGES), 0);
+    for (int i = 0; i < PAGES; i++) {
+        uint64_t number = model[i].salt;
+        for (int at = 0; at < model[i].count; at += P) number = prefix_number(number, model[i].prefix + at, P);
+        assert_true(told[i] == (model[i].indexed ? number : 0));
+    }
+}
+
 static void random_run(int page_tokens, uint64_t mask, uint64_t seed) {
     P = page_tokens;
     dice = seed;
     now = 0;
     memset(model, 0, sizeof model);
     memset(seqs, 0, sizeof seqs);
+    memset(told, 0, sizeof told);
     assert_non_null(pool = eng_pool_create(PAGES, P));
     pool->bucket_mask &= mask;
     for (int op = 0; op < OPS; op++) {
@@ -299,6 +321,8 @@ static void random_run(int page_tokens, uint64_t mask, uint64_t seed) {
             end_sequence(q);
         if (roll(3000) == 0) clear_cache();
         check_all();
+        if (roll(4) == 0) hear_changes(1 + roll(4));
+        if (roll(200) == 0) check_told();
     }
     for (int i = 0; i < SEQS; i++)
         if (seqs[i].live) end_sequence(&seqs[i]);
