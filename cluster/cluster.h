@@ -42,6 +42,9 @@ typedef struct cluster_view_events {
     /* A node said something; state is borrowed until return. node stays its number for ever. */
     void (*state)(void *ctx, int node, const Baton__Node__V1__NodeState *state);
     void (*lost)(void *ctx, int node, const char *why);
+    /* What its prefix cache holds changed; after its state, borrowed until return. NULL: nobody asks. Changes come in order and
+     * none is missing: where one was, the node is asked for the whole again. */
+    void (*cache)(void *ctx, int node, const Baton__Node__V1__CacheChange *change);
 } cluster_view_events;
 
 /* Keeps a Watch stream to every node of the registry, opens it again after it broke. */

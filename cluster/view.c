@@ -11,6 +11,9 @@
  * stream canceled, so that a stopped process costs one open stream at most and cannot speak late:
  * what an old stream still says is never listened to.
  *
+ * The changes of a node's prefix cache are numbered by its stream. When one is missing, or there was no memory to hear one, the
+ * stream is opened anew, which begins with the whole [resync]; the node is not lost by that.
+ *
  * Each node has one timer, which either waits for a heartbeat or for the pause to end. When it fires
  * late, the loop was held up (a long prompt, a stopped process) and heartbeats may wait unread: then
  * nobody is lost before they had time to be read. */
@@ -31,6 +34,7 @@ typedef struct watched {
     int64_t joined_ms, heard_ms;
     int backoff_ms;
     bool alive;
+    uint64_t changes;     /* of its prefix cache that this stream brought */
     Baton__Node__V1__NodeState *state;
 } watched;
 
@@ -131,9 +135,11 @@ static void forget_state(watched *n) {
     n->state = NULL;
 }
 
-/* The message is the stream's until its callback returns; a copy is kept. Without memory for one
- * the old state stays: the next heartbeat brings another. */
-static bool keep_state(watched *n, const Baton__Node__V1__NodeState *state) {
+/* The message is the stream's until its callback returns; a copy is kept, without the changes of its cache. Without
+ * memory for one the old state stays: the next heartbeat brings another. */
+static bool keep_state(watched *n, const Baton__Node__V1__NodeState *heard) {
+    Baton__Node__V1__NodeState bare = *heard, *state = &bare;
+    bare.cache = NULL;
     size_t bytes = baton__node__v1__node_state__get_packed_size(state);
     uint8_t *packed = mem_alloc(bytes ? bytes : 1);
     if (!packed) return false;
@@ -200,6 +206,26 @@ static void heartbeat_due(void *arg) {
     lose(n, "heartbeats overdue");
 }
 
+static void resync(watched *n) {
+    rpc_stream *stream = n->stream;
+    log_write(LOG_WARN, NULL, "node.cache.gap", "node=%s changes=%llu: asking for the whole again", n->state->id,
+              (unsigned long long)n->changes);
+    n->stream = NULL; /* from here on nobody listens to it */
+    rpc_stream_cancel(stream);
+    set_timer(n, n->backoff_ms, watch);
+}
+
+static void hear_cache(watched *n, const Baton__Node__V1__CacheChange *c) {
+    cluster_view *v = n->view;
+    if (!c || !v->events->cache) return;
+    if (c->number != n->changes + 1 || c->n_pages != c->n_numbers || c->n_pages > INT32_MAX || (c->whole != (c->number == 1))) {
+        resync(n);
+        return;
+    }
+    n->changes++;
+    v->events->cache(v->ctx, n->number, c);
+}
+
 static void on_state(rpc_stream *s, const ProtobufCMessage *message, void *user) {
     watched *n = user;
     const Baton__Node__V1__NodeState *state = (const Baton__Node__V1__NodeState *)message;
@@ -207,13 +233,14 @@ static void on_state(rpc_stream *s, const ProtobufCMessage *message, void *user)
     if (n->alive && n->state->epoch != state->epoch) lose(n, "it started anew");
     n->heard_ms = clock_now_ms();
     n->backoff_ms = BACKOFF_FIRST_MS;
-    if (!keep_state(n, state)) return;
+    if (!keep_state(n, state)) return; /* a change it had is missed, then, and the next one shows the gap */
     if (!n->alive)
         log_write(LOG_INFO, NULL, "node.alive", "node=%s role=%s address=%s pid=%lld epoch=%llu",
                   n->state->id, n->state->role, n->address, (long long)n->state->pid,
                   (unsigned long long)n->state->epoch);
     n->alive = true;
     n->view->events->state(n->view->ctx, n->number, n->state);
+    if (s == n->stream) hear_cache(n, state->cache);
 }
 
 static void on_end(rpc_stream *s, status st, const char *text, int64_t retry_after_ms, void *user) {
@@ -240,6 +267,8 @@ static void watch(void *arg) {
     Baton__Node__V1__WatchRequest request = BATON__NODE__V1__WATCH_REQUEST__INIT;
     request.protocol = 1;
     request.heartbeat_ms = (uint32_t)v->heartbeat_ms;
+    request.cache = v->events->cache != NULL;
+    n->changes = 0;
     status st = rpc_stream_start(n->channel, &watch_method, &request.base, 0, false, &events, n,
                                  &n->stream);
     if (st != ST_OK) {

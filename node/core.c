@@ -394,6 +394,10 @@ bool node_core_step(node_core *c, int64_t now_us) {
     return true;
 }
 
+int32_t node_core_cache_changes(node_core *c, int32_t max, int32_t *pages, uint64_t *numbers) {
+    return eng_pool_changes(c->pool, max, pages, numbers);
+}
+
 void node_core_counts(const node_core *c, node_counts *out) {
     *out = c->figures;
     out->swapped = c->limits.swap_pages - c->slots_free;

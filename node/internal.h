@@ -39,6 +39,8 @@ typedef struct node_outbox {
 
 typedef struct node_watcher node_watcher;
 
+enum { NODE_CACHE_CHANGES = 4096 };      /* in one message: 48 KiB at most, within the window of a call */
+
 /* Loop's, but for probe: see watch.c. */
 typedef struct node_watch {
     node_watcher *first;
@@ -46,6 +48,11 @@ typedef struct node_watch {
     node_message probe;
     node_counts answer;          /* engine writes it and ranks_answer between probe and answered() */
     node_rank_figures ranks[COLL_RANKS_MAX], ranks_answer[COLL_RANKS_MAX];
+    struct {                     /* the same */
+        int32_t count, pages[NODE_CACHE_CHANGES];
+        uint64_t numbers[NODE_CACHE_CHANGES];
+    } changes;
+    uint64_t *held;              /* (pages) what each page held as of the last answer */
     bool probing;
     int64_t answered_ms;         /* last sign of life of the engine */
     uint64_t layers_done;        /* as of the last tick */
@@ -100,7 +107,8 @@ struct node_process {
 void node_session_open(rpc_call *call, const ProtobufCMessage *message, void *table);   /* on_request */
 void node_session_deliver(node_process *p, const node_letter *letter);
 /* watch.c */
-void node_watch_open(node_process *p);       /* before the loop runs */
+bool node_watch_open(node_process *p);       /* before the loop runs; false: no memory */
+void node_watch_close(node_process *p);
 void node_watch_on_watch(rpc_call *call, const ProtobufCMessage *message, void *process);
 void node_watch_on_control(rpc_call *call, const ProtobufCMessage *message, void *process);
 /* link.c */

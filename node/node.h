@@ -171,6 +171,8 @@ typedef struct node_counts {
     double prefill_tokens_per_s, decode_steps_per_s;         /* moving averages, 0: not yet */
 } node_counts;
 void node_core_counts(const node_core *c, node_counts *out);
+/* eng_pool_changes(). */
+int32_t node_core_cache_changes(node_core *c, int32_t max, int32_t *pages, uint64_t *numbers);
 
 /* ---- sequence and role: for prefill-node/ and decode-node/ only (node/seq.h has the verbs) --------- */
 

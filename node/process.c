@@ -202,7 +202,7 @@ static status open_server(node_process *p, const node_options *o, const node_ser
 }
 
 static status start(node_process *p, error *err) {
-    node_watch_open(p);
+    if (!node_watch_open(p)) return error_set(err, ST_NO_MEMORY, "no memory for %d pages' numbers", p->limits.pages);
     rpc_server_start(p->server);
     rpc_health_set(p->health, true);
     int rc = pthread_create(&p->engine, NULL, run_engine, p);
@@ -230,6 +230,7 @@ static void destroy(node_process *p) {
     node_core_destroy(p->core);
     if (p->vocab) eng_vocab_close(p->vocab);
     node_rank_close(&p->rank);
+    node_watch_close(p);
     mem_free(p->outbox.filling);
     mem_free(p->outbox.reading);
     pthread_cond_destroy(&p->outbox.emptied);

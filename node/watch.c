@@ -4,7 +4,12 @@
  * probe at a time, through the mailbox) and sends the state to those watchers for whom it has changed or
  * whose heartbeat is due. A step may take long: as long as it gets through its layers the last counts are
  * sent again. With neither an answer nor a layer for STUCK_MS, heartbeats stop: a node whose engine hangs
- * is not alive, though its sockets are. */
+ * is not alive, though its sockets are.
+ *
+ * A watcher that asks for it is told what the prefix cache holds, too: a number for each page's prefix. The answer to a
+ * probe brings what changed; for each watcher there is a bit a page that says whether it was told. So its first
+ * messages are the whole, the later ones changes, and one that reads slowly is told less often, not more at once.
+ * A pool of any size costs a watcher NODE_CACHE_CHANGES pages a tick at most. */
 #include "node/internal.h"
 #include <string.h>
 #include <unistd.h>
@@ -19,6 +24,9 @@ struct node_watcher {
     int64_t heartbeat_ms, sent_ms;
     uint64_t version;            /* of the state sent last */
     bool blocked;                /* window full */
+    uint64_t *untold;            /* (pages) a bit each; NULL: it does not ask */
+    int32_t untold_count;
+    uint64_t changes;            /* told: numbers them */
 };
 
 /* ---- the state as a message --------------------------------------------------------------------------- */
@@ -30,6 +38,9 @@ typedef struct state_message {
     Baton__Node__V1__StateCounter counters[COUNTERS_MAX];
     Baton__Node__V1__StateCounter *list[COUNTERS_MAX];
     Baton__Node__V1__RankState ranks[COLL_RANKS_MAX], *ranks_list[COLL_RANKS_MAX];
+    Baton__Node__V1__CacheChange cache;
+    int32_t cache_pages[NODE_CACHE_CHANGES];
+    uint64_t cache_numbers[NODE_CACHE_CHANGES];
 } state_message;
 
 static void add_counter(const metric *x, void *ctx) {
@@ -93,6 +104,65 @@ static void fill_state(node_process *p, state_message *m) {
     for (int r = 0; r < p->rank.count && p->rank.count > 1; r++) add_rank(p, r, m);
 }
 
+/* ---- what the prefix cache holds ----------------------------------------------------------------------- */
+
+static void mark(node_watcher *w, int32_t page) {
+    uint64_t bit = 1ull << (page % 64), *word = &w->untold[page / 64];
+    w->untold_count += !(*word & bit);
+    *word |= bit;
+}
+
+static void unmark(node_watcher *w, int32_t page) {
+    w->untold[page / 64] &= ~(1ull << (page % 64));
+    w->untold_count--;
+}
+
+/* The engine's answer becomes what is held, and untold to everyone. */
+static void take_changes(node_watch *w) {
+    for (int32_t i = 0; i < w->changes.count; i++) {
+        int32_t page = w->changes.pages[i];
+        w->held[page] = w->changes.numbers[i];
+        for (node_watcher *to = w->first; to; to = to->next)
+            if (to->untold) mark(to, page);
+    }
+}
+
+/* A new watcher knows nothing. */
+static bool ask_for_cache(node_process *p, node_watcher *w) {
+    w->untold = mem_zalloc(((size_t)p->limits.pages + 63) / 64, sizeof *w->untold);
+    for (int32_t i = 0; w->untold && i < p->limits.pages; i++)
+        if (p->watch.held[i]) mark(w, i);
+    return w->untold != NULL;
+}
+
+static bool has_untold(const node_watcher *w) { return w->untold && (w->untold_count > 0 || w->changes == 0); }
+
+/* As much as one message takes. */
+static void fill_cache(const node_watcher *w, state_message *m) {
+    Baton__Node__V1__CacheChange *c = &m->cache;
+    m->state.cache = NULL;
+    if (!has_untold(w)) return;
+    baton__node__v1__cache_change__init(c);
+    c->number = w->changes + 1;
+    c->whole = w->changes == 0;
+    c->pages = m->cache_pages;
+    c->numbers = m->cache_numbers;
+    for (int32_t word = 0; c->n_pages < (size_t)w->untold_count && c->n_pages < NODE_CACHE_CHANGES; word++)
+        for (uint64_t left = w->untold[word]; left && c->n_pages < NODE_CACHE_CHANGES; left &= left - 1) {
+            int32_t page = word * 64 + __builtin_ctzll(left);
+            c->pages[c->n_pages] = page;
+            c->numbers[c->n_pages++] = w->p->watch.held[page];
+        }
+    c->n_numbers = c->n_pages;
+    m->state.cache = c;
+}
+
+static void told_cache(node_watcher *w, const state_message *m) {
+    if (!m->state.cache) return;
+    w->changes++;
+    for (size_t i = 0; i < m->cache.n_pages; i++) unmark(w, m->cache.pages[i]);
+}
+
 /* ---- probe: is the engine thread alive, and what does it count? ---------------------------------------- */
 
 static void answered(void *process) {
@@ -101,6 +171,7 @@ static void answered(void *process) {
     w->probing = false;
     w->answered_ms = clock_now_ms();
     memcpy(w->ranks, w->ranks_answer, sizeof w->ranks);
+    take_changes(w);
     if (memcmp(&w->answer, &w->counts, sizeof w->counts) == 0) return;
     w->counts = w->answer;
     w->version++;
@@ -111,15 +182,19 @@ static void run_probe(node_process *p, node_message *m) {
     memset(&p->watch.answer, 0, sizeof p->watch.answer);   /* padding too: answers are compared as bytes */
     node_core_counts(p->core, &p->watch.answer);
     node_link_figures(p, p->watch.ranks_answer);
+    p->watch.changes.count = node_core_cache_changes(p->core, NODE_CACHE_CHANGES, p->watch.changes.pages,
+                                                     p->watch.changes.numbers);
     while (rpc_loop_post(p->loop, answered, p) != ST_OK) usleep(1000);
 }
 
 /* ---- watchers ------------------------------------------------------------------------------------------- */
 
-static void send_state(node_watcher *w, const state_message *m) {
+static void send_state(node_watcher *w, state_message *m) {
+    fill_cache(w, m);
     status st = rpc_call_send(w->call, &m->state.base);
     w->blocked = st == ST_AGAIN;
     if (st == ST_NO_MEMORY) return;                        /* still due: the next tick tries again */
+    told_cache(w, m);
     w->sent_ms = clock_now_ms();
     w->version = w->p->watch.version;
 }
@@ -129,7 +204,7 @@ static void send_due(node_process *p) {
     state_message m;
     bool filled = false;
     for (node_watcher *w = p->watch.first; w; w = w->next) {
-        bool due = w->version != p->watch.version || now - w->sent_ms >= w->heartbeat_ms;
+        bool due = w->version != p->watch.version || has_untold(w) || now - w->sent_ms >= w->heartbeat_ms;
         if (!due || w->blocked || !w->call) continue;
         if (!filled) fill_state(p, &m);
         filled = true;
@@ -175,6 +250,7 @@ static void on_free(rpc_call *call, void *user) {
     node_watcher *w = user, **at = &w->p->watch.first;
     while (*at != w) at = &(*at)->next;
     *at = w->next;
+    mem_free(w->untold);
     mem_free(w);
 }
 
@@ -189,6 +265,10 @@ void node_watch_on_watch(rpc_call *call, const ProtobufCMessage *message, void *
         return;
     }
     node_watcher *w = mem_zalloc(1, sizeof *w);
+    if (w && m->cache && !ask_for_cache(p, w)) {
+        mem_free(w);
+        w = NULL;
+    }
     if (!w) {
         rpc_call_finish(call, ST_NO_MEMORY, "no memory for a watcher", 1000);
         return;
@@ -241,10 +321,15 @@ void node_watch_on_control(rpc_call *call, const ProtobufCMessage *message, void
     rpc_call_finish(call, st, st == ST_OK ? NULL : err.text, -1);
 }
 
-void node_watch_open(node_process *p) {
+bool node_watch_open(node_process *p) {
+    p->watch.held = mem_zalloc((size_t)p->limits.pages, sizeof *p->watch.held);
+    if (!p->watch.held) return false;
     memset(&p->watch.counts, 0, sizeof p->watch.counts);
     node_core_counts(p->core, &p->watch.counts);
     p->watch.probe.run = run_probe;
     p->watch.version = 1;
     p->watch.answered_ms = clock_now_ms();
+    return true;
 }
+
+void node_watch_close(node_process *p) { mem_free(p->watch.held); }

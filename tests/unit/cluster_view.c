@@ -18,12 +18,33 @@ static rpc_timer *beat;
 static uint64_t epoch;
 static bool quiet;
 static int watches;
+static uint64_t change;          /* number of the next change of its cache; 0: it tells none */
+static int skip_after;           /* once: the change after this one is lost on the way */
+
+static void add_change(Baton__Node__V1__NodeState *state) {
+    static Baton__Node__V1__CacheChange c;
+    static int32_t page;
+    static uint64_t number;
+    if (!change) return;
+    baton__node__v1__cache_change__init(&c);
+    c.number = change;
+    c.whole = change == 1;
+    page = (int32_t)change;
+    number = 100 + change;
+    c.pages = &page;
+    c.numbers = &number;
+    c.n_pages = c.n_numbers = 1;
+    state->cache = &c;
+    change += change == (uint64_t)skip_after ? 2 : 1;
+    if (change == (uint64_t)skip_after + 2) skip_after = 0;
+}
 
 static void say(void) {
     Baton__Node__V1__NodeState state = BATON__NODE__V1__NODE_STATE__INIT;
     state.id = (char *)(uintptr_t)"decode-1";
     state.role = (char *)(uintptr_t)"decode";
     state.epoch = epoch;
+    add_change(&state);
     rpc_call_send(watcher, &state.base);
 }
 
@@ -46,6 +67,7 @@ static void on_watch(rpc_call *call, const ProtobufCMessage *request, void *ctx)
     assert_int_equal(((const Baton__Node__V1__WatchRequest *)request)->heartbeat_ms, HEARTBEAT_MS);
     rpc_call_watch(call, &events, NULL);
     watches++;
+    if (((const Baton__Node__V1__WatchRequest *)request)->cache) change = 1;
     watcher = call;
     if (!quiet) say();
 }
@@ -87,7 +109,19 @@ static void on_lost(void *ctx, int node, const char *why) {
     snprintf(lost_why, sizeof lost_why, "%s", why);
     losses++;
 }
-static const cluster_view_events view_events = {on_state, on_lost};
+static const cluster_view_events view_events = {on_state, on_lost, NULL};
+
+static uint64_t heard_changes[40];
+static int heard_count;
+
+static void on_cache(void *ctx, int node, const Baton__Node__V1__CacheChange *c) {
+    (void)ctx;
+    assert_int_equal(node, 0);
+    assert_int_equal(c->n_pages, 1);
+    assert_int_equal(c->numbers[0], 100 + c->number);
+    assert_int_equal(c->whole, c->number == 1);
+    if (heard_count < 40) heard_changes[heard_count++] = c->number;
+}
 
 /* ---- running the loop until something is so ------------------------------------------------------------ */
 
@@ -187,6 +221,40 @@ static void life(void **state) {
     assert_int_equal(mem_live(), 0);
 }
 
+static bool has_heard_nine(void) { return heard_count >= 9; }
+
+/* A change that is missing: the node is asked for the whole again, and is not lost by that. */
+static void a_gap_asks_for_the_whole(void **state) {
+    (void)state;
+    static const cluster_view_events events = {on_state, on_lost, on_cache};
+    static const uint64_t expected[] = {1, 2, 3, 1, 2, 3, 4, 5, 6};
+    error err = {0};
+    cluster_view *v;
+    char spec[100];
+    epoch = 7;
+    skip_after = 3;
+    forget();
+    assert_int_equal(rpc_loop_create(&loop, &err), ST_OK);
+    rpc_server *node = open_node("127.0.0.1:0");
+    snprintf(spec, sizeof spec, "embedded:%s", rpc_server_address(node));
+    rpc_timer_start(loop, HEARTBEAT_MS, on_beat, NULL, &beat);
+    int before = watches;
+    assert_int_equal(cluster_view_open(loop, spec, HEARTBEAT_MS, &events, NULL, &v, &err), ST_OK);
+    run_until(has_heard_nine, "changes");
+    assert_memory_equal(heard_changes, expected, sizeof expected);
+    assert_int_equal(watches, before + 2);
+    assert_int_equal(losses, 0);
+    assert_null(cluster_view_state(v, 0)->cache);            /* it is not kept */
+    change = 0;
+    cluster_view_close(v);
+    closed = false;
+    rpc_server_close(node, on_closed, NULL);
+    run_until(is_closed, "the server is closed");
+    rpc_timer_cancel(beat);
+    rpc_loop_destroy(loop);
+    assert_int_equal(mem_live(), 0);
+}
+
 static void unknown_registry(void **state) {
     (void)state;
     error err = {0};
@@ -220,7 +288,7 @@ static void no_memory(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(life), cmocka_unit_test(unknown_registry),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(life), cmocka_unit_test(a_gap_asks_for_the_whole), cmocka_unit_test(unknown_registry),
                                        cmocka_unit_test(no_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -120,6 +120,78 @@ static void remote_and_local_give_the_same_bytes(void **state) {
     assert_quiet();
 }
 
+/* A watcher of what is cached, until the prefix numbered `wanted` is. */
+typedef struct cache_watching {
+    rpc_stream *stream;
+    uint64_t numbers[PAGES], wanted, changes;
+    bool all_at_once;            /* its first message had what is wanted */
+    status end;
+} cache_watching;
+
+static int page_holding(const cache_watching *w, uint64_t number) {
+    for (int i = 0; i < PAGES; i++)
+        if (w->numbers[i] == number) return i;
+    return -1;
+}
+
+static void cache_message(rpc_stream *s, const ProtobufCMessage *message, void *user) {
+    cache_watching *w = user;
+    const Baton__Node__V1__CacheChange *c = ((const Baton__Node__V1__NodeState *)message)->cache;
+    if (!c) return;
+    assert_int_equal(c->number, ++w->changes);
+    assert_int_equal(c->whole, w->changes == 1);
+    assert_int_equal(c->n_pages, c->n_numbers);
+    for (size_t i = 0; i < c->n_pages; i++) {
+        assert_in_range(c->pages[i], 0, PAGES - 1);
+        w->numbers[c->pages[i]] = c->numbers[i];
+    }
+    if (page_holding(w, w->wanted) < 0) return;
+    w->all_at_once = w->changes == 1;
+    rpc_stream_cancel(s);
+}
+
+static void cache_ended(rpc_stream *s, status st, const char *text, int64_t retry_ms, void *user) {
+    (void)s, (void)text, (void)retry_ms;
+    ((cache_watching *)user)->end = st;
+    stream_over();
+}
+
+static void watch_cache(cache_watching *w, int node, uint64_t wanted) {
+    static const rpc_stream_events events = {cache_message, cache_ended};
+    Baton__Node__V1__WatchRequest m = BATON__NODE__V1__WATCH_REQUEST__INIT;
+    *w = (cache_watching){.wanted = wanted};
+    m.protocol = 1;
+    m.heartbeat_ms = 50;
+    m.cache = true;
+    assert_int_equal(rpc_stream_start(channels[node], &watch_method, &m.base, 20000, true, &events, w, &w->stream), ST_OK);
+    running++;
+}
+
+/* One who watched while a prompt was read, and one who comes later, know of all its full pages, on both nodes. */
+static void watchers_know_what_is_cached(void **state) {
+    (void)state;
+    static cache_watching early[2], late[2];
+    request r = make_request(77, 60, 3);
+    uint64_t numbers[60 / P], number = 0;
+    for (int i = 0; i < 60 / P; i++) numbers[i] = number = prefix_number(number, r.prompt + i * P, P);
+    for (int node = 0; node < 2; node++) watch_cache(&early[node], node, number);
+    start_decode(&r);
+    rpc_loop_run(loop);
+    assert_answer(&r);
+    for (int node = 0; node < 2; node++) watch_cache(&late[node], node, number);
+    rpc_loop_run(loop);
+    for (int node = 0; node < 2; node++) {
+        assert_int_equal(early[node].end, ST_CANCELED);
+        assert_int_equal(late[node].end, ST_CANCELED);
+        assert_false(early[node].all_at_once);
+        assert_true(late[node].all_at_once);
+        for (int i = 0; i < 60 / P; i++) {
+            assert_true(page_holding(&late[node], numbers[i]) >= 0);
+            assert_int_equal(page_holding(&early[node], numbers[i]), page_holding(&late[node], numbers[i]));
+        }
+    }
+}
+
 static void a_crowd_changes_nothing(void **state) {
     (void)state;
     static request r[12];
@@ -322,7 +394,7 @@ static void closed_while_it_works(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(remote_and_local_give_the_same_bytes), cmocka_unit_test(a_crowd_changes_nothing),
+        cmocka_unit_test(remote_and_local_give_the_same_bytes), cmocka_unit_test(watchers_know_what_is_cached), cmocka_unit_test(a_crowd_changes_nothing),
         cmocka_unit_test(a_lost_prefill_node_costs_only_time),  cmocka_unit_test(canceled_at_any_event),
         cmocka_unit_test(a_slow_reader_gets_every_token),       cmocka_unit_test(refusals_name_the_field),
         cmocka_unit_test(every_allocation_may_fail),            cmocka_unit_test(drained_and_back),
