@@ -24,16 +24,16 @@ typedef struct cli_options {
     const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *device, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group;
     const char *schedule, *preemption;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
-    const char *out, *system, *type, *cache_dir, *only, *svg, *trace, *prompt_lengths, *answer_lengths, *speculate, *draft;
+    const char *out, *system, *type, *cache_dir, *only, *svg, *trace, *prompt_lengths, *answer_lengths, *speculate, *draft, *route;
     int64_t prefill, decode, tp, prefill_tp, decode_tp, rank, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
     int64_t itl_target, swap_bytes, priority, speculate_tokens;
-    int64_t queue, requests, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
+    int64_t queue, requests, queue_tokens, tenant_requests, tenant_queue_tokens, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
     int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
     int64_t burst, shared_tokens, slow_readers, streams, wait_ms;
     const char *seed;
     double rate, duration, slo_ttft, slo_itl;
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-    bool prefix_cache, cache, json, ignore_eos, chat, special, force, quick, dry_run;
+    bool prefix_cache, cache, json, ignore_eos, explain, chat, special, force, quick, dry_run;
 } cli_options;
 
 typedef struct cli_command {
@@ -108,10 +108,20 @@ typedef struct cli_command {
 #define CLI_COORDINATOR                                                                             \
     CLI_TEXT("prefill-policy", prefill_policy, "auto", "POLICY",                                    \
              "where prompts are read: auto, local (decode node) or remote (prefill node)"),         \
+    CLI_TEXT("route", route, "cost", "POLICY",                                                      \
+             "which nodes a request goes to: cost (the least expected time, by measured rates and what nodes " \
+             "cache), round-robin, least-loaded or prefix-hash (prompts that begin alike together)"), \
     CLI_INT("local-tokens", local_tokens, "32", 0, 2147483647, "N",                                 \
-            "auto: so few uncached tokens are read on the decode node"),                            \
+            "auto: so few uncached tokens are read on the decode node; --route cost works the number out "  \
+            "and needs this one only until rates were measured"),                                   \
     CLI_INT("queue", queue, "1024", 0, 1048576, "N", "requests that may wait for a place; more are refused"), \
+    CLI_INT("queue-tokens", queue_tokens, "4194304", 1, 1e15, "N",                                  \
+            "prompt tokens that may wait for a place; more are refused"),                           \
     CLI_INT("requests", requests, "4096", 1, 1048576, "N", "requests alive at once"),               \
+    CLI_INT("tenant-requests", tenant_requests, "1048576", 1, 1048576, "N",                         \
+            "requests of one tenant (header baton-tenant) alive at once"),                          \
+    CLI_INT("tenant-queue-tokens", tenant_queue_tokens, "4194304", 1, 1e15, "N",                    \
+            "prompt tokens of one tenant that may wait for a place"),                               \
     CLI_INT("heartbeat-ms", heartbeat_ms, "500", 10, 60000, "MS", "a node silent for three of these is lost")
 
 #define CLI_ROWS(rows) rows, (int)(sizeof rows / sizeof *rows)

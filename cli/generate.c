@@ -39,6 +39,7 @@ static const config_row rows[] = {
              "shown in every node's log; without, the server makes one"),
     CLI_INT("priority", priority, "0", -100, 100, "N", "higher goes first: a step is worth a second of waiting"),
     CLI_INT("timeout-ms", timeout_ms, "0", 0, 2147483647, "MS", "deadline of the call; 0: none"),
+    CLI_SWITCH("explain", explain, NULL, "tell which nodes were compared and what each would cost: on stderr, or in --json"),
     CLI_JSON,
 };
 
@@ -190,6 +191,7 @@ static status fill_request(const cli_options *o, arena *a, request_message *m, e
     r->n = (int32_t)o->n;
     r->ignore_eos = o->ignore_eos;
     r->priority = (int32_t)o->priority;
+    r->explain = o->explain;
     if (o->logprobs >= 0) {
         r->logprobs_set_case = BATON__V1__GENERATE_REQUEST__LOGPROBS_SET_LOGPROBS;
         r->logprobs = (int32_t)o->logprobs;
@@ -207,6 +209,7 @@ enum { ANSWERS_MAX = 16 };
 /* An answer in JSON as it grows: open_answer() and on_chunk() set its keys. */
 typedef struct answers {
     bool stream; /* print text as it comes */
+    bool explain; /* on stderr */
     bool started;
     json_t *at[ANSWERS_MAX];
     int count;
@@ -223,6 +226,31 @@ static json_t *logprob_json(const Baton__V1__TokenInfo *t) {
                                         (double)t->top[i]->logprob, "text", t->top[i]->text));
     return json_pack("{s:i, s:f, s:o}", "token", t->token, "logprob", (double)t->logprob, "top",
                      top);
+}
+
+static json_t *costs_json(const Baton__V1__Finish *f) {
+    json_t *list = json_array();
+    for (size_t i = 0; i < f->n_costs; i++) {
+        const Baton__V1__RouteCost *c = f->costs[i];
+        json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:i, s:f, s:f, s:f, s:f, s:f}", "node", c->node, "role", c->role,
+                                               "chosen", c->chosen, "cached_tokens", c->cached_tokens, "queue_ms", c->queue,
+                                               "prefill_ms", c->prefill, "transfer_ms", c->transfer, "decode_ms", c->decode,
+                                               "total_ms", c->total));
+    }
+    return list;
+}
+
+/* Beside an answer that is text. */
+static void print_costs(const Baton__V1__GenerateChunk *chunk) {
+    const Baton__V1__Finish *f = chunk->finish;
+    fprintf(stderr, "\nanswer %d: route by %s, in ms; > is where it went\n", chunk->index + 1, f->policy);
+    fprintf(stderr, "  %-16s %-8s %8s %10s %10s %10s %10s %10s\n", "node", "role", "cached", "queue", "prefill", "transfer",
+            "decode", "total");
+    for (size_t i = 0; i < f->n_costs; i++) {
+        const Baton__V1__RouteCost *c = f->costs[i];
+        fprintf(stderr, "%c %-16s %-8s %8d %10.2f %10.2f %10.2f %10.2f %10.2f\n", c->chosen ? '>' : ' ', c->node, c->role,
+                c->cached_tokens, c->queue, c->prefill, c->transfer, c->decode, c->total);
+    }
 }
 
 static void add_finish(json_t *j, const Baton__V1__Finish *f) {
@@ -245,6 +273,9 @@ static void add_finish(json_t *j, const Baton__V1__Finish *f) {
     json_object_set_new(
         j, "nodes", json_pack("{s:s, s:s}", "prefill", f->prefill_node, "decode", f->decode_node));
     json_object_set_new(j, "attempts", json_integer(f->attempts));
+    if (!*f->policy) return;
+    json_object_set_new(j, "policy", json_string(f->policy));
+    json_object_set_new(j, "route", costs_json(f));
 }
 
 static void open_answer(answers *w, const Baton__V1__GenerateChunk *c) {
@@ -271,6 +302,7 @@ static void on_chunk(const ProtobufCMessage *m, void *user) {
     answers *w = user;
     if (c->index < 0 || c->index >= ANSWERS_MAX) return;
     w->started = true;
+    if (w->explain && c->finish) print_costs(c);
     if (w->stream) {
         fputs(c->text, stdout);
         fflush(stdout);
@@ -325,7 +357,7 @@ static cli_exit ask(const cli_options *o, const ProtobufCMessage *request) {
     error err = {0};
     cli_client *c = NULL;
     int64_t retry_ms = -1;
-    answers w = {.stream = !o->json && o->n == 1};
+    answers w = {.stream = !o->json && o->n == 1, .explain = !o->json && o->explain};
     status st = cli_client_open(o->server, &c, &err);
     if (st == ST_BAD_INPUT) return cli_usage("generate", "--server: %s", err.text);
     if (st == ST_OK)

@@ -119,7 +119,12 @@ static cli_exit coordinator(const cli_options *o, const char *const *words, int 
     if (!o->nodes) return cli_usage("coordinator", "--nodes HOST:PORT,... is missing");
     options.limits.queue_max = (int32_t)o->queue;
     options.limits.requests_max = (int32_t)o->requests;
+    options.limits.queue_tokens_max = o->queue_tokens;
+    options.limits.tenant_requests_max = (int32_t)o->tenant_requests;
+    options.limits.tenant_queue_tokens_max = o->tenant_queue_tokens;
     options.limits.local_tokens_max = (int32_t)o->local_tokens;
+    if (!coord_route_find(o->route, &options.limits.route))
+        return cli_usage("coordinator", "--route '%.40s': expected cost, round-robin, least-loaded or prefix-hash", o->route);
     if (!read_policy(o->prefill_policy, &options.limits.prefill))
         return cli_usage("coordinator", "--prefill-policy '%.40s': expected auto, local or remote",
                          o->prefill_policy);

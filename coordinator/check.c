@@ -186,7 +186,7 @@ static status take_max_tokens(const coord_model *m, const Baton__V1__GenerateReq
 
 status coord_check_generate(const coord_model *m, const Baton__V1__GenerateRequest *r, arena *a,
                             coord_job *out, error *err) {
-    coord_job job = {.n = 1, .ignore_eos = r->ignore_eos};
+    coord_job job = {.n = 1, .ignore_eos = r->ignore_eos, .explain = r->explain};
     TRY(coord_model_find(m, r->model, err));
     TRY(check_id(r->request_id, err));
     if (r->n_set_case == BATON__V1__GENERATE_REQUEST__N_SET_N) job.n = r->n;

@@ -17,7 +17,14 @@ extern "C" {
 
 /* ---- core --------------------------------------------------------------------------------------- */
 
-enum { COORD_NODES_MAX = 1024, COORD_ATTEMPTS_MAX = 16, COORD_APART_FAILURES = 8 };
+enum {
+    COORD_NODES_MAX = 1024,
+    COORD_ATTEMPTS_MAX = 16,
+    COORD_APART_FAILURES = 8,
+    COORD_CACHE_PAGES_MAX = 1 << 18,     /* of a node, in the view; higher page numbers are not looked at */
+    COORD_COSTS_MAX = 16,                /* rows of an explanation */
+    COORD_TENANTS_MAX = 1024,            /* with requests alive; one more is refused */
+};
 
 typedef enum coord_role { COORD_PREFILL = 1, COORD_DECODE = 2 } coord_role;
 
@@ -29,11 +36,23 @@ typedef struct coord_node {
     uint64_t numerics;           /* equal: the same bytes */
     int32_t capacity;            /* requests it takes at most */
     int32_t pages_total, pages_available, page_tokens;
+    uint64_t name;               /* a number for its id: the same to every coordinator */
+    double prefill_tokens_per_s, decode_steps_per_s;     /* measured, 0: not yet */
 } coord_node;
 
 /* Why requests go where they go; compared and chosen in coordinator/route.c. */
+typedef enum coord_route {
+    COORD_ROUTE_COST,            /* where an answer is expected to take the least time, its own and others' */
+    COORD_ROUTE_ROUND_ROBIN,
+    COORD_ROUTE_LEAST_LOADED,
+    COORD_ROUTE_PREFIX_HASH,     /* prompts that begin alike go to one node, as long as it is not crowded */
+    COORD_ROUTES
+} coord_route;
+const char *coord_route_name(coord_route route);             /* "round-robin" */
+bool coord_route_find(const char *name, coord_route *out);   /* false: no such policy */
+
 typedef enum coord_prefill_policy {
-    COORD_PREFILL_AUTO,          /* remote when more than local_tokens_max are uncached */
+    COORD_PREFILL_AUTO,          /* as the route's policy says */
     COORD_PREFILL_LOCAL,         /* always on the decode node */
     COORD_PREFILL_REMOTE,        /* on a prefill node whenever there is one and anything to send */
 } coord_prefill_policy;
@@ -41,7 +60,12 @@ typedef enum coord_prefill_policy {
 typedef struct coord_limits {
     int32_t queue_max;           /* requests waiting for a place; more are refused */
     int32_t requests_max;        /* requests alive at once, waiting or placed */
-    int32_t local_tokens_max;    /* AUTO: this few uncached tokens are computed on the decode node */
+    int64_t queue_tokens_max;    /* prompt tokens of those that wait; a request beyond them is refused unless it is alone */
+    int32_t tenant_requests_max; /* as requests_max, of one tenant */
+    int64_t tenant_queue_tokens_max;
+    coord_route route;
+    int32_t local_tokens_max;    /* AUTO: this few uncached tokens are computed on the decode node; by cost: what a
+                                    decode step takes as long as, until rates were measured */
     int32_t avoid_ms;            /* how long a node that failed is avoided while others are there */
     int32_t apart_ms;            /* how long a prompt waits for a prefill node that alone may read it */
     coord_prefill_policy prefill;
@@ -60,6 +84,7 @@ typedef enum coord_event_kind {
     COORD_STOP,                  /* the answer is complete by the service's judgement (stop string) */
     COORD_NODE_STATE,            /* a node is there; its figures changed */
     COORD_NODE_LOST,             /* stream broken or heartbeat overdue */
+    COORD_NODE_CACHE,            /* what its prefix cache holds changed */
     COORD_RESERVED,              /* decode node: pages promised */
     COORD_LANDED,                /* decode node: KV is here as far as it will come */
     COORD_TOKENS,                /* decode node: answer tokens */
@@ -74,7 +99,7 @@ typedef struct coord_event {
     coord_event_kind kind;
     uint64_t request;            /* caller's number, unique among live requests, not 0 */
     uint32_t attempt;            /* of the stream that speaks; older ones are dropped */
-    int node;                    /* NODE_STATE, NODE_LOST */
+    int node;                    /* NODE_STATE, NODE_LOST, NODE_CACHE */
     union {
         struct {
             const char *id;          /* for the log; copied */
@@ -82,11 +107,18 @@ typedef struct coord_event {
             int32_t count;
             int32_t max_tokens;      /* > 0; count + max_tokens fit the context */
             int64_t deadline_ms;     /* monotonic; INT64_MAX: none */
-            int prefer_node;         /* decode node that likely caches the prompt; -1: none */
+            int prefer_node;         /* decode node that has just read this prompt, so caches it whatever the view
+                                        says yet; -1: none */
+            uint64_t salt;           /* of the tenant's prefix cache */
+            uint64_t tenant;         /* a number for it; 0: the clients that named none */
+            bool explain;            /* the actions tell the costs compared */
         } submit;
         coord_node node_state;
+        /* page at[i] holds the prefix numbered numbers[i] now (prefix_number), 0: nothing. whole: and no other does. */
+        struct { bool whole; const int32_t *at; const uint64_t *numbers; int32_t count; } cache;
         struct { uint64_t ticket; const char *kv_address; int32_t cached, wanted; } reserved;
         struct { int32_t tokens; } landed;
+        struct { double exposed_ms; } sent;  /* how long the transfer took after the last row was computed */
         /* also FIRST_TOKEN; index: position in the sequence, the first answer token's is the
          * prompt's count */
         struct { int32_t index; const int32_t *tokens; int32_t count; } tokens;
@@ -103,6 +135,19 @@ typedef enum coord_action_kind {
     COORD_DO_FINISH,             /* last action of a request: it is forgotten */
 } coord_action_kind;
 
+/* What a node was expected to cost a request, in ms; a row of the table behind `generate --explain`. */
+typedef struct coord_cost {
+    int32_t node;
+    int32_t cached;              /* tokens of the prompt it holds, by the view */
+    coord_role role;
+    bool chosen;
+    float queue;                 /* until it begins with this prompt */
+    float prefill;               /* a decode node: the prompt read where that is cheaper, and what others wait for it */
+    float transfer;
+    float decode;                /* the answer, as crowded as the node is */
+    float total;
+} coord_cost;
+
 typedef struct coord_action {
     coord_action_kind kind;
     uint64_t request;
@@ -110,10 +155,12 @@ typedef struct coord_action {
     int node;
     union {
         /* tokens: prompt and what was emitted so far; borrowed until the next step. */
-        struct { const int32_t *tokens; int32_t count, prompt_count, max_tokens, local_tokens_max; bool apart; } decode;
+        struct { const int32_t *tokens; int32_t count, prompt_count, max_tokens, local_tokens_max; bool apart;
+                 uint64_t salt; const coord_cost *costs; int32_t costs_count; } decode;
         /* kv_address: the RESERVED event's own, which is this step's. */
         struct { const int32_t *tokens; int32_t count, prompt_count; uint64_t ticket;
-                 const char *kv_address; int32_t skip, send_end; } prefill;
+                 const char *kv_address; int32_t skip, send_end;
+                 uint64_t salt; const coord_cost *costs; int32_t costs_count; } prefill;
         /* index as in the events; borrowed until the next step. */
         struct { int32_t index; const int32_t *tokens; int32_t count; } emit;
         struct { status st; int32_t reason; int64_t retry_after_ms; int32_t attempts;   /* retry_after_ms: -1: no hint */
@@ -135,6 +182,7 @@ int64_t coord_core_next_tick_ms(const coord_core *c);
 
 typedef struct coord_counts {
     int32_t waiting, placed;     /* requests */
+    int64_t waiting_tokens;      /* of prompts */
     int64_t retries, disagreements;
 } coord_counts;
 coord_counts coord_core_counts(const coord_core *c);

@@ -1,7 +1,7 @@
 /* core.c -- one step of the coordinator: an event in, actions out, and the tables behind it.
  *
  * A step is: free what the last step forgot, let the event change its request or node, then place
- * waiting requests in order of arrival as long as a node has room (only when something changed that
+ * waiting requests in the order of the queue as long as a node has room (only when something changed that
  * could make room). Requests are found by number in an open-addressing table; the queue and the
  * timers are binary heaps with the index kept in the request: each event costs O(log n), plus a look
  * at every node for a placement.
@@ -18,6 +18,10 @@
 const coord_limits coord_limits_default = {
     .queue_max = 1024,
     .requests_max = 4096,
+    .queue_tokens_max = 4 << 20,
+    .tenant_requests_max = 1 << 20,
+    .tenant_queue_tokens_max = INT64_MAX,
+    .route = COORD_ROUTE_COST,
     .local_tokens_max = 32,
     .avoid_ms = 500,
     .apart_ms = 10000,
@@ -34,9 +38,11 @@ coord_core *coord_core_create(const coord_limits *limits) {
     while (slots < 2u * (uint32_t)limits->requests_max) slots *= 2;
     c->slots_mask = slots - 1;
     c->slots = mem_zalloc(slots, sizeof(coord_request *));
+    c->answer_tokens = 64;
+    c->cache = coord_cache_create();
     c->actions_max = 4 * limits->requests_max + 1;
     c->actions = mem_zalloc((size_t)c->actions_max, sizeof *c->actions);
-    bool whole = c->slots && c->actions;
+    bool whole = c->slots && c->actions && c->cache;
     for (int h = 0; h < HEAPS; h++) {
         c->heap[h].at = mem_zalloc((size_t)limits->requests_max, sizeof(coord_request *));
         whole = whole && c->heap[h].at;
@@ -59,6 +65,7 @@ void coord_core_destroy(coord_core *c) {
     free_forgotten(c);
     for (uint32_t i = 0; c->slots && i <= c->slots_mask; i++) mem_free(c->slots[i]);
     for (int h = 0; h < HEAPS; h++) mem_free(c->heap[h].at);
+    coord_cache_destroy(c->cache);
     mem_free(c->slots);
     mem_free(c->actions);
     mem_free(c);
@@ -68,6 +75,7 @@ coord_counts coord_core_counts(const coord_core *c) {
     int32_t waiting = c->heap[HEAP_QUEUE].count + c->delayed;
     return (coord_counts){.waiting = waiting,
                           .placed = c->requests - waiting,
+                          .waiting_tokens = c->waiting_tokens,
                           .retries = c->retries,
                           .disagreements = c->disagreements};
 }
@@ -79,16 +87,20 @@ static void heap_set(coord_heap *h, coord_heap_kind kind, int32_t i, coord_reque
     r->place[kind] = i;
 }
 
+static bool before(const coord_request *a, const coord_request *b, coord_heap_kind kind) {
+    return a->key[kind] != b->key[kind] ? a->key[kind] < b->key[kind] : a->arrival < b->arrival;
+}
+
 /* Moves the request at i to where its key belongs. */
 static void heap_settle(coord_heap *h, coord_heap_kind kind, int32_t i) {
     coord_request *r = h->at[i];
-    while (i > 0 && r->key[kind] < h->at[(i - 1) / 2]->key[kind]) {
+    while (i > 0 && before(r, h->at[(i - 1) / 2], kind)) {
         heap_set(h, kind, i, h->at[(i - 1) / 2]);
         i = (i - 1) / 2;
     }
     for (int32_t child; (child = 2 * i + 1) < h->count; i = child) {
-        if (child + 1 < h->count && h->at[child + 1]->key[kind] < h->at[child]->key[kind]) child++;
-        if (r->key[kind] <= h->at[child]->key[kind]) break;
+        if (child + 1 < h->count && before(h->at[child + 1], h->at[child], kind)) child++;
+        if (!before(h->at[child], r, kind)) break;
         heap_set(h, kind, i, h->at[child]);
     }
     heap_set(h, kind, i, r);
@@ -120,9 +132,10 @@ static void set_timer(coord_core *c, coord_request *r) {
         heap_join(c, HEAP_TIMER, r, key);
 }
 
-/* Puts r where its order of arrival says, at once or from retry_ms on (0: at once). */
+/* Puts r where its tag says, at once or from retry_ms on (0: at once). */
 void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms) {
     assert(r->retry_ms == INT64_MAX && r->place[HEAP_QUEUE] < 0);
+    coord_tenant_wait(c, r, +1);
     if (retry_ms > c->now_ms) {
         r->retry_ms = retry_ms;
         c->delayed++;
@@ -134,6 +147,7 @@ void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms) {
 }
 
 void coord_core_dequeue(coord_core *c, coord_request *r) {
+    if (r->retry_ms != INT64_MAX || r->place[HEAP_QUEUE] >= 0) coord_tenant_wait(c, r, -1);
     heap_leave(c, HEAP_QUEUE, r);
     if (r->retry_ms == INT64_MAX) return;
     r->retry_ms = INT64_MAX;
@@ -161,7 +175,7 @@ bool coord_core_insert(coord_core *c, coord_request *r) {
         assert(c->slots[i]->number != r->number && "two live requests with one number");
     c->slots[i] = r;
     c->requests++;
-    r->key[HEAP_QUEUE] = (int64_t)c->arrivals++;
+    r->arrival = c->arrivals++;
     return true;
 }
 
@@ -181,19 +195,11 @@ void coord_core_forget(coord_core *c, coord_request *r) {
     }
     c->slots[hole] = NULL;
     c->requests--;
+    coord_tenant_leave(c, r->tenant);
     r->forgotten = c->forgotten;
     c->forgotten = r;
-    c->finish_ms[c->finishes++ % COORD_FINISHES] = c->now_ms;
-}
-
-/* How long until what waits now has been served, at the rate of the last answers. */
-int64_t coord_core_retry_after(const coord_core *c) {
-    enum { LEAST_MS = 50, MOST_MS = 10000, UNKNOWN_MS = 1000 };
-    int64_t n = c->finishes < COORD_FINISHES ? c->finishes : COORD_FINISHES;
-    if (n == 0) return UNKNOWN_MS;
-    int64_t oldest = c->finish_ms[(c->finishes - n) % COORD_FINISHES];
-    int64_t ms = (c->now_ms - oldest) * (coord_core_counts(c).waiting + 1) / n;
-    return ms < LEAST_MS ? LEAST_MS : ms > MOST_MS ? MOST_MS : ms;
+    c->finish_ms[c->finishes % COORD_FINISHES] = c->now_ms;
+    c->finish_tokens[c->finishes++ % COORD_FINISHES] = r->prompt_count;
 }
 
 /* ---- nodes -------------------------------------------------------------------------------------- */
@@ -221,7 +227,7 @@ void coord_core_leave(coord_core *c, coord_request *r, coord_side side) {
     if (seat->next) seat->next->seat[side].prev = seat->prev;
     *seat = (coord_seat){.node = -1};
     if (side == SIDE_DECODE)
-        n->placed--;
+        n->placed--, n->computing -= r->computing, r->computing = 0;
     else
         n->prefilling -= r->prefilling;
     n->busy_ms = INT64_MIN; /* one of its requests ended: it may have room */
@@ -236,13 +242,23 @@ static void lose_node(coord_core *c, coord_entry *n) {
             coord_request_side_failed(c, n->first[side], side, ST_PEER_LOST, "the node was lost");
 }
 
+/* Figures come with every state, new or not. */
+static void measure_steps(coord_entry *n, const coord_node *state) {
+    double heard = state->decode_steps_per_s, known = n->light_steps_per_s;
+    if (heard == n->state.decode_steps_per_s && known > 0) return;
+    if (known == 0 || heard > known) n->light_steps_per_s = heard;
+    else if (n->placed * 4 <= state->capacity) n->light_steps_per_s += 0.1 * (heard - known);
+}
+
 static void hear_node(coord_core *c, int node, const coord_node *state) {
     coord_entry *n = &c->nodes[node];
     if (n->alive && state->epoch < n->state.epoch) return; /* a process that is gone */
     if (n->known && state->epoch != n->state.epoch) { /* a lower one, too: clocks go back */
         lose_node(c, n);
         n->avoid_ms = INT64_MIN;
+        n->light_steps_per_s = 0;
     }
+    measure_steps(n, state);
     n->state = *state;
     n->known = n->alive = true;
     n->busy_ms = INT64_MIN;
@@ -269,13 +285,7 @@ static void tick(coord_core *c) {
 
 static void place_waiting(coord_core *c) {
     coord_heap *queue = &c->heap[HEAP_QUEUE];
-    while (queue->count > 0) {
-        coord_request *r = queue->at[0];
-        int node = coord_route_decode(c->nodes, c->nodes_end, r->prefer_node, c->turn, c->now_ms);
-        if (node < 0) break;
-        c->turn++;
-        coord_request_place(c, r, node);
-    }
+    while (queue->count > 0 && coord_request_place(c, queue->at[0])) c->turn++;
     c->changed = false;
 }
 
@@ -294,6 +304,11 @@ void coord_core_step(coord_core *c, const coord_event *e, int64_t now_ms, coord_
     case COORD_NODE_LOST:
         assert(e->node >= 0 && e->node < COORD_NODES_MAX);
         lose_node(c, &c->nodes[e->node]);
+        break;
+    case COORD_NODE_CACHE:
+        assert(e->node >= 0 && e->node < COORD_NODES_MAX);
+        if (e->cache.whole) coord_cache_forget(c->cache, e->node);
+        coord_cache_change(c->cache, e->node, e->cache.at, e->cache.numbers, e->cache.count);
         break;
     case COORD_TICK: tick(c); break;
     default:

@@ -1,7 +1,7 @@
-/* core_internal.h -- what core.c, request.c and route.c of the coordinator's core share.
+/* core_internal.h -- what the files of the coordinator's core share.
  *
- * core.c owns the tables (requests by number, queue, timers, nodes) and the order of one step,
- * request.c the life of one request, route.c the choice of a node. */
+ * core.c owns the tables (requests by number, queue, timers, nodes) and the order of one step, request.c the life of one
+ * request, tenant.c who may wait and who goes first, cache.c what nodes hold, route.c the choice of a node. */
 #ifndef BATON_COORD_CORE_INTERNAL_H
 #define BATON_COORD_CORE_INTERNAL_H
 
@@ -18,7 +18,7 @@ typedef enum coord_request_state {
     REQUEST_DECODING,
 } coord_request_state;
 
-/* Two heaps of requests: the queue by order of arrival, timers by the earliest time. */
+/* Two heaps of requests: the queue by start tag (tenant.c), timers by the earliest time. Equal keys go by arrival. */
 typedef enum coord_heap_kind { HEAP_QUEUE, HEAP_TIMER, HEAPS } coord_heap_kind;
 
 typedef struct coord_request coord_request;
@@ -46,6 +46,11 @@ struct coord_request {
     int32_t count, prompt_count, max_tokens;
     int32_t confirmed;           /* tokens that the decode node of this attempt knows of */
     int32_t prefilling;          /* tokens asked of the prefill node */
+    int32_t computing;           /* tokens of the prompt that the decode node is computing */
+    uint64_t salt, arrival;
+    int tenant;                  /* index in the core's */
+    coord_cost *costs;           /* (COORD_COSTS_MAX) of the last placement; NULL: nobody asks */
+    int32_t costs_count;
     bool apart;                  /* this attempt's prompt is read by prefill nodes alone: rule 6 */
     int64_t apart_until_ms;      /* until then it waits for one; 0: it does not wait */
     int prefer_node;
@@ -61,19 +66,53 @@ typedef struct coord_entry {
     coord_node state;            /* as last heard */
     bool known, alive;
     int32_t placed;              /* requests of ours with a Decode stream there */
-    int64_t prefilling;          /* prompt tokens of ours it has not finished */
+    int64_t prefilling;          /* prefill node: prompt tokens of ours it has not finished */
+    int64_t computing;           /* decode node: the same, of those that it reads itself */
+    double light_steps_per_s;    /* as measured while a quarter full at most; else the most heard */
     int64_t avoid_ms, busy_ms;   /* not chosen before these times */
     coord_request *first[SIDES];
 } coord_entry;
 
-enum { COORD_FINISHES = 32, COORD_BUSY_MS = 50 };
+enum { COORD_FINISHES = 32, COORD_BUSY_MS = 50, COORD_LINKS = 4096, COORD_PAGE_SIZES = 4 };
+
+/* One with requests alive. */
+typedef struct coord_tenant {
+    uint64_t number;
+    int32_t alive, waiting;      /* requests; alive 0: free */
+    int64_t waiting_tokens;
+    int64_t finish_tag;          /* of its last request */
+} coord_tenant;
+
+/* From a prefill node to a decode node: ms a token after the last row was computed. */
+typedef struct coord_link {
+    int16_t from, to;
+    bool known;
+    float ms;
+} coord_link;
+
+typedef struct coord_links {
+    coord_link at[COORD_LINKS];  /* by a hash of the pair: the newest wins */
+    double mean_ms;
+    bool learned;
+} coord_links;
+
+typedef struct coord_cache coord_cache;
 
 struct coord_core {
     coord_limits limits;
     int64_t now_ms;
     coord_entry nodes[COORD_NODES_MAX];
     int nodes_end;               /* numbers seen so far are below it */
-    unsigned turn;               /* rotates ties */
+    uint64_t turn;               /* placements made: seeds ties */
+    coord_cache *cache;
+    coord_links links;
+    coord_tenant tenants[COORD_TENANTS_MAX];
+    int tenants_end;             /* those in use are below it */
+    int64_t virtual_tag;         /* start tag of the request placed last */
+    int64_t waiting_tokens;      /* prompts of those that wait */
+    double answer_tokens;        /* of an answer, on average */
+    int32_t cached[COORD_NODES_MAX];         /* of the prompt in hand, by node */
+    coord_cost rows[COORD_DECODE + 1][COORD_NODES_MAX];      /* candidates in hand, by role */
     uint64_t arrivals;
     coord_request **slots;       /* open addressing by request number */
     uint32_t slots_mask;
@@ -83,7 +122,8 @@ struct coord_core {
     coord_request *forgotten;
     coord_action *actions;
     int actions_count, actions_max;
-    int64_t finish_ms[COORD_FINISHES];       /* ring of the last answers' times */
+    int64_t finish_ms[COORD_FINISHES];       /* ring of the last answers' times, and their prompts' tokens */
+    int32_t finish_tokens[COORD_FINISHES];
     int64_t finishes, retries, disagreements;
     char text[240];              /* of a refusal */
 };
@@ -96,26 +136,71 @@ void coord_core_sit(coord_core *c, coord_request *r, coord_side side, int node);
 void coord_core_leave(coord_core *c, coord_request *r, coord_side side);
 void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms);
 void coord_core_dequeue(coord_core *c, coord_request *r);
-int64_t coord_core_retry_after(const coord_core *c);
+
+/* tenant.c */
+/* NULL: the request is welcome. Else why not, written into the core, and when to come back. */
+const char *coord_tenant_refusal(coord_core *c, uint64_t tenant, int32_t tokens, bool room, int64_t *retry_after_ms);
+/* One of its requests is alive; -1: too many tenants are. And no longer. */
+int coord_tenant_join(coord_core *c, uint64_t tenant);
+void coord_tenant_leave(coord_core *c, int tenant);
+int64_t coord_tenant_start_tag(coord_core *c, int tenant, int64_t tokens);
+void coord_tenant_wait(coord_core *c, const coord_request *r, int sign);     /* +1: it waits, -1: no longer */
 
 /* request.c: one arrow each, see the picture at its head */
 void coord_request_submit(coord_core *c, const coord_event *e);
-void coord_request_place(coord_core *c, coord_request *r, int node);
+/* false: nobody has room for it. */
+bool coord_request_place(coord_core *c, coord_request *r);
 void coord_request_event(coord_core *c, coord_request *r, const coord_event *e);
 void coord_request_due(coord_core *c, coord_request *r);
 void coord_request_side_failed(coord_core *c, coord_request *r, coord_side side, status st,
                                const char *text);
 
-/* route.c: pure choices over nodes[0..count), -1: none */
-int coord_route_decode(const coord_entry *nodes, int count, int prefer_node, unsigned turn,
-                       int64_t now_ms);
-int coord_route_prefill(const coord_entry *nodes, int count, unsigned turn, int64_t now_ms);
+/* cache.c */
+coord_cache *coord_cache_create(void);                       /* NULL: no memory */
+void coord_cache_destroy(coord_cache *x);
+/* Page at[i] of node holds the prefix numbered numbers[i] now, 0: nothing. */
+void coord_cache_change(coord_cache *x, int node, const int32_t *at, const uint64_t *numbers, int32_t count);
+void coord_cache_forget(coord_cache *x, int node);
+int32_t coord_cache_pages(const coord_cache *x, int node);   /* that hold something */
+/* Raises cached[node] of nodes with pages of P tokens that hold a prefix of tokens. */
+void coord_cache_match(const coord_cache *x, uint64_t salt, const int32_t *tokens, int32_t count, int32_t P, int32_t *cached);
+
+/* route.c */
+
+/* What a choice depends on. */
+typedef struct coord_ask {
+    const coord_limits *limits;
+    const coord_entry *nodes;
+    int count;
+    const coord_links *links;
+    const int32_t *cached;       /* (count) tokens of the prompt each node holds; NULL: unknown */
+    int32_t tokens;              /* to be read */
+    double answer;               /* tokens expected of it */
+    uint64_t key;                /* a number for how the prompt begins */
+    uint64_t turn;
+    int64_t now_ms;
+    bool apart;
+    const coord_cost *prefill;   /* for a decode node: the best prefill node; NULL: there is none */
+    int to;                      /* for a prefill node: the decode node, -1: not chosen yet */
+    int32_t moved;               /* and the tokens it wants */
+    /* coord_route_average() */
+    double prefill_ms[COORD_DECODE + 1], step_ms;
+} coord_ask;
+
+void coord_route_average(coord_ask *a);
+/* Nodes of a role that may be asked, in order of their numbers. */
+int coord_route_candidates(const coord_ask *a, coord_role role, coord_cost *rows);
+/* Fills their costs in and says which row is chosen; -1: there is none. */
+int coord_route_choose(const coord_ask *a, coord_cost *rows, int count);
+/* How many uncached tokens the decode node is told to compute itself, at most. */
+int32_t coord_route_local_tokens(const coord_ask *a, int decode_node);
+void coord_route_explain(const coord_cost *rows, int count, coord_role role, coord_cost *out, int32_t *out_count);
 typedef enum coord_outlook { OUTLOOK_NONE, OUTLOOK_AVOIDED, OUTLOOK_GOOD } coord_outlook;
 /* What decode nodes there are at all, full ones included. */
 coord_outlook coord_route_outlook(const coord_entry *nodes, int count, int64_t now_ms);
-/* How many uncached tokens the decode node is told to compute itself. */
 /* Prefill nodes, even if all are lost, have other numerics than this decode node. */
 bool coord_route_apart(const coord_limits *limits, const coord_entry *nodes, int count, int decode_node);
-int32_t coord_route_local_tokens(const coord_limits *limits, int prefill_node);
+double coord_link_ms(const coord_links *l, int from, int to);
+void coord_link_learn(coord_links *l, int from, int to, double ms);
 
 #endif

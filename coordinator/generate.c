@@ -60,6 +60,8 @@ static status make_branches(coord_client *c) {
         b->index = i;
         b->seed = branch_seed(job->sampling.seed, i);
         b->decode_node = b->prefill_node = b->prefer_node = -1;
+        b->costs = job->explain ? arena_alloc(c->memory, COORD_COSTS_MAX * sizeof *b->costs) : NULL;
+        if (job->explain && !b->costs) return ST_NO_MEMORY;
         b->answer.text = (coord_text){
             .vocab = c->service->model.vocab, .stops = job->stops, .stops_count = job->stops_count};
         name_branch(b, id);
@@ -110,7 +112,9 @@ static void submit(coord_branch *b, int prefer_node) {
 static void take_on(coord_service *s, coord_client *c) {
     static const rpc_call_events events = {on_cancel, on_writable, on_free};
     int64_t left_ms = rpc_call_time_left_ms(c->call);
+    const char *tenant = rpc_call_header(c->call, "baton-tenant");
     c->service = s;
+    c->tenant = tenant && *tenant ? coord_service_number(tenant) | 1 : 0;
     c->deadline_ms = left_ms == INT64_MAX ? INT64_MAX : clock_now_ms() + left_ms;
     c->next = s->clients;
     if (c->next) c->next->prev = c;
@@ -169,7 +173,29 @@ typedef struct finish_message {
     Baton__V1__Finish finish;
     Baton__V1__Usage usage;
     Baton__V1__Timings timings;
+    Baton__V1__RouteCost costs[COORD_COSTS_MAX], *costs_list[COORD_COSTS_MAX];
 } finish_message;
+
+static void fill_costs(const coord_branch *b, finish_message *m) {
+    const coord_service *s = b->client->service;
+    for (int32_t i = 0; i < b->costs_count; i++) {
+        const coord_cost *from = &b->costs[i];
+        Baton__V1__RouteCost *to = m->costs_list[i] = &m->costs[i];
+        baton__v1__route_cost__init(to);
+        to->node = (char *)(uintptr_t)coord_service_node_name(s, from->node);
+        to->role = (char *)(uintptr_t)(from->role == COORD_PREFILL ? "prefill" : "decode");
+        to->chosen = from->chosen;
+        to->cached_tokens = from->cached;
+        to->queue = from->queue;
+        to->prefill = from->prefill;
+        to->transfer = from->transfer;
+        to->decode = from->decode;
+        to->total = from->total;
+    }
+    m->finish.costs = m->costs_list;
+    m->finish.n_costs = (size_t)b->costs_count;
+    m->finish.policy = (char *)(uintptr_t)coord_route_name(s->options.limits.route);
+}
 
 static Baton__V1__Finish *fill_finish(const coord_branch *b, finish_message *m) {
     const coord_service *s = b->client->service;
@@ -195,6 +221,7 @@ static Baton__V1__Finish *fill_finish(const coord_branch *b, finish_message *m) 
     int reader = b->prefill_node >= 0 ? b->prefill_node : b->decode_node;
     m->finish.prefill_node = (char *)(uintptr_t)coord_service_node_name(s, reader);
     m->finish.decode_node = (char *)(uintptr_t)coord_service_node_name(s, b->decode_node);
+    if (b->costs) fill_costs(b, m);
     return &m->finish;
 }
 
@@ -293,6 +320,12 @@ static bool is_silent(const coord_client *c, int32_t token) {
     for (int32_t i = 0; i < c->job.stop_tokens_count; i++)
         if (c->job.stop_tokens[i] == token) return true;
     return !c->job.ignore_eos && eng_vocab_is_stop(c->service->model.vocab, token);
+}
+
+void coord_generate_costs(coord_branch *b, const coord_cost *costs, int32_t count) {
+    if (!b->costs || !costs) return;
+    memcpy(b->costs, costs, (size_t)count * sizeof *costs);
+    b->costs_count = count;
 }
 
 void coord_generate_emit(coord_branch *b, const coord_action *action) {

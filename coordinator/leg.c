@@ -127,6 +127,8 @@ static void on_prefill(coord_leg *leg, coord_branch *b, const Baton__Node__V1__P
         break;
     case BATON__NODE__V1__PREFILL_EVENT__EVENT_SENT:
         b->transfer_ms = m->sent->transfer_ms;
+        e.sent.exposed_ms = m->sent->transfer_ms - m->sent->hidden_ms;
+        if (!(e.sent.exposed_ms >= 0)) e.sent.exposed_ms = 0;
         feed(leg, &e);
         break;
     default:
@@ -230,8 +232,7 @@ static status start_decode(coord_leg *leg, coord_branch *b, const coord_action *
     r.local_tokens_max = a->decode.local_tokens_max;
     r.lease_ms = LEASE_MS;
     r.prompt_apart = a->decode.apart;
-    /* Pages of prompts read elsewhere are not those of prompts read here. */
-    if (r.prompt_apart) r.salt ^= coord_service_numerics(leg->service->numerics[COORD_PREFILL]) | 1;
+    r.salt = a->decode.salt;
     return rpc_stream_start(cluster_view_channel(leg->service->view, leg->node),
                             &methods[LEG_DECODE], &r.base, 0, false, events, leg, &leg->stream);
 }
@@ -252,6 +253,7 @@ static status start_prefill(coord_leg *leg, coord_branch *b, const coord_action 
     r.skip = a->prefill.skip;
     r.send_end = a->prefill.send_end;
     r.priority = b->client->job.priority;
+    r.salt = a->prefill.salt;
     return rpc_stream_start(cluster_view_channel(leg->service->view, leg->node),
                             &methods[LEG_PREFILL], &r.base, 0, false, events, leg, &leg->stream);
 }

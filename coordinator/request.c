@@ -2,7 +2,8 @@
  *
  *   QUEUED -> RESERVING -> PREFILLING -> MOVING -> DECODING -> (finished)
  *
- *   QUEUED     -> RESERVING    [coord_request_place]  a decode node has room: its Decode starts
+ *   QUEUED     -> RESERVING    [coord_request_place]  a decode node has room: its Decode starts. Until then no node
+ *                                                     computes or holds anything for it
  *   RESERVING  -> PREFILLING   [reserved]             pages are promised: Prefill starts elsewhere
  *   RESERVING  -> DECODING     [reserved]             nothing to send: the decode node computes alone
  *   PREFILLING -> MOVING       [prefill_event]        the prompt is read, its last pages are moving
@@ -39,15 +40,17 @@ static const char *const side_names[SIDES] = {"decode", "prefill"};
 static coord_request *create(const coord_event *e) {
     assert(e->request != 0 && e->submit.count > 0 && e->submit.max_tokens > 0);
     size_t tokens = (size_t)e->submit.count + (size_t)e->submit.max_tokens;
-    size_t id_bytes = strlen(e->submit.id) + 1;
-    coord_request *r = mem_alloc(sizeof *r + tokens * sizeof(int32_t) + id_bytes);
+    size_t id_bytes = strlen(e->submit.id) + 1, costs = e->submit.explain ? COORD_COSTS_MAX : 0;
+    coord_request *r = mem_alloc(sizeof *r + costs * sizeof *r->costs + tokens * sizeof(int32_t) + id_bytes);
     if (!r) return NULL;
     *r = (coord_request){.number = e->request,
-                         .tokens = (int32_t *)(r + 1),
+                         .costs = costs ? (coord_cost *)(r + 1) : NULL,
+                         .tokens = (int32_t *)((coord_cost *)(r + 1) + costs),
                          .count = e->submit.count,
                          .prompt_count = e->submit.count,
                          .max_tokens = e->submit.max_tokens,
                          .prefer_node = e->submit.prefer_node,
+                         .salt = e->submit.salt,
                          .deadline_ms = e->submit.deadline_ms,
                          .retry_ms = INT64_MAX,
                          .seat = {{.node = -1}, {.node = -1}},
@@ -57,42 +60,42 @@ static coord_request *create(const coord_event *e) {
     return r;
 }
 
+static double expected_answer(const coord_core *c, const coord_request *r) {
+    int32_t most = r->prompt_count + r->max_tokens - r->count;
+    return c->answer_tokens < most ? c->answer_tokens : most;
+}
+
 /* The answer to a request that was never accepted. */
-static void refuse(coord_core *c, const coord_event *e, status st, const char *text) {
+static void refuse(coord_core *c, const coord_event *e, status st, const char *text, int64_t retry_after_ms) {
     log_write(LOG_INFO, e->submit.id, "request.refused", "status=%s %s", status_name(st), text);
     coord_action *a = coord_core_act(c, COORD_DO_FINISH, NULL, -1);
     a->request = e->request;
     a->finish.st = st;
     a->finish.text = text;
-    a->finish.retry_after_ms = -1;
-    if (st == ST_AGAIN || st == ST_NO_MEMORY) a->finish.retry_after_ms = coord_core_retry_after(c);
-}
-
-/* A bounded wait: with no place free right now the queue must have room. */
-static bool queue_is_full(const coord_core *c, const coord_event *e) {
-    if (coord_core_counts(c).waiting < c->limits.queue_max) return false;
-    if (c->heap[HEAP_QUEUE].count > 0) return true;
-    return coord_route_decode(c->nodes, c->nodes_end, e->submit.prefer_node, c->turn, c->now_ms) < 0;
+    a->finish.retry_after_ms = retry_after_ms;
 }
 
 void coord_request_submit(coord_core *c, const coord_event *e) {
+    enum { MEMORY_MS = 1000 };
+    int64_t retry_after_ms;
     if (coord_route_outlook(c->nodes, c->nodes_end, c->now_ms) == OUTLOOK_NONE) {
-        refuse(c, e, ST_PEER_LOST, "no decode node is ready");
+        refuse(c, e, ST_PEER_LOST, "no decode node is ready", -1);
         return;
     }
-    if (c->requests == c->limits.requests_max || queue_is_full(c, e)) {
-        snprintf(c->text, sizeof c->text,
-                 "full: %d requests are waiting (at most %d), %d are alive (at most %d)",
-                 coord_core_counts(c).waiting, c->limits.queue_max, c->requests,
-                 c->limits.requests_max);
-        refuse(c, e, ST_AGAIN, c->text);
+    coord_ask ask = {.nodes = c->nodes, .count = c->nodes_end, .now_ms = c->now_ms};
+    bool room = c->heap[HEAP_QUEUE].count == 0 && coord_route_candidates(&ask, COORD_DECODE, c->rows[COORD_DECODE]) > 0;
+    const char *why = coord_tenant_refusal(c, e->submit.tenant, e->submit.count, room, &retry_after_ms);
+    if (why) {
+        refuse(c, e, ST_AGAIN, why, retry_after_ms);
         return;
     }
     coord_request *r = create(e);
     if (!r) {
-        refuse(c, e, ST_NO_MEMORY, "the coordinator has no memory for the request");
+        refuse(c, e, ST_NO_MEMORY, "the coordinator has no memory for the request", MEMORY_MS);
         return;
     }
+    r->tenant = coord_tenant_join(c, e->submit.tenant);
+    r->key[HEAP_QUEUE] = coord_tenant_start_tag(c, r->tenant, r->count + (int64_t)expected_answer(c, r));
     coord_core_insert(c, r);
     log_write(LOG_INFO, r->id, "request.queued", "tokens=%d max_tokens=%d", r->count, r->max_tokens);
     coord_core_enqueue(c, r, 0);
@@ -118,6 +121,7 @@ static void finish(coord_core *c, coord_request *r, status st, int32_t reason, c
     a->finish.reason = reason;
     a->finish.retry_after_ms = -1;
     a->finish.attempts = r->attempt ? r->failures + 1 : 0;
+    if (st == ST_OK) c->answer_tokens += 0.05 * (r->count - r->prompt_count - c->answer_tokens);
     if (text && text != r->text) snprintf(r->text, sizeof r->text, "%s", text);
     a->finish.text = text ? r->text : NULL;
     log_write(LOG_INFO, r->id, "request.finished", "status=%s tokens=%d attempts=%d%s%s",
@@ -149,14 +153,66 @@ void coord_request_due(coord_core *c, coord_request *r) {
 
 /* ---- placement ----------------------------------------------------------------------------------- */
 
-static int route_prefill(const coord_core *c) {
-    return coord_route_prefill(c->nodes, c->nodes_end, c->turn, c->now_ms);
+/* Prompts read apart are not cached as prompts read here: what decode nodes cache them under. */
+static uint64_t apart_salt(const coord_core *c, const coord_request *r) {
+    for (int i = 0; i < c->nodes_end; i++)
+        if (c->nodes[i].known && c->nodes[i].state.role == COORD_PREFILL) return r->salt ^ (c->nodes[i].state.numerics | 1);
+    return r->salt;
+}
+
+static void match(coord_core *c, const coord_request *r, uint64_t salt, coord_role role) {
+    int32_t sizes[COORD_PAGE_SIZES], count = 0;
+    for (int i = 0; i < c->nodes_end; i++) {
+        const coord_node *n = &c->nodes[i].state;
+        int32_t k = 0;
+        if (!c->nodes[i].alive || n->role != role || n->page_tokens <= 0) continue;
+        while (k < count && sizes[k] != n->page_tokens) k++;
+        if (k == count && k < COORD_PAGE_SIZES) sizes[count++] = n->page_tokens;
+    }
+    for (int32_t k = 0; k < count; k++) coord_cache_match(c->cache, salt, r->tokens, r->count, sizes[k], c->cached);
+}
+
+static coord_ask ask_for(coord_core *c, const coord_request *r) {
+    enum { KEY_TOKENS = 128 };   /* as much of a prompt's beginning as makes two prompts alike */
+    coord_ask a = {.limits = &c->limits, .nodes = c->nodes, .count = c->nodes_end, .links = &c->links, .cached = c->cached,
+                   .tokens = r->count, .answer = expected_answer(c, r), .turn = c->turn, .now_ms = c->now_ms, .to = -1};
+    if (c->limits.route == COORD_ROUTE_PREFIX_HASH)
+        a.key = prefix_number(r->salt, r->tokens, r->prompt_count < KEY_TOKENS ? r->prompt_count : KEY_TOKENS);
+    if (c->limits.route == COORD_ROUTE_COST) coord_route_average(&a);
+    return a;
+}
+
+/* What the view says of this prompt, in c->cached. */
+static void look_up(coord_core *c, const coord_request *r, uint64_t decode_salt) {
+    memset(c->cached, 0, (size_t)c->nodes_end * sizeof *c->cached);
+    match(c, r, r->salt, COORD_PREFILL);
+    match(c, r, decode_salt, COORD_DECODE);
+    if (r->prefer_node >= 0 && r->prefer_node < c->nodes_end) c->cached[r->prefer_node] = r->count;
+}
+
+static const coord_cost *choose(coord_core *c, coord_request *r, const coord_ask *a, coord_role role, int candidates) {
+    coord_cost *rows = c->rows[role];
+    int chosen = coord_route_choose(a, rows, candidates);
+    if (r->costs) coord_route_explain(rows, candidates, role, r->costs, &r->costs_count);
+    return chosen < 0 ? NULL : &rows[chosen];
+}
+
+/* Who reads the prompt for a decode node that is chosen and wants so many tokens of it; -1: nobody is there. */
+static int route_prefill(coord_core *c, coord_request *r, int to, int32_t moved) {
+    coord_ask a = ask_for(c, r);
+    a.to = to;
+    a.moved = moved;
+    int candidates = coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
+    if (candidates == 0) return -1;
+    memset(c->cached, 0, (size_t)c->nodes_end * sizeof *c->cached);
+    match(c, r, r->salt, COORD_PREFILL);
+    return choose(c, r, &a, COORD_PREFILL, candidates)->node;
 }
 
 /* Rule 6. true: it is delayed. */
-static bool waits_for_prefill(coord_core *c, coord_request *r, int prefill_node) {
+static bool waits_for_prefill(coord_core *c, coord_request *r, bool prefill_nodes) {
     enum { AGAIN_MS = 100 };
-    if (!r->apart || prefill_node >= 0) {
+    if (!r->apart || prefill_nodes) {
         r->apart_until_ms = 0;
         return false;
     }
@@ -170,13 +226,10 @@ static bool waits_for_prefill(coord_core *c, coord_request *r, int prefill_node)
     return true;
 }
 
-void coord_request_place(coord_core *c, coord_request *r, int node) {
-    int prefill_node = route_prefill(c);
-    bool differ = coord_route_apart(&c->limits, c->nodes, c->nodes_end, node);
-    r->apart = differ && r->failures < COORD_APART_FAILURES;
-    if (waits_for_prefill(c, r, prefill_node)) return;
+static void begin_decode(coord_core *c, coord_request *r, int node, int32_t local_tokens_max) {
     coord_core_dequeue(c, r);
     coord_core_sit(c, r, SIDE_DECODE, node);
+    c->virtual_tag = r->key[HEAP_QUEUE] > c->virtual_tag ? r->key[HEAP_QUEUE] : c->virtual_tag;
     r->state = REQUEST_RESERVING;
     r->attempt++;
     r->confirmed = r->count;
@@ -185,13 +238,33 @@ void coord_request_place(coord_core *c, coord_request *r, int node) {
     a->decode.count = r->count;
     a->decode.prompt_count = r->prompt_count;
     a->decode.max_tokens = r->max_tokens;
-    a->decode.local_tokens_max = r->apart  ? 0
-                                 : differ ? INT32_MAX
-                                          : coord_route_local_tokens(&c->limits, prefill_node);
+    a->decode.local_tokens_max = local_tokens_max;
     a->decode.apart = r->apart;
+    a->decode.salt = r->apart ? apart_salt(c, r) : r->salt;
+    a->decode.costs = r->costs;
+    a->decode.costs_count = r->costs_count;
     log_write(LOG_INFO, r->id, "request.reserving",
               "attempt=%u decode=%d tokens=%d local_tokens_max=%d%s", r->attempt, node, r->count,
               a->decode.local_tokens_max, r->apart ? " apart" : "");
+}
+
+bool coord_request_place(coord_core *c, coord_request *r) {
+    coord_ask ask = ask_for(c, r);
+    int decodes = coord_route_candidates(&ask, COORD_DECODE, c->rows[COORD_DECODE]);
+    if (decodes == 0) return false;
+    int prefills = coord_route_candidates(&ask, COORD_PREFILL, c->rows[COORD_PREFILL]);
+    bool differ = coord_route_apart(&c->limits, c->nodes, c->nodes_end, c->rows[COORD_DECODE][0].node);
+    ask.apart = differ && r->failures < COORD_APART_FAILURES;
+    if (c->limits.route == COORD_ROUTE_COST) look_up(c, r, ask.apart ? apart_salt(c, r) : r->salt);
+    else ask.cached = NULL;
+    r->costs_count = 0;
+    ask.prefill = choose(c, r, &ask, COORD_PREFILL, prefills);
+    int node = choose(c, r, &ask, COORD_DECODE, decodes)->node;
+    differ = coord_route_apart(&c->limits, c->nodes, c->nodes_end, node);
+    r->apart = differ && r->failures < COORD_APART_FAILURES;
+    if (waits_for_prefill(c, r, prefills > 0)) return true;
+    begin_decode(c, r, node, r->apart ? 0 : differ ? INT32_MAX : coord_route_local_tokens(&ask, node));
+    return true;
 }
 
 static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
@@ -202,11 +275,13 @@ static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
     }
     if (wanted == cached) {
         r->state = REQUEST_DECODING;
+        r->computing = r->count - cached;
+        c->nodes[r->seat[SIDE_DECODE].node].computing += r->computing;
         log_write(LOG_INFO, r->id, "request.decoding", "attempt=%u cached=%d local", r->attempt,
                   cached);
         return;
     }
-    int node = route_prefill(c);
+    int node = route_prefill(c, r, r->seat[SIDE_DECODE].node, wanted - cached);
     if (node < 0) { /* none is left: this time the decode node is told to compute it all */
         retry(c, r, false);
         return;
@@ -222,6 +297,9 @@ static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
     a->prefill.kv_address = e->reserved.kv_address;
     a->prefill.skip = cached;
     a->prefill.send_end = wanted;
+    a->prefill.salt = r->salt;
+    a->prefill.costs = r->costs;
+    a->prefill.costs_count = r->costs_count;
     log_write(LOG_INFO, r->id, "request.prefilling", "attempt=%u prefill=%d cached=%d wanted=%d",
               r->attempt, node, cached, wanted);
 }
@@ -233,6 +311,12 @@ static void move_on(coord_request *r, coord_request_state state, const char *eve
 }
 
 /* ---- tokens -------------------------------------------------------------------------------------- */
+
+/* Its prompt is read. */
+static void computed(coord_core *c, coord_request *r) {
+    c->nodes[r->seat[SIDE_DECODE].node].computing -= r->computing;
+    r->computing = 0;
+}
 
 /* Rule 2. false: the request was finished. */
 static bool relay(coord_core *c, coord_request *r, const coord_event *e, coord_side side) {
@@ -362,6 +446,7 @@ static void decode_event(coord_core *c, coord_request *r, const coord_event *e) 
     case COORD_RESERVED: reserved(c, r, e); break;
     case COORD_LANDED: move_on(r, REQUEST_DECODING, "request.decoding"); break;
     case COORD_TOKENS:
+        computed(c, r);
         if (relay(c, r, e, SIDE_DECODE)) move_on(r, REQUEST_DECODING, "request.decoding");
         break;
     default: decode_end(c, r, e);
@@ -374,7 +459,12 @@ static void prefill_event(coord_core *c, coord_request *r, const coord_event *e)
     case COORD_FIRST_TOKEN:
         if (r->apart || relay(c, r, e, SIDE_PREFILL)) move_on(r, REQUEST_MOVING, "request.moving");
         break;
-    case COORD_SENT: move_on(r, REQUEST_MOVING, "request.moving"); break;
+    case COORD_SENT:
+        if (r->prefilling > 0 && r->seat[SIDE_DECODE].node >= 0)
+            coord_link_learn(&c->links, r->seat[SIDE_PREFILL].node, r->seat[SIDE_DECODE].node,
+                             e->sent.exposed_ms / r->prefilling);
+        move_on(r, REQUEST_MOVING, "request.moving");
+        break;
     default: prefill_end(c, r, e);
     }
 }

@@ -68,9 +68,11 @@ static void act(coord_service *s, const coord_action *a) {
     switch (a->kind) {
     case COORD_DO_DECODE:
         if (b->placed_us == 0) b->placed_us = clock_now_us();
+        coord_generate_costs(b, a->decode.costs, a->decode.costs_count);
         coord_leg_start(b, LEG_DECODE, a);
         break;
     case COORD_DO_PREFILL:
+        coord_generate_costs(b, a->prefill.costs, a->prefill.costs_count);
         coord_leg_start(b, LEG_PREFILL, a);
         break;
     case COORD_DO_CANCEL_DECODE:
@@ -132,6 +134,9 @@ static void submit(coord_service *s, coord_branch *b) {
     e.submit.max_tokens = c->job.max_tokens;
     e.submit.deadline_ms = c->deadline_ms;
     e.submit.prefer_node = b->prefer_node;
+    e.submit.tenant = c->tenant;
+    e.submit.salt = c->tenant;
+    e.submit.explain = c->job.explain;
     step(s, &e);
 }
 
@@ -219,7 +224,7 @@ static void choose_numerics(coord_service *s, const Baton__Node__V1__NodeState *
     snprintf(s->numerics[role], sizeof s->numerics[role], "%s", state->pairing->numerics);
 }
 
-uint64_t coord_service_numerics(const char *text) { return XXH3_64bits(text, strlen(text)); }
+uint64_t coord_service_number(const char *text) { return XXH3_64bits(text, strlen(text)); }
 
 const char *coord_service_node_name(const coord_service *s, int node) {
     if (node < 0) return "";
@@ -265,16 +270,29 @@ static void on_state(void *ctx, int node, const Baton__Node__V1__NodeState *stat
         e.node_state = (coord_node){.role = role_of(state),
                                     .draining = state->draining,
                                     .epoch = state->epoch,
-                                    .numerics = coord_service_numerics(state->pairing->numerics),
+                                    .numerics = coord_service_number(state->pairing->numerics),
                                     .capacity = state->capacity,
                                     .pages_total = (int32_t)(total < INT32_MAX ? total : INT32_MAX),
                                     .pages_available =
                                         (int32_t)(available < INT32_MAX ? available : INT32_MAX),
-                                    .page_tokens = state->page_tokens};
+                                    .page_tokens = state->page_tokens,
+                                    .name = coord_service_number(state->id),
+                                    .prefill_tokens_per_s = state->prefill_tokens_per_s,
+                                    .decode_steps_per_s = state->decode_steps_per_s};
         coord_service_feed(s, &e);
     }
     count_ready(s);
     coord_cluster_changed(s);
+}
+
+/* Kept of nodes that are not used, too: one may be later, and the stream tells the whole once. */
+static void on_cache(void *ctx, int node, const Baton__Node__V1__CacheChange *change) {
+    coord_event e = {.kind = COORD_NODE_CACHE, .node = node};
+    e.cache.whole = change->whole;
+    e.cache.at = change->pages;
+    e.cache.numbers = change->numbers;
+    e.cache.count = (int32_t)change->n_pages;
+    coord_service_feed(ctx, &e);
 }
 
 static void on_lost(void *ctx, int node, const char *why) {
@@ -282,6 +300,8 @@ static void on_lost(void *ctx, int node, const char *why) {
     coord_service *s = ctx;
     if (s->closed) return;
     coord_event e = {.kind = COORD_NODE_LOST, .node = node};
+    coord_service_feed(s, &e);
+    e = (coord_event){.kind = COORD_NODE_CACHE, .node = node, .cache = {.whole = true}};
     coord_service_feed(s, &e);
     count_ready(s);
     coord_cluster_changed(s);
@@ -313,7 +333,7 @@ static status open_server(coord_service *s, error *err) {
 }
 
 static status open_view(coord_service *s, error *err) {
-    static const cluster_view_events events = {.state = on_state, .lost = on_lost};
+    static const cluster_view_events events = {.state = on_state, .lost = on_lost, .cache = on_cache};
     const char *nodes = s->options.nodes;
     size_t bytes = strlen(nodes) + 16;
     char *spec = arena_alloc(s->memory, bytes);

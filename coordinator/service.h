@@ -76,7 +76,7 @@ typedef struct coord_job {
     int32_t stops_count;
     int32_t *stop_tokens;
     int32_t stop_tokens_count;
-    bool ignore_eos;
+    bool ignore_eos, explain;
 } coord_job;
 
 status coord_check_generate(const coord_model *m, const Baton__V1__GenerateRequest *r, arena *a,
@@ -159,6 +159,8 @@ typedef struct coord_branch {
     int64_t submitted_us, placed_us, first_us, last_us;
     double prefill_ms, transfer_ms, draft_ms;
     int decode_node, prefill_node;               /* -1: none */
+    coord_cost *costs;           /* (COORD_COSTS_MAX) of the last placement; NULL: nobody asks */
+    int32_t costs_count;
     int32_t tokens_count, cached, proposed, accepted;
     rpc_timer *again;            /* waits to be submitted again */
     /* what the core is to be told after the step in hand */
@@ -185,12 +187,14 @@ struct coord_client {
     char text[300];
     int64_t retry_after_ms;
     int64_t deadline_ms;
+    uint64_t tenant;             /* a number for its name, and the salt of its pages; 0: it named none */
     coord_client *next, *prev;
 };
 
 void coord_generate_on_request(rpc_call *call, const ProtobufCMessage *request, void *ctx);
 void coord_generate_once_on_request(rpc_call *call, const ProtobufCMessage *request, void *ctx);
 /* The core's actions. */
+void coord_generate_costs(coord_branch *b, const coord_cost *costs, int32_t count);
 void coord_generate_emit(coord_branch *b, const coord_action *action);
 void coord_generate_finish(coord_branch *b, const coord_action *action);
 /* The decode node of a branch said its first token: the others may share its pages. */
@@ -248,7 +252,7 @@ void coord_service_leave(coord_service *s, coord_branch *b);
 void coord_service_client_left(coord_service *s);
 /* Is this node one of our model's? */
 bool coord_service_matches(const coord_service *s, const Baton__Node__V1__NodeState *state);
-uint64_t coord_service_numerics(const char *text);       /* a number for it */
+uint64_t coord_service_number(const char *text);         /* for a name, the same in every coordinator */
 const char *coord_service_node_name(const coord_service *s, int node);
 
 extern const rpc_method coord_cluster_methods[];

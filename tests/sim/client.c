@@ -49,6 +49,9 @@ static void submit(sim *s, sim_event *at) {
     e.submit.max_tokens = r->max_tokens;
     e.submit.deadline_ms = r->deadline_ms;
     e.submit.prefer_node = sim_chance(s, 0.2) ? (int)sim_range(s, 0, s->nodes_count - 1) : -1;
+    e.submit.salt = r->salt;
+    e.submit.tenant = r->salt;
+    e.submit.explain = sim_chance(s, 0.2);
     sim_trace(s, "client: submit %s prompt=%d max=%d answer=%d", id, r->prompt_count, r->max_tokens,
               r->answer_count);
     r->live = true;
@@ -112,6 +115,8 @@ static void come_again(sim *s, int number, const coord_action *a) {
     int64_t wait_ms = a->finish.retry_after_ms > 0 ? a->finish.retry_after_ms : 50;
     r->live = false;
     s->seen[SEEN_AGAIN]++;
+    s->seen[SEEN_AGAIN_TOKENS] += strstr(a->finish.text, "prompt tokens are waiting") != NULL;
+    s->seen[SEEN_AGAIN_TENANT] += strstr(a->finish.text, "this tenant") != NULL;
     if (a->finish.st == ST_AGAIN && (wait_ms < 50 || wait_ms > 10000))
         sim_fail(s, "request %d: told to wait %lld ms", number, (long long)wait_ms);
     sim_at(s, s->now_us + wait_ms * 1000, submit)->a = number;

@@ -199,6 +199,7 @@ static void send_start(sim *s, const coord_action *a, bool prefill) {
                           .ignore_eos = q->ignore_eos, .lease_ms = s->lease_ms};
     memcpy(m->tokens, tokens, (size_t)count * sizeof *tokens);
     if (s->bug == BUG_SEED_LOST && a->attempt > 1) m->r.sampling.seed++;
+    if (s->bug != BUG_SALT_LOST) m->r.salt = prefill ? a->prefill.salt : a->decode.salt;
     if (prefill) {
         s->seen[SEEN_REMOTE]++;
         m->r.ticket = a->prefill.ticket;
@@ -209,7 +210,6 @@ static void send_start(sim *s, const coord_action *a, bool prefill) {
         m->r.max_tokens = a->decode.max_tokens;
         m->r.local_tokens_max = a->decode.local_tokens_max;
         m->r.apart = st->apart && s->bug != BUG_APART_LOST;
-        if (st->apart && s->bug != BUG_SALT_LOST) m->r.salt ^= 2;        /* as coordinator/leg.c */
     }
     sim_event *e = sim_at_node(s, to_node(s, st), st->node, st->life, begin);
     e->dropped = no_answer;
@@ -273,21 +273,41 @@ void sim_coordinator_step(sim *s, coord_event *e) {
 
 /* ---- who is alive ----------------------------------------------------------------------------------- */
 
+/* A node's state, and what changed in its prefix cache. */
+typedef struct heard {
+    coord_node state;
+    bool whole;
+    int32_t count, at[40];
+    uint64_t numbers[40];
+} heard;
+
 static void hear_state(sim *s, sim_event *at) {
     sim_node *n = &s->nodes[at->a];
+    const heard *h = at->data;
     coord_event e = {.kind = COORD_NODE_STATE, .node = n->slot};
-    e.node_state = *(coord_node *)at->data;
+    e.node_state = h->state;
     n->heard_us = s->now_us;
     n->heard_life = (uint32_t)at->b;
+    sim_coordinator_step(s, &e);
+    e = (coord_event){.kind = COORD_NODE_CACHE, .node = n->slot};
+    e.cache.whole = h->whole;
+    e.cache.at = h->at;
+    e.cache.numbers = h->numbers;
+    e.cache.count = h->count;
+    s->seen[SEEN_CACHE] += (uint64_t)h->count;
     sim_coordinator_step(s, &e);
 }
 
 static void beat(sim *s, sim_event *at) {
     sim_node *n = &s->nodes[at->node];
-    sim_at_node(s, s->now_us + SIM_HEARTBEAT_US, n->slot, n->life, beat);
+    sim_event *next = sim_at_node(s, s->now_us + SIM_HEARTBEAT_US, n->slot, n->life, beat);
+    next->a = at->a;
     if (s->now_us < n->deaf_us) return;
-    coord_node *state = sim_alloc(sizeof *state);
-    *state = (coord_node){.role = n->prefill ? COORD_PREFILL : COORD_DECODE,
+    next->a = 1;                 /* of this life something was told */
+    heard *h = sim_alloc(sizeof *h);
+    h->count = node_core_cache_changes(n->core, 40, h->at, h->numbers);
+    h->whole = at->a == 0;
+    h->state = (coord_node){.role = n->prefill ? COORD_PREFILL : COORD_DECODE,
                           .draining = n->draining,
                           .epoch = s->bug == BUG_NODE_LOST_LOST ? 1 : n->life,
                           .numerics = s->bug == BUG_NUMERICS_LOST ? 1 : n->numerics,
@@ -298,7 +318,7 @@ static void beat(sim *s, sim_event *at) {
     sim_event *e = sim_at(s, s->now_us + sim_delay(s), hear_state);
     e->a = n->slot;
     e->b = n->life;
-    e->data = state;
+    e->data = h;
 }
 
 void sim_coordinator_hear(sim *s, sim_node *n) {
@@ -342,6 +362,10 @@ void sim_coordinator_gone(sim *s, sim_node *n) {
 
 void sim_coordinator_create(sim *s) {
     s->limits.queue_max = (int32_t)sim_range(s, 0, 20);
+    s->limits.queue_tokens_max = sim_chance(s, 0.5) ? 1 << 20 : sim_range(s, 1, 400);
+    if (sim_chance(s, 0.3)) s->limits.tenant_requests_max = (int32_t)sim_range(s, 1, 8);
+    if (sim_chance(s, 0.3)) s->limits.tenant_queue_tokens_max = sim_range(s, 1, 300);
+    s->limits.route = (coord_route)sim_range(s, 0, COORD_ROUTES - 1);
     s->limits.requests_max = (int32_t)sim_range(s, 1, 40);
     s->limits.local_tokens_max = (int32_t)sim_range(s, 0, 32);
     s->limits.avoid_ms = (int32_t)sim_range(s, 20, 200);

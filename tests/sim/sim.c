@@ -165,6 +165,7 @@ static void check_end(sim *s) {
     coord_counts counts = coord_core_counts(s->core);
     if (counts.waiting || counts.placed)
         sim_fail(s, "the coordinator still has %d waiting, %d placed requests", counts.waiting, counts.placed);
+    if (counts.waiting_tokens) sim_fail(s, "the coordinator still counts %lld tokens of prompts that wait", (long long)counts.waiting_tokens);
     if (counts.disagreements) sim_fail(s, "%lld disagreements", (long long)counts.disagreements);
     for (int i = 0; i < s->nodes_count; i++) sim_node_check(s, &s->nodes[i], true);
 }

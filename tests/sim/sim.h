@@ -81,7 +81,9 @@ typedef enum sim_bug {
     X(SEEN_PREEMPTED, "preemptions") X(SEEN_SWAPPED, "of them swapped to host memory") X(SEEN_COPIED, "pages copied") \
     X(SEEN_REMOTE, "prompts computed remotely") X(SEEN_RETRIED, "attempts failed")                  \
     X(SEEN_MIGRATED, "answers begun by one attempt and ended by another")                           \
-    X(SEEN_AGAIN, "requests refused at the door") X(SEEN_ANSWERED, "answers compared")              \
+    X(SEEN_AGAIN, "requests refused at the door") X(SEEN_AGAIN_TOKENS, "refused: too many tokens wait") \
+    X(SEEN_AGAIN_TENANT, "refused: a tenant's cap or share") X(SEEN_ANSWERED, "answers compared")   \
+    X(SEEN_CACHE, "pages told to the coordinator")                                                  \
     X(SEEN_CANCELED, "requests canceled") X(SEEN_LATE, "requests too late")                         \
     X(SEEN_APART, "apart: attempts") X(SEEN_APART_HIT, "apart: prefixes found in the cache")        \
     X(SEEN_APART_SHORT, "apart: prompts that did not come whole")                                   \

@@ -77,6 +77,8 @@ static void refusals(void **state) {
         {"up --model x --log-level loud", 2, "loud"},
         {"coordinator --model x", 2, "--nodes"},
         {"coordinator --model x --nodes a:1 --prefill-policy maybe", 2, "maybe"},
+        {"coordinator --model x --nodes a:1 --route fastest", 2, "fastest"},
+        {"coordinator --model x --nodes a:1 --queue-tokens 0", 2, "--queue-tokens"},
         {"coordinator --model /no/such/file --nodes a:1", 1, "/no/such/file"},
         {"decode --model x --kv-dtype f8", 2, "f8"},
         {"decode --model /no/such/file", 1, "/no/such/file"},

@@ -3,7 +3,8 @@
 
 static void refuses_when_there_is_nobody(void **state) {
     (void)state;
-    STORY(&coord_limits_default,
+    coord_limits limits = story_limits();
+    STORY(&limits,
           {"submit 1", "F1:ST_PEER_LOST/0"},
           {"node 0 P", ""}, {"submit 1", "F1:ST_PEER_LOST/0"},
           {"node 1 D drain", ""}, {"submit 1", "F1:ST_PEER_LOST/0"},
@@ -12,7 +13,7 @@ static void refuses_when_there_is_nobody(void **state) {
 
 static void queue_is_bounded_and_in_order(void **state) {
     (void)state;
-    coord_limits limits = coord_limits_default;
+    coord_limits limits = story_limits();
     limits.queue_max = 2;
     STORY(&limits, {"node 0 D cap=1", ""},
           {"submit 1", "D1.1>0:10,L*"},
@@ -29,7 +30,7 @@ static void queue_is_bounded_and_in_order(void **state) {
 
 static void alive_requests_are_bounded(void **state) {
     (void)state;
-    coord_limits limits = coord_limits_default;
+    coord_limits limits = story_limits();
     limits.requests_max = 2;
     STORY(&limits, {"node 0 D", ""}, {"submit 1", "D1.1>0:10,L*"}, {"submit 2", "D2.1>0:10,L*"},
           {"submit 3", "F3:ST_AGAIN/0"}, {"cancel 1", "xD1.1>0 F1:ST_CANCELED/0"},
@@ -53,7 +54,7 @@ static int64_t refused_for_ms(told *t) {
 
 static void hint_follows_the_rate(void **state) {
     (void)state;
-    coord_limits limits = coord_limits_default;
+    coord_limits limits = story_limits();
     limits.queue_max = 0;
     told t = story_begin(&limits);
     tell(&t, "node 0 D cap=1");
@@ -75,7 +76,8 @@ static void hint_follows_the_rate(void **state) {
 
 static void next_tick_is_the_earliest_need(void **state) {
     (void)state;
-    told t = story_begin(&coord_limits_default);
+    coord_limits limits = story_limits();
+    told t = story_begin(&limits);
     tell(&t, "node 0 D");
     assert_true(coord_core_next_tick_ms(t.core) == INT64_MAX);
     tell(&t, "submit 1 deadline=500");
@@ -91,7 +93,8 @@ static void next_tick_is_the_earliest_need(void **state) {
 static void no_memory_for_a_request(void **state) {
     (void)state;
     int64_t live = mem_live();
-    told t = story_begin(&coord_limits_default);
+    coord_limits limits = story_limits();
+    told t = story_begin(&limits);
     tell(&t, "node 0 D");
     int64_t before = mem_live();
     mem_fail_at(1);
@@ -128,7 +131,7 @@ static void no_memory_for_the_core(void **state) {
 /* The most actions that one step can give: a node with every request on it is lost. */
 static void loses_a_full_node_at_once(void **state) {
     (void)state;
-    coord_limits limits = coord_limits_default;
+    coord_limits limits = story_limits();
     limits.requests_max = 300;
     told t = story_begin(&limits);
     tell(&t, "node 0 D cap=300");
@@ -193,7 +196,8 @@ static void a_restart_with_an_earlier_clock(void **state) {
 static void is_quick(void **state) {
     (void)state;
     enum { REQUESTS = 20000, ALIVE = 256, TOKENS = 32 };
-    told t = story_begin(&coord_limits_default);
+    coord_limits limits = story_limits();
+    told t = story_begin(&limits);
     coord_actions out;
     for (int i = 0; i < 8; i++) {
         char event[60];

@@ -1,8 +1,9 @@
-/* coord_story.h -- the coordinator's core told as a story: an event a line, and the actions it must give.
+/* coord_story.h -- the coordinator's core told as a story: an event a line, and the actions it must give. Nodes are
+ * chosen by load (story_limits): what a choice by cost depends on is coord_route.c's to test.
  *
  * Events, request 1 in its attempt 2 being "1.2"; every prompt has 10 tokens:
  *   node N D|P [cap=C] [epoch=E] [num=X] [drain]   lost N   at MS (a tick)   cancel R   stop R
- *   submit R [max=M] [prefer=N] [deadline=MS]
+ *   submit R [max=M] [prefer=N] [deadline=MS] [tenant=T]
  *   reserved R.A CACHED/WANTED   landed R.A   sent R.A   tokens R.A @INDEX T,T   first R.A @INDEX T
  *   dend R.A STATUS|done         pend R.A STATUS
  * Actions, blank between them, "" for none:
@@ -17,6 +18,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+
+static inline coord_limits story_limits(void) {
+    coord_limits l = coord_limits_default;
+    l.route = COORD_ROUTE_LEAST_LOADED;
+    return l;
+}
 
 typedef struct line {
     const char *event, *actions;
@@ -103,6 +110,7 @@ static inline void tell_submit(coord_event *e, const char *text) {
     e->submit.count = 10;
     e->submit.max_tokens = number_after(text, "max=", 4);
     e->submit.prefer_node = number_after(text, "prefer=", -1);
+    e->submit.tenant = (uint64_t)number_after(text, "tenant=", 0);
     int deadline = number_after(text, "deadline=", 0);
     e->submit.deadline_ms = deadline ? deadline : INT64_MAX;
 }

@@ -1,0 +1,117 @@
+/* tenant.c -- who may wait, and who goes first.
+ *
+ * Limits. What can not be placed at once waits, within queue_max requests and queue_tokens_max prompt tokens; beyond them
+ * a request is refused at the door, with the time after which to come back: what waits now, at the rate of the last
+ * answers. A tenant has caps of its own. And of tenants that have a name none may take more of the queue than it leaves
+ * free (dynamic thresholds, Choudhury and Hahne 1998): one that floods gets half, two get a third each, and there is always
+ * a place for the next one.
+ *
+ * Order. Start-time fair queueing (Goyal, Vin, Cheng 1997) over tokens, prompt and expected answer:
+ *
+ *   start tag  = the later of the start tag placed last and the tenant's last finish tag
+ *   finish tag = start tag + tokens
+ *
+ * and the queue goes by start tags. A lone tenant's requests keep their order of arrival; of several each gets the same
+ * tokens a second, however many requests it has waiting. A request that comes back to the queue keeps its tag. */
+#include "coordinator/core_internal.h"
+#include <assert.h>
+#include <inttypes.h>
+
+static coord_tenant *find(coord_core *c, uint64_t number) {
+    for (int i = 0; i < c->tenants_end; i++)
+        if (c->tenants[i].alive && c->tenants[i].number == number) return &c->tenants[i];
+    return NULL;
+}
+
+int coord_tenant_join(coord_core *c, uint64_t number) {
+    coord_tenant *t = find(c, number);
+    if (!t) {
+        int i = 0;
+        while (i < c->tenants_end && c->tenants[i].alive) i++;
+        if (i == COORD_TENANTS_MAX) return -1;
+        if (i == c->tenants_end) c->tenants_end++;
+        t = &c->tenants[i];
+        *t = (coord_tenant){.number = number};
+    }
+    t->alive++;
+    return (int)(t - c->tenants);
+}
+
+void coord_tenant_leave(coord_core *c, int tenant) {
+    assert(c->tenants[tenant].alive > 0);
+    c->tenants[tenant].alive--;
+    while (c->tenants_end > 0 && c->tenants[c->tenants_end - 1].alive == 0) c->tenants_end--;
+}
+
+int64_t coord_tenant_start_tag(coord_core *c, int tenant, int64_t tokens) {
+    coord_tenant *t = &c->tenants[tenant];
+    int64_t start = t->finish_tag > c->virtual_tag ? t->finish_tag : c->virtual_tag;
+    t->finish_tag = start + tokens;
+    return start;
+}
+
+void coord_tenant_wait(coord_core *c, const coord_request *r, int sign) {
+    coord_tenant *t = &c->tenants[r->tenant];
+    t->waiting += sign;
+    t->waiting_tokens += sign * (int64_t)r->prompt_count;
+    c->waiting_tokens += sign * (int64_t)r->prompt_count;
+    assert(t->waiting >= 0 && t->waiting_tokens >= 0 && c->waiting_tokens >= 0);
+}
+
+/* ---- refusals ------------------------------------------------------------------------------------------ */
+
+/* How long until so many requests, or prompts of so many tokens, have been answered, at the rate of the last. */
+static int64_t drain_ms(const coord_core *c, int64_t requests, int64_t tokens) {
+    enum { LEAST_MS = 50, MOST_MS = 10000, UNKNOWN_MS = 1000 };
+    int64_t n = c->finishes < COORD_FINISHES ? c->finishes : COORD_FINISHES, answered = 0;
+    if (n == 0) return UNKNOWN_MS;
+    int64_t span_ms = c->now_ms - c->finish_ms[(c->finishes - n) % COORD_FINISHES];
+    for (int64_t i = 0; i < n; i++) answered += c->finish_tokens[i];
+    double by_requests = (double)span_ms * (double)requests / (double)n;
+    double by_tokens = (double)span_ms * (double)tokens / (double)answered;
+    double ms = by_requests > by_tokens ? by_requests : by_tokens;
+    return ms < LEAST_MS ? LEAST_MS : ms > MOST_MS ? MOST_MS : (int64_t)ms;
+}
+
+/* One of the tenant's own requests has to end first. */
+static int64_t own_ms(const coord_core *c, const coord_tenant *t) {
+    return drain_ms(c, (c->requests + t->alive - 1) / t->alive, 0);
+}
+
+static const char *tenant_refusal(coord_core *c, const coord_tenant *t, int32_t tokens, bool waits, int64_t *retry_after_ms) {
+    const coord_limits *l = &c->limits;
+    int64_t free_requests = l->queue_max - coord_core_counts(c).waiting, free_tokens = l->queue_tokens_max - c->waiting_tokens;
+    *retry_after_ms = own_ms(c, t);
+    if (t->alive >= l->tenant_requests_max)
+        snprintf(c->text, sizeof c->text, "full: %d requests of this tenant are alive (at most %d)", t->alive,
+                 l->tenant_requests_max);
+    else if (waits && t->waiting > 0 && t->waiting_tokens + tokens > l->tenant_queue_tokens_max)
+        snprintf(c->text, sizeof c->text, "full: %" PRId64 " prompt tokens of this tenant are waiting (at most %" PRId64
+                 " with this one's %d)", t->waiting_tokens, l->tenant_queue_tokens_max, tokens);
+    else if (waits && t->number && t->waiting > 0 && (t->waiting >= free_requests || t->waiting_tokens >= free_tokens))
+        snprintf(c->text, sizeof c->text, "full: this tenant has %d requests of %" PRId64 " tokens waiting, and leaves %" PRId64
+                 " and %" PRId64 " to all others", t->waiting, t->waiting_tokens, free_requests, free_tokens);
+    else
+        return NULL;
+    return c->text;
+}
+
+const char *coord_tenant_refusal(coord_core *c, uint64_t tenant, int32_t tokens, bool room, int64_t *retry_after_ms) {
+    const coord_limits *l = &c->limits;
+    const coord_tenant *t = find(c, tenant);
+    int32_t waiting = coord_core_counts(c).waiting;
+    bool no_seat = !t && c->tenants_end == COORD_TENANTS_MAX;
+    for (int i = 0; no_seat && i < COORD_TENANTS_MAX; i++) no_seat = c->tenants[i].alive > 0;
+    *retry_after_ms = drain_ms(c, waiting + 1, c->waiting_tokens);
+    if (c->requests == l->requests_max || no_seat || (!room && waiting >= l->queue_max)) {
+        snprintf(c->text, sizeof c->text, "full: %d requests are waiting (at most %d), %d are alive (at most %d)", waiting,
+                 l->queue_max, c->requests, l->requests_max);
+        return c->text;
+    }
+    if (!room && waiting > 0 && c->waiting_tokens + tokens > l->queue_tokens_max) {
+        snprintf(c->text, sizeof c->text, "full: %" PRId64 " prompt tokens are waiting (at most %" PRId64 " with this one's %d)",
+                 c->waiting_tokens, l->queue_tokens_max, tokens);
+        return c->text;
+    }
+    return t ? tenant_refusal(c, t, tokens, !room, retry_after_ms) : NULL;
+}
