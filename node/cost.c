@@ -32,7 +32,9 @@ void node_cost_step(node_cost *c, int32_t decode_rows, int32_t prompt_rows, int3
         average(&c->decode_us[batch_of(decode_rows)], (double)took_us);
         return;
     }
-    double beside_us = decode_rows ? node_cost_decode_us(c, decode_rows) : 0;
+    /* What any step takes must be known first: a prompt alone says little of what it adds to others. */
+    double beside_us = node_cost_decode_us(c, decode_rows ? decode_rows : 1);
+    if (beside_us == 0) return;
     double us = ((double)took_us - beside_us) / tiles_of(prompt_rows);
     /* Never for nothing: a step that took less than decoding alone was expected to says that rows are cheap. */
     double least_us = (double)took_us / (decode_rows + prompt_rows);

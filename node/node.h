@@ -199,7 +199,6 @@ struct node_seq {
     int64_t service_us;          /* engine time its answer has used, and what its prompt was estimated to */
     int64_t served_us;           /* when it last had a row, or wanted none */
     bool joined, promoted;       /* its prompt was charged; brought up by aging */
-    bool got_on;                 /* a token since its pages came: only then may a later one of a higher level have them */
     int32_t *slots;              /* (blocks_max) pages of host memory, where there are any */
     int32_t slots_count, swapped;            /* swapped: tokens whose KV is in them */
     int64_t began_us, first_us;  /* taken; first step with rows of it began */

@@ -15,12 +15,9 @@ const node_schedule *node_schedule_find(const char *name) {
     return NULL;
 }
 
-bool node_schedule_earlier(const node_place *a, const node_place *b) {
-    return a->since_us != b->since_us ? a->since_us < b->since_us : a->number < b->number;
-}
-
 bool node_schedule_before(const node_place *a, const node_place *b) {
-    return a->level != b->level ? a->level < b->level : node_schedule_earlier(a, b);
+    if (a->level != b->level) return a->level < b->level;
+    return a->since_us != b->since_us ? a->since_us < b->since_us : a->number < b->number;
 }
 
 int64_t node_schedule_since(int64_t began_us, int32_t priority) {

@@ -42,8 +42,6 @@ typedef struct node_place {
 } node_place;
 
 bool node_schedule_before(const node_place *a, const node_place *b);
-/* Whether a came before b, priorities taken into account, whatever their levels are. */
-bool node_schedule_earlier(const node_place *a, const node_place *b);
 int64_t node_schedule_since(int64_t began_us, int32_t priority);
 /* By the engine time it has used. promoted: it was brought up by aging, so a low priority counts only from its second
  * quantum on. */

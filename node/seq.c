@@ -108,15 +108,11 @@ static bool preempt(node_core *c, node_seq *s) {
     return true;
 }
 
-static bool may_preempt(const node_seq *s, const node_seq *v) {
-    return v->got_on || node_schedule_earlier(&s->place, &v->place);
-}
-
 /* v is to give its pages to s before s has any. */
 static bool is_lower(const node_seq *s, const node_seq *v) {
     bool lower = s->place.level != v->place.level ? s->place.level < v->place.level
                                                   : s->request->priority > v->request->priority;
-    return lower && v->runnable && v->role->preempt && node_schedule_before(&s->place, &v->place) && may_preempt(s, v);
+    return lower && v->runnable && v->role->preempt && node_schedule_before(&s->place, &v->place);
 }
 
 /* Before anyone is preempted in vain. */
@@ -155,7 +151,6 @@ static status take_free(node_core *c, node_seq *s, int32_t pages, eng_page_state
     }
     metric_add(&metric_hit, s->ready);
     metric_add(&metric_miss, s->count - s->ready);
-    s->got_on = false;
     swap_in(c, s);
     return ST_OK;
 }
@@ -175,13 +170,12 @@ status node_seq_grow(node_core *c, node_seq *s) {
     return ST_OK;
 }
 
-/* Never someone in front of s whose reader is there, so the first always gets on. Levels change, and two could take
- * pages from each other for ever; but who came first loses them to a later one only after it got on by a token: so all
- * finish. */
+/* Never someone in front of s whose reader is there, so the first always gets on. Who is the first changes in mlfq, but
+ * a level is lost by tokens alone: so all finish. */
 bool node_seq_make_room(node_core *c, node_seq *s) {
     bool alone = true;
     for (node_seq *v = c->last; v && v != s; v = v->prev)
-        if (may_preempt(s, v) && preempt(c, v)) return true;
+        if (preempt(c, v)) return true;
     for (node_seq *v = c->first; v; v = v->next) {
         if (v == s) continue;
         if (v->paused && preempt(c, v)) return true;
@@ -220,7 +214,6 @@ status node_seq_sample(node_core *c, node_seq *s, const float *logits, eng_sampl
     const node_request *r = s->request;
     TRY(eng_sample(c->sampler, &r->sampling, logits, s->tokens, r->prompt_count, s->count, out));
     if (r->sampling.logprobs < 0) out->logprob = NAN;
-    s->got_on = true;
     if (s->count < s->tokens_max) s->tokens[s->count++] = out->token;
     s->target = s->count;
     return ST_OK;

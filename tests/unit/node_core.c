@@ -194,9 +194,45 @@ static void company_changes_nothing(void **state) {
     }
 }
 
+/* What a step takes is learnt, and chunks are cut by it while someone reads along; alone a prompt has whole steps. */
+static void chunks_keep_to_the_itl_target(void **state) {
+    (void)state;
+    static const node_limits roomy = {.V = FAKE_V, .context = 4096, .pages = 1000, .page_tokens = 4, .sequences_max = 8,
+                                      .step_tokens_max = 256, .chunk_tokens = 256, .logits_max = 6};
+    static int32_t prompt[2000];
+    for (int64_t target_us = 0; target_us <= 7000; target_us += target_us ? 1000 : 6000) {
+        node_limits l = roomy;
+        l.itl_target_us = target_us;
+        fake_node *f = fake_create(&l);
+        int64_t most_us = target_us ? target_us : 5000 * 14 / 10, slowest_us = 0;
+        f->step_us = 5000;
+        f->row_us = 10;                                    /* a tile: 160 */
+        fake_prompt(prompt, 2000, 0, 1);
+        node_core_submit(f->core, &decode_role, fake_request(1, prompt, 600, 1), 0);
+        fake_run(f, 3);
+        assert_int_equal(fake_end(f, 1), ST_OK);
+        assert_int_equal(f->rows_most, 256);
+        node_core_submit(f->core, &decode_role, fake_request(2, prompt, 5, 60), f->now_us);
+        fake_run(f, 6);                                    /* it answers */
+        node_core_submit(f->core, &decode_role, fake_request(3, prompt + 7, 1500, 1), f->now_us);
+        int rows = 0;
+        for (int i = 0; i < 6; i++) {
+            fake_run(f, 1);
+            if (i > 1 && f->took_us > slowest_us) slowest_us = f->took_us;
+            rows += (int)((f->took_us - f->step_us) / f->row_us) - 1;
+        }
+        assert_true(slowest_us <= most_us + 200 && slowest_us >= most_us - 400);
+        assert_true(rows < 1500);
+        node_core_cancel_all(f->core);
+        fake_assert_pages_back(f);
+        fake_destroy(f);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(two_thousand_random_cancels), cmocka_unit_test(every_allocation_may_fail),
-        cmocka_unit_test(steps_do_not_allocate), cmocka_unit_test(company_changes_nothing)};
+        cmocka_unit_test(steps_do_not_allocate), cmocka_unit_test(company_changes_nothing),
+        cmocka_unit_test(chunks_keep_to_the_itl_target)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -80,11 +80,12 @@ static void what_is_not_known_yet(void **state) {
     assert_int_equal(node_cost_prompt_rows(&c, 0, 4, 100), 16);
     assert_int_equal(node_cost_prompt_rows(&c, 50000, 4, 100), 16);
     assert_true(node_cost_swap_pays(&c, 100));
-    node_cost_step(&c, 0, 160, 50, 100000);                /* a prompt alone */
-    assert_int_equal(node_cost_prompt_rows(&c, 0, 4, 100), 16);
-    assert_int_equal(node_cost_prompt_rows(&c, 50000, 4, 100), 80);        /* decoding costs nothing that is known */
-    node_cost_step(&c, 2, 0, 0, 10000);                    /* the nearest batch that was measured */
-    assert_int_equal(node_cost_prompt_rows(&c, 50000, 40, 100), 64);
+    node_cost_step(&c, 0, 160, 50, 100000);                /* a prompt alone, and what a step takes is not known */
+    assert_int_equal(node_cost_prompt_rows(&c, 50000, 4, 100), 16);
+    node_cost_step(&c, 2, 0, 0, 10000);
+    assert_int_equal(node_cost_prompt_rows(&c, 50000, 4, 100), 16);
+    node_cost_step(&c, 0, 160, 50, 110000);
+    assert_int_equal(node_cost_prompt_rows(&c, 50000, 40, 100), 64);       /* by the nearest batch that was measured */
     assert_int_equal(node_cost_prompt_rows(&c, 50000, 1, 100000), 64);
 }
 
@@ -109,12 +110,13 @@ static void one_disturbed_step_is_forgotten(void **state) {
 static void the_cheaper_preemption(void **state) {
     (void)state;
     node_cost c = {0};
-    node_cost_step(&c, 0, 160, 50, 160000);                /* a row: 1 ms */
+    node_cost_step(&c, 1, 0, 0, 5000);
+    node_cost_step(&c, 0, 160, 50, 165000);                /* a row: 1 ms */
     node_cost_swap(&c, 100, 40000);                        /* a token out, or in: 0.4 ms */
     assert_true(node_cost_swap_pays(&c, 100));
     for (int n = 0; n < 40; n++) node_cost_swap(&c, 100, 60000);
     assert_false(node_cost_swap_pays(&c, 100));
-    node_cost_step(&c, 0, 160, 4000, 640000);              /* late rows cost more: the longer the answer, the sooner it pays */
+    node_cost_step(&c, 0, 160, 4000, 645000);              /* late rows cost more: the longer the answer, the sooner it pays */
     assert_false(node_cost_swap_pays(&c, 100));
     assert_true(node_cost_swap_pays(&c, 8000));
 }

@@ -41,7 +41,8 @@ typedef struct fake_node {
     node_limits limits;
     uint64_t *kv;                /* (pages, page_tokens) */
     uint64_t *host;              /* (swap_pages, page_tokens) */
-    int64_t step_us, swap_us;    /* a step takes, a token's swap takes */
+    int64_t step_us, row_us, swap_us;        /* a step takes, each of its rows, a token's swap */
+    int64_t took_us;             /* the last step */
     float logits[FAKE_LOGITS * FAKE_V];
     node_event *events;
     int events_count;
@@ -92,11 +93,12 @@ static inline status fake_step(void *ctx, const eng_rows *rows, int count, const
     assert_true(total <= f->limits.step_tokens_max && wanted <= f->limits.logits_max);
     if (total > f->rows_most) f->rows_most = total;
     if (count > f->entries_most) f->entries_most = count;
+    f->took_us = f->step_us + total * f->row_us;
     *logits = f->logits;
     return ST_OK;
 }
 
-static inline int64_t fake_step_us(void *ctx) { return ((fake_node *)ctx)->step_us; }
+static inline int64_t fake_step_us(void *ctx) { return ((fake_node *)ctx)->took_us; }
 
 static inline void fake_copy(void *ctx, int32_t dst, int32_t src, int32_t tokens) {
     fake_node *f = ctx;

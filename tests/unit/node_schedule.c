@@ -43,7 +43,6 @@ static void order(void **state) {
         assert_false(node_schedule_before(&table[i], before));
     }
     assert_false(node_schedule_before(&first, &first));
-    assert_true(node_schedule_earlier(&table[2], &first));
     /* Priority 5 passes who came up to five seconds before. */
     assert_true(node_schedule_since(4999999, 5) < node_schedule_since(0, 0));
     assert_true(node_schedule_since(5000001, 5) > node_schedule_since(0, 0));
@@ -123,12 +122,14 @@ static void crowds_of_each_schedule(void **state) {
                 l.swap_pages = 12;
                 crowd w;
                 set_up(&w, &l, seed);
-                w.f->swap_us = how == NODE_PREEMPT_AUTO && seed % 2 ? 1000000 : 10;
+                bool dear = how == NODE_PREEMPT_AUTO && seed % 2;      /* tried once, then computed again */
+                w.f->swap_us = dear ? 1000000 : 10;
                 run(&w);
                 for (int i = 0; i < JOBS; i++)
                     fake_assert_answer(w.f, w.jobs[i].handle, w.jobs[i].prompt, w.jobs[i].count, w.jobs[i].max_tokens);
                 fake_assert_pages_back(w.f);
                 node_core_counts(w.f->core, &now);
+                assert_true(!dear || now.swaps <= 1);
                 counts.preemptions += now.preemptions;
                 counts.swaps += now.swaps;
                 if (w.longest_us > longest_us) longest_us = w.longest_us;
