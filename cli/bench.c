@@ -1,8 +1,9 @@
 /* bench.c -- baton bench engine: how fast the engine runs a model here, and how fast the machine could; baton
- * bench transfer: the same of KV on its way to another process; baton bench load (bench_load.c): what a cluster takes.
+ * bench transfer: the same of KV on its way to another process; baton bench route: a coordinator's choice; baton bench load (bench_load.c): what a cluster takes.
  * What is measured and how it is shown stands in bench/. */
 #include "cli/cli.h"
 #include "bench/bench.h"
+#include "bench/route.h"
 #include "bench/transfer.h"
 #include "engine/cpus.h"
 #include <errno.h>
@@ -50,8 +51,9 @@ static const config_row bench_rows[] = {
 };
 
 const cli_command cli_bench = {
-    "bench", "engine|transfer|load",
-    "How fast a model runs (engine), KV gets to another process (transfer: --quick, --json only), a cluster answers (load).",
+    "bench", "engine|transfer|route|load",
+    "How fast a model runs (engine), KV gets to another process (transfer: --quick, --json only), a coordinator chooses nodes "
+    "(route: the same), a cluster answers (load).",
     CLI_ROWS(bench_rows), 1, 1, bench};
 
 static void say(const char *what, int size) {
@@ -89,6 +91,15 @@ static cli_exit transfer(const cli_options *o) {
     return st == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "bench: %s", err.text);
 }
 
+static cli_exit route(const cli_options *o) {
+    bench_route_report r;
+    error err = {0};
+    status st = bench_route_run(o->quick, &r, &err);
+    if (st == ST_OK && o->json) st = bench_route_json(&r, stdout, &err);
+    else if (st == ST_OK) bench_route_text(&r, stdout);
+    return st == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "bench: %s", err.text);
+}
+
 static cli_exit bench_rank(const cli_options *o) {
     error err = {0};
     char cache_dir[CLI_PATH_MAX];
@@ -115,9 +126,10 @@ static cli_exit bench(const cli_options *o, const char *const *words, int count)
     cli_options mine = *o;
     cli_ranks others = {.count = 0};
     if (strcmp(words[0], "transfer") == 0) return transfer(o);
+    if (strcmp(words[0], "route") == 0) return route(o);
     if (strcmp(words[0], "load") == 0) return cli_bench_load(o);
     if (strcmp(words[0], "engine") != 0)
-        return cli_usage("bench", "'%.40s' is nothing to measure: expected engine, transfer or load", words[0]);
+        return cli_usage("bench", "'%.40s' is nothing to measure: expected engine, transfer, route or load", words[0]);
     if (!o->model) return cli_usage("bench", "--model FILE is missing");
     cli_exit code = cli_ranks_check(o, "bench");
     if (code != CLI_OK) return code;

@@ -8,8 +8,8 @@
  * has, of which there are few. Open addressing in SHARDS tables that grow one by one, so that growing never stops the
  * loop for long. Memory: 8 bytes for each page of a node, and a slot of 16 at most 3/4 full for each number.
  *
- * A prompt is looked at in at most LOOKS places, evenly: a longer one (LOOKS pages are 2048 tokens of 16) is known to
- * within one part in LOOKS. That a node that has a page has all pages before it is nearly always so, since it evicts leaves
+ * A prompt is looked at in at most COORD_LOOKS places, evenly [coord_cache_mark, once a prompt]: a longer one (2048
+ * tokens are that many pages of 16) is known to within one part in so many. That a node that has a page has all pages before it is nearly always so, since it evicts leaves
  * first; in between two messages of one batch it may not be.
  *
  * All of it is a hint: a page that went meanwhile, two prefixes with one number, or no memory for a change costs time
@@ -18,7 +18,7 @@
 #include <assert.h>
 #include <string.h>
 
-enum { FEW = 4, SHARDS = 256, SLOTS_FIRST = 64, LOOKS = 128, NOBODY = 0xFFFF, MANY = 0xFFFE };
+enum { FEW = 4, SHARDS = 256, SLOTS_FIRST = 64, NOBODY = 0xFFFF, MANY = 0xFFFE };
 static_assert((int)COORD_NODES_MAX < (int)MANY, "a node's number fits a slot");
 
 typedef struct holders {
@@ -262,23 +262,37 @@ static bool keep(const coord_cache *x, uint64_t number, holders *who, holders *g
     return any != 0;
 }
 
-void coord_cache_match(const coord_cache *x, uint64_t salt, const int32_t *tokens, int32_t count, int32_t P, int32_t *cached) {
-    uint64_t numbers[LOOKS], number = salt;
-    int32_t total = count / P, step = (total + LOOKS - 1) / LOOKS, looks = 0;
-    holders who, gone;
-    memset(&who, 0xFF, sizeof who);
+/* Who of `who` does not hold number has the known tokens before it. false: nobody is left. */
+static bool look(const coord_cache *x, uint64_t number, int32_t known, holders *who, int32_t *cached) {
+    holders gone;
+    bool more = keep(x, number, who, &gone);
+    if (known) have(&gone, known, cached);
+    return more;
+}
+
+void coord_cache_mark(uint64_t salt, const int32_t *tokens, int32_t count, int32_t P, coord_marks *out) {
+    int32_t total = count / P;
+    *out = (coord_marks){.salt = salt, .P = P, .pages = total, .step = (total + COORD_LOOKS - 1) / COORD_LOOKS};
+    uint64_t number = salt;
     for (int32_t page = 0; page < total; page++) {
         number = prefix_number(number, tokens + (size_t)page * (size_t)P, P);
-        if ((page + 1) % step && page + 1 < total) continue;
-        const shard *h = &x->shards[number >> 56];
-        if (h->slots) __builtin_prefetch(&h->slots[number & h->mask]);
-        numbers[looks++] = number;
-        if (looks == 1 && !keep(x, number, &who, &gone)) return;
+        if ((page + 1) % out->step == 0 || page + 1 == total) out->number[out->looks++] = number;
     }
-    for (int32_t i = 1; i < looks; i++) {
-        bool more = keep(x, numbers[i], &who, &gone);
-        have(&gone, i * step * P, cached);
-        if (!more) return;
+}
+
+static void expect(const coord_cache *x, uint64_t number) {
+    const shard *h = &x->shards[number >> 56];
+    if (h->slots) __builtin_prefetch(&h->slots[number & h->mask]);
+}
+
+void coord_cache_match(const coord_cache *x, const coord_marks *m, int32_t *cached) {
+    enum { AHEAD = 8 };
+    holders who;
+    memset(&who, 0xFF, sizeof who);
+    for (int32_t i = 0; i < m->looks && i < AHEAD; i++) expect(x, m->number[i]);
+    for (int32_t i = 0; i < m->looks; i++) {
+        if (i + AHEAD < m->looks) expect(x, m->number[i + AHEAD]);
+        if (!look(x, m->number[i], i * m->step * m->P, &who, cached)) return;
     }
-    if (looks) have(&who, total * P, cached);
+    if (m->looks) have(&who, m->pages * m->P, cached);
 }

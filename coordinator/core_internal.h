@@ -21,6 +21,15 @@ typedef enum coord_request_state {
 /* Two heaps of requests: the queue by start tag (tenant.c), timers by the earliest time. Equal keys go by arrival. */
 typedef enum coord_heap_kind { HEAP_QUEUE, HEAP_TIMER, HEAPS } coord_heap_kind;
 
+enum { COORD_MARKS_MAX = 4, COORD_LOOKS = 128 };
+
+/* A prompt, as the view is asked for it: the numbers of its first `step` pages, of twice as many, ..., of all. */
+typedef struct coord_marks {
+    uint64_t salt;
+    int32_t P, pages, step, looks;
+    uint64_t number[COORD_LOOKS];
+} coord_marks;
+
 typedef struct coord_request coord_request;
 
 typedef struct coord_heap {
@@ -49,6 +58,8 @@ struct coord_request {
     int32_t computing;           /* tokens of the prompt that the decode node is computing */
     uint64_t salt, arrival;
     int tenant;                  /* index in the core's */
+    const coord_marks *marks;    /* (marks_count) what the view is asked for: one for each page size and salt */
+    int32_t marks_count;
     coord_cost *costs;           /* (COORD_COSTS_MAX) of the last placement; NULL: nobody asks */
     int32_t costs_count;
     bool apart;                  /* this attempt's prompt is read by prefill nodes alone: rule 6 */
@@ -73,7 +84,8 @@ typedef struct coord_entry {
     coord_request *first[SIDES];
 } coord_entry;
 
-enum { COORD_FINISHES = 32, COORD_BUSY_MS = 50, COORD_LINKS = 4096, COORD_PAGE_SIZES = 4 };
+enum { COORD_FINISHES = 32, COORD_BUSY_MS = 50, COORD_LINKS = 4096 };
+
 
 /* One with requests alive. */
 typedef struct coord_tenant {
@@ -162,8 +174,9 @@ void coord_cache_destroy(coord_cache *x);
 void coord_cache_change(coord_cache *x, int node, const int32_t *at, const uint64_t *numbers, int32_t count);
 void coord_cache_forget(coord_cache *x, int node);
 int32_t coord_cache_pages(const coord_cache *x, int node);   /* that hold something */
-/* Raises cached[node] of nodes with pages of P tokens that hold a prefix of tokens. */
-void coord_cache_match(const coord_cache *x, uint64_t salt, const int32_t *tokens, int32_t count, int32_t P, int32_t *cached);
+void coord_cache_mark(uint64_t salt, const int32_t *tokens, int32_t count, int32_t P, coord_marks *out);
+/* Raises cached[node] of the nodes that hold a prefix of what was marked. */
+void coord_cache_match(const coord_cache *x, const coord_marks *m, int32_t *cached);
 
 /* route.c */
 

@@ -37,15 +37,48 @@ static const char *const side_names[SIDES] = {"decode", "prefill"};
 
 /* ---- birth -------------------------------------------------------------------------------------- */
 
-static coord_request *create(const coord_event *e) {
+static const coord_node *any_prefill_node(const coord_core *c) {
+    for (int i = 0; i < c->nodes_end; i++)
+        if (c->nodes[i].known && c->nodes[i].state.role == COORD_PREFILL) return &c->nodes[i].state;
+    return NULL;
+}
+
+/* Prompts read apart are not cached as prompts read here: what decode nodes cache them under. p: a node that reads them. */
+static uint64_t apart_salt(const coord_node *p, uint64_t salt) { return salt ^ (p->numerics | 1); }
+
+/* The page sizes and salts under which nodes may cache this prompt: seldom more than one. */
+static int32_t list_marks(const coord_core *c, uint64_t salt, int32_t P[COORD_MARKS_MAX], uint64_t salts[COORD_MARKS_MAX]) {
+    int32_t count = 0;
+    const coord_node *p = c->limits.prefill == COORD_PREFILL_LOCAL ? NULL : any_prefill_node(c);
+    if (c->limits.route != COORD_ROUTE_COST) return 0;
+    for (int i = 0; i < c->nodes_end; i++) {
+        const coord_node *n = &c->nodes[i].state;
+        bool apart = p && n->role == COORD_DECODE && n->numerics != p->numerics;
+        uint64_t its = apart ? apart_salt(p, salt) : salt;
+        int32_t k = 0;
+        if (!c->nodes[i].alive || n->page_tokens <= 0) continue;
+        while (k < count && (P[k] != n->page_tokens || salts[k] != its)) k++;
+        if (k < count || count == COORD_MARKS_MAX) continue;
+        P[count] = n->page_tokens;
+        salts[count++] = its;
+    }
+    return count;
+}
+
+static coord_request *create(const coord_core *c, const coord_event *e) {
     assert(e->request != 0 && e->submit.count > 0 && e->submit.max_tokens > 0);
     size_t tokens = (size_t)e->submit.count + (size_t)e->submit.max_tokens;
     size_t id_bytes = strlen(e->submit.id) + 1, costs = e->submit.explain ? COORD_COSTS_MAX : 0;
-    coord_request *r = mem_alloc(sizeof *r + costs * sizeof *r->costs + tokens * sizeof(int32_t) + id_bytes);
+    int32_t P[COORD_MARKS_MAX];
+    uint64_t salts[COORD_MARKS_MAX];
+    size_t marks = (size_t)list_marks(c, e->submit.salt, P, salts);
+    coord_request *r = mem_alloc(sizeof *r + marks * sizeof *r->marks + costs * sizeof *r->costs + tokens * sizeof(int32_t) +
+                                 id_bytes);
     if (!r) return NULL;
     *r = (coord_request){.number = e->request,
-                         .costs = costs ? (coord_cost *)(r + 1) : NULL,
-                         .tokens = (int32_t *)((coord_cost *)(r + 1) + costs),
+                         .marks_count = (int32_t)marks,
+                         .costs = costs ? (coord_cost *)((coord_marks *)(r + 1) + marks) : NULL,
+                         .tokens = (int32_t *)((coord_cost *)((coord_marks *)(r + 1) + marks) + costs),
                          .count = e->submit.count,
                          .prompt_count = e->submit.count,
                          .max_tokens = e->submit.max_tokens,
@@ -57,6 +90,9 @@ static coord_request *create(const coord_event *e) {
                          .place = {-1, -1}};
     memcpy(r->tokens, e->submit.tokens, (size_t)r->count * sizeof(int32_t));
     r->id = memcpy(r->tokens + tokens, e->submit.id, id_bytes);
+    for (size_t i = 0; i < marks; i++)
+        coord_cache_mark(salts[i], r->tokens, r->count, P[i], &((coord_marks *)(r + 1))[i]);
+    r->marks = (coord_marks *)(r + 1);
     return r;
 }
 
@@ -89,7 +125,7 @@ void coord_request_submit(coord_core *c, const coord_event *e) {
         refuse(c, e, ST_AGAIN, why, retry_after_ms);
         return;
     }
-    coord_request *r = create(e);
+    coord_request *r = create(c, e);
     if (!r) {
         refuse(c, e, ST_NO_MEMORY, "the coordinator has no memory for the request", MEMORY_MS);
         return;
@@ -153,25 +189,6 @@ void coord_request_due(coord_core *c, coord_request *r) {
 
 /* ---- placement ----------------------------------------------------------------------------------- */
 
-/* Prompts read apart are not cached as prompts read here: what decode nodes cache them under. */
-static uint64_t apart_salt(const coord_core *c, const coord_request *r) {
-    for (int i = 0; i < c->nodes_end; i++)
-        if (c->nodes[i].known && c->nodes[i].state.role == COORD_PREFILL) return r->salt ^ (c->nodes[i].state.numerics | 1);
-    return r->salt;
-}
-
-static void match(coord_core *c, const coord_request *r, uint64_t salt, coord_role role) {
-    int32_t sizes[COORD_PAGE_SIZES], count = 0;
-    for (int i = 0; i < c->nodes_end; i++) {
-        const coord_node *n = &c->nodes[i].state;
-        int32_t k = 0;
-        if (!c->nodes[i].alive || n->role != role || n->page_tokens <= 0) continue;
-        while (k < count && sizes[k] != n->page_tokens) k++;
-        if (k == count && k < COORD_PAGE_SIZES) sizes[count++] = n->page_tokens;
-    }
-    for (int32_t k = 0; k < count; k++) coord_cache_match(c->cache, salt, r->tokens, r->count, sizes[k], c->cached);
-}
-
 static coord_ask ask_for(coord_core *c, const coord_request *r) {
     enum { KEY_TOKENS = 128 };   /* as much of a prompt's beginning as makes two prompts alike */
     coord_ask a = {.limits = &c->limits, .nodes = c->nodes, .count = c->nodes_end, .links = &c->links, .cached = c->cached,
@@ -182,11 +199,10 @@ static coord_ask ask_for(coord_core *c, const coord_request *r) {
     return a;
 }
 
-/* What the view says of this prompt, in c->cached. */
-static void look_up(coord_core *c, const coord_request *r, uint64_t decode_salt) {
+/* What nodes cache of this prompt, in c->cached. */
+static void look_up(coord_core *c, const coord_request *r) {
     memset(c->cached, 0, (size_t)c->nodes_end * sizeof *c->cached);
-    match(c, r, r->salt, COORD_PREFILL);
-    match(c, r, decode_salt, COORD_DECODE);
+    for (int32_t i = 0; i < r->marks_count; i++) coord_cache_match(c->cache, &r->marks[i], c->cached);
     if (r->prefer_node >= 0 && r->prefer_node < c->nodes_end) c->cached[r->prefer_node] = r->count;
 }
 
@@ -204,8 +220,7 @@ static int route_prefill(coord_core *c, coord_request *r, int to, int32_t moved)
     a.moved = moved;
     int candidates = coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
     if (candidates == 0) return -1;
-    memset(c->cached, 0, (size_t)c->nodes_end * sizeof *c->cached);
-    match(c, r, r->salt, COORD_PREFILL);
+    look_up(c, r);
     return choose(c, r, &a, COORD_PREFILL, candidates)->node;
 }
 
@@ -240,7 +255,7 @@ static void begin_decode(coord_core *c, coord_request *r, int node, int32_t loca
     a->decode.max_tokens = r->max_tokens;
     a->decode.local_tokens_max = local_tokens_max;
     a->decode.apart = r->apart;
-    a->decode.salt = r->apart ? apart_salt(c, r) : r->salt;
+    a->decode.salt = r->apart ? apart_salt(any_prefill_node(c), r->salt) : r->salt;
     a->decode.costs = r->costs;
     a->decode.costs_count = r->costs_count;
     log_write(LOG_INFO, r->id, "request.reserving",
@@ -255,8 +270,7 @@ bool coord_request_place(coord_core *c, coord_request *r) {
     int prefills = coord_route_candidates(&ask, COORD_PREFILL, c->rows[COORD_PREFILL]);
     bool differ = coord_route_apart(&c->limits, c->nodes, c->nodes_end, c->rows[COORD_DECODE][0].node);
     ask.apart = differ && r->failures < COORD_APART_FAILURES;
-    if (c->limits.route == COORD_ROUTE_COST) look_up(c, r, ask.apart ? apart_salt(c, r) : r->salt);
-    else ask.cached = NULL;
+    look_up(c, r);
     r->costs_count = 0;
     ask.prefill = choose(c, r, &ask, COORD_PREFILL, prefills);
     int node = choose(c, r, &ask, COORD_DECODE, decodes)->node;

@@ -55,7 +55,6 @@ coordinator/request.c~s/a->prefill.count = r->apart ? r->prompt_count : r->count
 coordinator/request.c~s/r->apart_until_ms = c->now_ms + c->limits.apart_ms;/r->apart_until_ms = c->now_ms;/~apart: nobody waits for a prefill node
 coordinator/tenant.c~s/    c->waiting_tokens += sign .*/    if (sign > 0) c->waiting_tokens += r->prompt_count;/~tokens of prompts that no longer wait are counted on
 coordinator/tenant.c~s/    c->tenants\[tenant\].alive--;/    c->tenants[tenant].alive -= c->tenants[tenant].alive > 1;/~a tenant's last request counts as alive for ever
-coordinator/tenant.c~s/(!room \&\& waiting > 0 \&\& c->waiting_tokens/(!room \&\& c->waiting_tokens/~a prompt larger than the queue is refused though nobody waits
 coordinator/route.c~s/if (nodes\[i\].known \&\& /if (nodes[i].alive \&\& /~apart: with its prefill nodes lost a cluster has no border any more
 decode-node/decode.c~s/    if (lacks_prompt(s)) node_seq_end(c, s, ST_PEER_STALE.*/    if (0) return;/~apart: what did not land is computed on the decode node
 decode-node/decode.c~s/    if (lacks_prompt(s)) node_seq_end(c, s, ST_AGAIN.*//~apart: a prompt whose pages were lost is computed on the decode node

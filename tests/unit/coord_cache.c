@@ -11,8 +11,10 @@ enum { P = 4 };
 static int32_t cached[COORD_NODES_MAX];
 
 static int32_t *match(const coord_cache *x, uint64_t salt, const int32_t *tokens, int32_t count) {
+    coord_marks marks;
     memset(cached, 0, sizeof cached);
-    coord_cache_match(x, salt, tokens, count, P, cached);
+    coord_cache_mark(salt, tokens, count, P, &marks);
+    coord_cache_match(x, &marks, cached);
     return cached;
 }
 
