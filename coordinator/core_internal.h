@@ -1,7 +1,8 @@
 /* core_internal.h -- what the files of the coordinator's core share.
  *
  * core.c owns the tables (requests by number, queue, timers, nodes) and the order of one step, request.c the life of one
- * request, tenant.c who may wait and who goes first, cache.c what nodes hold, route.c the choice of a node. */
+ * request, tenant.c who may wait and who goes first, cache.c what nodes hold, route.c the choice of a node, ask.c what it is
+ * asked. */
 #ifndef BATON_COORD_CORE_INTERNAL_H
 #define BATON_COORD_CORE_INTERNAL_H
 
@@ -166,6 +167,24 @@ void coord_request_event(coord_core *c, coord_request *r, const coord_event *e);
 void coord_request_due(coord_core *c, coord_request *r);
 void coord_request_side_failed(coord_core *c, coord_request *r, coord_side side, status st,
                                const char *text);
+
+/* ask.c */
+/* The page sizes and salts under which nodes may cache a prompt: seldom more than one. How many. */
+int32_t coord_ask_marks(const coord_core *c, uint64_t salt, int32_t P[COORD_MARKS_MAX], uint64_t salts[COORD_MARKS_MAX]);
+/* Prompts read apart are not cached as prompts read here: what decode nodes cache them under. A prefill node is known. */
+uint64_t coord_ask_apart_salt(const coord_core *c, uint64_t salt);
+double coord_ask_answer(const coord_core *c, const coord_request *r);        /* tokens of it that are still expected */
+
+typedef struct coord_placement {
+    int node;
+    bool prefill_nodes;          /* there are some that may be asked */
+    bool differ;                 /* their numerics are others than the node's */
+    int32_t local_tokens_max;
+} coord_placement;
+/* false: nobody has room for it. */
+bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out);
+/* Who reads the prompt for a decode node that is chosen and wants so many tokens of it; -1: nobody is there. */
+int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved);
 
 /* cache.c */
 coord_cache *coord_cache_create(void);                       /* NULL: no memory */

@@ -80,6 +80,7 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
     switch (m->event_case) {
     case BATON__NODE__V1__DECODE_EVENT__EVENT_RESERVED:
         e.kind = COORD_RESERVED;
+        b->wanted = m->reserved->wanted_tokens - m->reserved->cached_tokens;
         e.reserved.ticket = m->reserved->ticket;
         e.reserved.kv_address = m->reserved->kv_address;
         e.reserved.cached = m->reserved->cached_tokens;
@@ -106,7 +107,8 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
         b->draft_ms = m->done->draft_ms;
         if (b->prefill_node < 0) {
             b->prefill_ms = m->done->prefill_ms;
-            int64_t cached = (int64_t)b->client->job.count - m->done->computed_tokens;
+            /* What came from a prefill node whose first token is still on its way was not cached. */
+            int64_t cached = (int64_t)b->client->job.count - m->done->computed_tokens - b->wanted;
             b->cached = cached < 0 ? 0 : cached > INT32_MAX ? INT32_MAX : (int32_t)cached;
         }
         break;

@@ -37,41 +37,13 @@ static const char *const side_names[SIDES] = {"decode", "prefill"};
 
 /* ---- birth -------------------------------------------------------------------------------------- */
 
-static const coord_node *any_prefill_node(const coord_core *c) {
-    for (int i = 0; i < c->nodes_end; i++)
-        if (c->nodes[i].known && c->nodes[i].state.role == COORD_PREFILL) return &c->nodes[i].state;
-    return NULL;
-}
-
-/* Prompts read apart are not cached as prompts read here: what decode nodes cache them under. p: a node that reads them. */
-static uint64_t apart_salt(const coord_node *p, uint64_t salt) { return salt ^ (p->numerics | 1); }
-
-/* The page sizes and salts under which nodes may cache this prompt: seldom more than one. */
-static int32_t list_marks(const coord_core *c, uint64_t salt, int32_t P[COORD_MARKS_MAX], uint64_t salts[COORD_MARKS_MAX]) {
-    int32_t count = 0;
-    const coord_node *p = c->limits.prefill == COORD_PREFILL_LOCAL ? NULL : any_prefill_node(c);
-    if (c->limits.route != COORD_ROUTE_COST) return 0;
-    for (int i = 0; i < c->nodes_end; i++) {
-        const coord_node *n = &c->nodes[i].state;
-        bool apart = p && n->role == COORD_DECODE && n->numerics != p->numerics;
-        uint64_t its = apart ? apart_salt(p, salt) : salt;
-        int32_t k = 0;
-        if (!c->nodes[i].alive || n->page_tokens <= 0) continue;
-        while (k < count && (P[k] != n->page_tokens || salts[k] != its)) k++;
-        if (k < count || count == COORD_MARKS_MAX) continue;
-        P[count] = n->page_tokens;
-        salts[count++] = its;
-    }
-    return count;
-}
-
 static coord_request *create(const coord_core *c, const coord_event *e) {
     assert(e->request != 0 && e->submit.count > 0 && e->submit.max_tokens > 0);
     size_t tokens = (size_t)e->submit.count + (size_t)e->submit.max_tokens;
     size_t id_bytes = strlen(e->submit.id) + 1, costs = e->submit.explain ? COORD_COSTS_MAX : 0;
     int32_t P[COORD_MARKS_MAX];
     uint64_t salts[COORD_MARKS_MAX];
-    size_t marks = (size_t)list_marks(c, e->submit.salt, P, salts);
+    size_t marks = (size_t)coord_ask_marks(c, e->submit.salt, P, salts);
     coord_request *r = mem_alloc(sizeof *r + marks * sizeof *r->marks + costs * sizeof *r->costs + tokens * sizeof(int32_t) +
                                  id_bytes);
     if (!r) return NULL;
@@ -94,11 +66,6 @@ static coord_request *create(const coord_core *c, const coord_event *e) {
         coord_cache_mark(salts[i], r->tokens, r->count, P[i], &((coord_marks *)(r + 1))[i]);
     r->marks = (coord_marks *)(r + 1);
     return r;
-}
-
-static double expected_answer(const coord_core *c, const coord_request *r) {
-    int32_t most = r->prompt_count + r->max_tokens - r->count;
-    return c->answer_tokens < most ? c->answer_tokens : most;
 }
 
 /* The answer to a request that was never accepted. */
@@ -131,7 +98,7 @@ void coord_request_submit(coord_core *c, const coord_event *e) {
         return;
     }
     r->tenant = coord_tenant_join(c, e->submit.tenant);
-    r->key[HEAP_QUEUE] = coord_tenant_start_tag(c, r->tenant, r->count + (int64_t)expected_answer(c, r));
+    r->key[HEAP_QUEUE] = coord_tenant_start_tag(c, r->tenant, r->count + (int64_t)coord_ask_answer(c, r));
     coord_core_insert(c, r);
     log_write(LOG_INFO, r->id, "request.queued", "tokens=%d max_tokens=%d", r->count, r->max_tokens);
     coord_core_enqueue(c, r, 0);
@@ -189,41 +156,6 @@ void coord_request_due(coord_core *c, coord_request *r) {
 
 /* ---- placement ----------------------------------------------------------------------------------- */
 
-static coord_ask ask_for(coord_core *c, const coord_request *r) {
-    enum { KEY_TOKENS = 128 };   /* as much of a prompt's beginning as makes two prompts alike */
-    coord_ask a = {.limits = &c->limits, .nodes = c->nodes, .count = c->nodes_end, .links = &c->links, .cached = c->cached,
-                   .tokens = r->count, .answer = expected_answer(c, r), .turn = c->turn, .now_ms = c->now_ms, .to = -1};
-    if (c->limits.route == COORD_ROUTE_PREFIX_HASH)
-        a.key = prefix_number(r->salt, r->tokens, r->prompt_count < KEY_TOKENS ? r->prompt_count : KEY_TOKENS);
-    if (c->limits.route == COORD_ROUTE_COST) coord_route_average(&a);
-    return a;
-}
-
-/* What nodes cache of this prompt, in c->cached. */
-static void look_up(coord_core *c, const coord_request *r) {
-    memset(c->cached, 0, (size_t)c->nodes_end * sizeof *c->cached);
-    for (int32_t i = 0; i < r->marks_count; i++) coord_cache_match(c->cache, &r->marks[i], c->cached);
-    if (r->prefer_node >= 0 && r->prefer_node < c->nodes_end) c->cached[r->prefer_node] = r->count;
-}
-
-static const coord_cost *choose(coord_core *c, coord_request *r, const coord_ask *a, coord_role role, int candidates) {
-    coord_cost *rows = c->rows[role];
-    int chosen = coord_route_choose(a, rows, candidates);
-    if (r->costs) coord_route_explain(rows, candidates, role, r->costs, &r->costs_count);
-    return chosen < 0 ? NULL : &rows[chosen];
-}
-
-/* Who reads the prompt for a decode node that is chosen and wants so many tokens of it; -1: nobody is there. */
-static int route_prefill(coord_core *c, coord_request *r, int to, int32_t moved) {
-    coord_ask a = ask_for(c, r);
-    a.to = to;
-    a.moved = moved;
-    int candidates = coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
-    if (candidates == 0) return -1;
-    look_up(c, r);
-    return choose(c, r, &a, COORD_PREFILL, candidates)->node;
-}
-
 /* Rule 6. true: it is delayed. */
 static bool waits_for_prefill(coord_core *c, coord_request *r, bool prefill_nodes) {
     enum { AGAIN_MS = 100 };
@@ -255,7 +187,7 @@ static void begin_decode(coord_core *c, coord_request *r, int node, int32_t loca
     a->decode.max_tokens = r->max_tokens;
     a->decode.local_tokens_max = local_tokens_max;
     a->decode.apart = r->apart;
-    a->decode.salt = r->apart ? apart_salt(any_prefill_node(c), r->salt) : r->salt;
+    a->decode.salt = r->apart ? coord_ask_apart_salt(c, r->salt) : r->salt;
     a->decode.costs = r->costs;
     a->decode.costs_count = r->costs_count;
     log_write(LOG_INFO, r->id, "request.reserving",
@@ -264,20 +196,11 @@ static void begin_decode(coord_core *c, coord_request *r, int node, int32_t loca
 }
 
 bool coord_request_place(coord_core *c, coord_request *r) {
-    coord_ask ask = ask_for(c, r);
-    int decodes = coord_route_candidates(&ask, COORD_DECODE, c->rows[COORD_DECODE]);
-    if (decodes == 0) return false;
-    int prefills = coord_route_candidates(&ask, COORD_PREFILL, c->rows[COORD_PREFILL]);
-    bool differ = coord_route_apart(&c->limits, c->nodes, c->nodes_end, c->rows[COORD_DECODE][0].node);
-    ask.apart = differ && r->failures < COORD_APART_FAILURES;
-    look_up(c, r);
-    r->costs_count = 0;
-    ask.prefill = choose(c, r, &ask, COORD_PREFILL, prefills);
-    int node = choose(c, r, &ask, COORD_DECODE, decodes)->node;
-    differ = coord_route_apart(&c->limits, c->nodes, c->nodes_end, node);
-    r->apart = differ && r->failures < COORD_APART_FAILURES;
-    if (waits_for_prefill(c, r, prefills > 0)) return true;
-    begin_decode(c, r, node, r->apart ? 0 : differ ? INT32_MAX : coord_route_local_tokens(&ask, node));
+    coord_placement p;
+    if (!coord_ask_decode(c, r, &p)) return false;
+    r->apart = p.differ && r->failures < COORD_APART_FAILURES;
+    if (waits_for_prefill(c, r, p.prefill_nodes)) return true;
+    begin_decode(c, r, p.node, r->apart ? 0 : p.differ ? INT32_MAX : p.local_tokens_max);
     return true;
 }
 
@@ -295,7 +218,7 @@ static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
                   cached);
         return;
     }
-    int node = route_prefill(c, r, r->seat[SIDE_DECODE].node, wanted - cached);
+    int node = coord_ask_prefill(c, r, r->seat[SIDE_DECODE].node, wanted - cached);
     if (node < 0) { /* none is left: this time the decode node is told to compute it all */
         retry(c, r, false);
         return;

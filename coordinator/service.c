@@ -213,6 +213,18 @@ bool coord_service_matches(const coord_service *s, const Baton__Node__V1__NodeSt
     return !mismatch(s, state, &theirs, &expected);
 }
 
+/* One node's part of it: states come ten times a second from each of many. */
+static void count_ready(coord_service *s, int node) {
+    const Baton__Node__V1__NodeState *state = cluster_view_state(s->view, node);
+    bool is = cluster_view_alive(s->view, node) && !state->draining && coord_service_matches(s, state);
+    coord_role was = s->ready_as[node], now = is ? role_of(state) : (coord_role)0;
+    if (was == now) return;
+    s->ready_as[node] = (unsigned char)now;
+    if (was) __atomic_fetch_sub(&s->ready[was], 1, __ATOMIC_RELAXED);
+    if (now) __atomic_fetch_add(&s->ready[now], 1, __ATOMIC_RELAXED);
+    rpc_health_set(s->health, s->ready[COORD_DECODE] > 0 && !s->draining);
+}
+
 /* An answer that moves goes on with the same bytes only where the arithmetic is the same. So all
  * nodes of a role have the numerics of the one heard first, until none of those is left and no request
  * is under way. The two roles' may differ: coordinator/request.c, rule 6. */
@@ -221,7 +233,9 @@ static void choose_numerics(coord_service *s, const Baton__Node__V1__NodeState *
     if (*s->numerics[role] && (s->ready[role] > 0 || s->clients_count > 0)) return;
     if (!role || !state->pairing || state->draining) return;
     if (strcmp(state->pairing->model_digest, s->model.digest) != 0) return;
+    if (strcmp(s->numerics[role], state->pairing->numerics) == 0) return;
     snprintf(s->numerics[role], sizeof s->numerics[role], "%s", state->pairing->numerics);
+    for (int i = 0; i < cluster_view_count(s->view); i++) count_ready(s, i); /* others may match now */
 }
 
 uint64_t coord_service_number(const char *text) { return XXH3_64bits(text, strlen(text)); }
@@ -230,18 +244,6 @@ const char *coord_service_node_name(const coord_service *s, int node) {
     if (node < 0) return "";
     const Baton__Node__V1__NodeState *state = cluster_view_state(s->view, node);
     return state ? state->id : cluster_view_address(s->view, node);
-}
-
-static void count_ready(coord_service *s) {
-    int ready[COORD_DECODE + 1] = {0};
-    for (int i = 0; i < cluster_view_count(s->view); i++) {
-        const Baton__Node__V1__NodeState *state = cluster_view_state(s->view, i);
-        if (cluster_view_alive(s->view, i) && !state->draining && coord_service_matches(s, state))
-            ready[role_of(state)]++;
-    }
-    for (int role = 0; role <= COORD_DECODE; role++)
-        __atomic_store_n(&s->ready[role], ready[role], __ATOMIC_RELAXED);
-    rpc_health_set(s->health, ready[COORD_DECODE] > 0 && !s->draining);
 }
 
 static void refuse_node(coord_service *s, int node, const Baton__Node__V1__NodeState *state) {
@@ -281,7 +283,7 @@ static void on_state(void *ctx, int node, const Baton__Node__V1__NodeState *stat
                                     .decode_steps_per_s = state->decode_steps_per_s};
         coord_service_feed(s, &e);
     }
-    count_ready(s);
+    count_ready(s, node);
     coord_cluster_changed(s);
 }
 
@@ -303,7 +305,7 @@ static void on_lost(void *ctx, int node, const char *why) {
     coord_service_feed(s, &e);
     e = (coord_event){.kind = COORD_NODE_CACHE, .node = node, .cache = {.whole = true}};
     coord_service_feed(s, &e);
-    count_ready(s);
+    count_ready(s, node);
     coord_cluster_changed(s);
 }
 

@@ -162,6 +162,7 @@ typedef struct coord_branch {
     coord_cost *costs;           /* (COORD_COSTS_MAX) of the last placement; NULL: nobody asks */
     int32_t costs_count;
     int32_t tokens_count, cached, proposed, accepted;
+    int32_t wanted;              /* tokens of a prefill node */
     rpc_timer *again;            /* waits to be submitted again */
     /* what the core is to be told after the step in hand */
     bool due, want_submit, want_stop, want_cancel;
@@ -235,6 +236,7 @@ struct coord_service {
     coord_watcher *watchers;
     rpc_timer *watch_timer;
     int ready[COORD_DECODE + 1]; /* by role; atomic */
+    unsigned char ready_as[CLUSTER_NODES_MAX];   /* the role each node is ready for, 0: it is not */
     bool draining, closed;
     rpc_timer *grace;
     void *closer;
