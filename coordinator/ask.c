@@ -46,12 +46,12 @@ static coord_ask ask_for(coord_core *c, const coord_request *r) {
                    .tokens = r->count, .answer = coord_ask_answer(c, r), .turn = c->turn, .now_ms = c->now_ms, .to = -1};
     if (c->limits.route == COORD_ROUTE_PREFIX_HASH)
         a.key = prefix_number(r->salt, r->tokens, r->prompt_count < KEY_TOKENS ? r->prompt_count : KEY_TOKENS);
-    if (c->limits.route == COORD_ROUTE_COST) coord_route_average(&a);
     return a;
 }
 
-/* What nodes cache of this prompt, in c->cached. */
-static void look_up(coord_core *c, const coord_request *r) {
+/* What was measured, and what nodes cache of this prompt (in c->cached): asked only once somebody has room. */
+static void look_up(coord_core *c, const coord_request *r, coord_ask *a) {
+    if (c->limits.route == COORD_ROUTE_COST) coord_route_average(a);
     memset(c->cached, 0, (size_t)c->nodes_end * sizeof *c->cached);
     for (int32_t i = 0; i < r->marks_count; i++) coord_cache_match(c->cache, &r->marks[i], c->cached);
     if (r->prefer_node >= 0 && r->prefer_node < c->nodes_end) c->cached[r->prefer_node] = r->count;
@@ -71,7 +71,7 @@ bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
     int prefills = coord_route_candidates(&ask, COORD_PREFILL, c->rows[COORD_PREFILL]);
     int any = c->rows[COORD_DECODE][0].node;
     ask.apart = coord_route_apart(&c->limits, c->nodes, c->nodes_end, any) && r->failures < COORD_APART_FAILURES;
-    look_up(c, r);
+    look_up(c, r, &ask);
     r->costs_count = 0;
     ask.prefill = choose(c, r, &ask, COORD_PREFILL, prefills);
     int node = choose(c, r, &ask, COORD_DECODE, decodes)->node;
@@ -87,6 +87,6 @@ int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved) {
     a.moved = moved;
     int candidates = coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
     if (candidates == 0) return -1;
-    look_up(c, r);
+    look_up(c, r, &a);
     return choose(c, r, &a, COORD_PREFILL, candidates)->node;
 }
