@@ -52,6 +52,12 @@ static void pack(void *ctx, const kvt_frame *box, void *out) {
     bench_peer_copy(x->g, x->tokens, x->b->memory, box, out, false);
 }
 
+static int runs(void *ctx, const kvt_frame *box, void *scratch, struct iovec *out) {
+    (void)scratch;
+    sending *x = ctx;
+    return bench_peer_runs(x->g, x->tokens, x->b->memory, box, out);
+}
+
 static void ended(void *ctx, status s, uint64_t bytes, int64_t wire_us, const char *why) {
     (void)bytes, (void)wire_us, (void)why;
     sending *x = ctx;
@@ -70,7 +76,7 @@ static status await(sending *x) {
 }
 
 static status transfer(bench *b, int transport, kvt_node *n, const kvt_geometry *g, uint32_t tokens, double *s) {
-    static const kvt_source source = {pack, ended};
+    static const kvt_source source = {.pack = pack, .runs = runs, .ended = ended};
     sending x = {.b = b, .g = g, .tokens = tokens};
     kvt_send *send;
     uint64_t ticket = ++b->ticket;

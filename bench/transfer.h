@@ -49,6 +49,8 @@ void bench_peer_stop(bench_peer *p);
 /* Rows between the flat memory, as canonical order has them, and a box: out of it, or into it. */
 void bench_peer_copy(const kvt_geometry *g, uint32_t tokens, unsigned char *memory, const kvt_frame *box,
                      unsigned char *payload, bool into_memory);
+/* Where a box's rows are in it: kvt_source's runs. */
+int bench_peer_runs(const kvt_geometry *g, uint32_t tokens, unsigned char *memory, const kvt_frame *box, struct iovec *out);
 
 /* ---- transfer.c ---------------------------------------------------------------------------------------- */
 

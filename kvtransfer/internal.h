@@ -54,6 +54,7 @@ typedef struct kvt_stream {
 
 typedef struct kvt_transport {
     const char *name;
+    uint32_t frame_bytes;        /* what DATA frames are cut to; one token of one layer may be more */
     status (*resolve)(const char *text, kvt_address *out, error *err);
     /* Listens and writes the address as bound. */
     status (*listen)(const char *text, kvt_stream **out, char bound[KVT_ADDRESS_MAX], error *err);
@@ -63,6 +64,8 @@ typedef struct kvt_transport {
     void (*close)(kvt_stream *s);                     /* a listener too */
     ssize_t (*read)(kvt_stream *s, void *out, size_t bytes);     /* 0: closed; -1: errno */
     ssize_t (*write)(kvt_stream *s, const struct iovec *iov, int count);
+    /* NULL, or: until so many bytes are there, read() has no use; the descriptor may stay silent before. */
+    void (*expect)(kvt_stream *s, size_t bytes);
     int (*unsent)(kvt_stream *s);        /* written bytes the peer's host has not taken; -1: unknown */
 
     /* NULL: epoll tells. Else asked before every sleep: which of EPOLLIN and EPOLLOUT (want) hold now; when
@@ -171,9 +174,11 @@ struct kvt_link {
     unsigned char control[KVT_CONTROL_BYTES];
     size_t control_bytes, control_sent;
     unsigned char *out;                   /* one DATA frame, header and payload; made for the first, or
-                                             the transport's memory while out_bytes */
-    bool direct;                          /* out is the transport's */
-    size_t out_bytes, out_sent;
+                                             the transport's memory while direct */
+    bool direct;                          /* out is the transport's, run[0] the whole frame */
+    struct iovec run[KVT_RUNS_MAX + 2];   /* of the staged frame: header, payload; one more for control */
+    int runs, run_at;                     /* run_at: the first that has not left whole; it begins where it goes on */
+    kvt_send *gathered;                   /* whose pages some of the runs are */
     kvt_send *ready_head, *ready_tail;
     int sends;                            /* that live on this link */
 };
@@ -188,6 +193,8 @@ size_t kvt_link_want(kvt_link *l, void **into);
 void kvt_link_took(kvt_link *l, size_t n);
 /* Queues a frame without payload. A peer that does not read its own answers loses the link. */
 void kvt_link_say(kvt_link *l, const kvt_frame *f);
+/* The staged frame is a copy from here on; no memory: the link ends. */
+void kvt_link_keep(kvt_link *l);
 void kvt_link_arm(kvt_link *l);           /* tells epoll whether there is something to write */
 /* Ends the link and all that hangs on it. */
 void kvt_link_fail(kvt_link *l, status s, const char *why);

@@ -12,6 +12,7 @@
 #define BATON_KVTRANSFER_H
 
 #include "base/base.h"
+#include <sys/uio.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -19,7 +20,7 @@ extern "C" {
 
 /* ---- frame ----------------------------------------------------------------------------------- */
 
-enum { KVT_VERSION = 2, KVT_FRAME_BYTES = 64, KVT_PAYLOAD_MAX = 1 << 20, KVT_PAIRING_MAX = 255 };
+enum { KVT_VERSION = 2, KVT_FRAME_BYTES = 64, KVT_PAYLOAD_MAX = 1 << 20, KVT_PAIRING_MAX = 255, KVT_RUNS_MAX = 256 };
 
 typedef enum kvt_frame_kind {
     KVT_HELLO = 1,               /* first frame of a link, both ways: version, pairing text */
@@ -159,6 +160,11 @@ typedef struct kvt_source {
     /* Fill out with the box's elements in canonical order, any alignment. The rows were pushed, so they are
      * final. */
     void (*pack)(void *ctx, const kvt_frame *box, void *out);
+    /* NULL, or the same without a copy, for transports that read memory where it is: at most KVT_RUNS_MAX runs of
+     * memory that are the box's elements in canonical order, together payload_bytes; how many is returned, 0: pack().
+     * Elements that lie otherwise are packed into scratch (payload_bytes of room) and a run points there. The rest of
+     * the runs is read until ended(). */
+    int (*runs)(void *ctx, const kvt_frame *box, void *scratch, struct iovec *out);
     /* Once, last call: ST_OK the receiver has all rows of the send's heads; otherwise why not (ST_PEER_LOST,
      * ST_PEER_STALE the receiver knows this ticket no more, ST_REFUSED pairing differs, ST_BAD_INPUT outside
      * the promise, ST_CORRUPT it misses rows, ST_CANCELED, ST_DEADLINE, ST_NO_MEMORY). Pages may be unpinned

@@ -12,12 +12,16 @@
  *        HELLO                    -> EXPECT_PAYLOAD -> CRC -> [hello_taken]       -> EXPECT_HEADER
  *        END, ABORT, ACK          -> at once
  *
- * Out: one staged DATA frame (in the transport's memory, if it offers some) and one buffer of control frames,
- * written together by one sendmsg. The next frame is staged only when both are empty and the socket takes bytes:
+ * Out: one staged DATA frame and one buffer of control frames, written together by one sendmsg. A frame is staged
+ * in the transport's memory, if it offers some; else as runs of the pages themselves, if its source can name them;
+ * else packed into the link's buffer. The next one is staged only when both are empty and the socket takes bytes:
  * what has not left yet is still pages, not a queue. A staged frame goes before control, so that an END or ABORT
  * follows the rows it speaks of.
  *
- * Memory a peer can make us hold: the struct (some 18 KB), and KVT_PAYLOAD_MAX once it sent a box that a
+ * A send's end does not wait for a frame of its pages that is half out: what is left of it is copied first
+ * [kvt_link_keep], so that after ended() nobody reads the pages, and the peer still gets a whole frame.
+ *
+ * Memory a peer can make us hold: the struct (some 22 KB), and KVT_PAYLOAD_MAX once it sent a box that a
  * promise wanted. Both stay as long as the link: senders close theirs when idle, and freeing 1 MB
  * between frames would cost a page fault for each 4 KB landed. */
 #include "kvtransfer/internal.h"
@@ -93,6 +97,8 @@ void kvt_link_fail(kvt_link *l, status s, const char *why) {
     if (l->stream) l->node->transport->close(l->stream);
     if (l->direct) l->out = NULL; /* was the stream's */
     l->direct = false;
+    l->run_at = l->runs = 0;
+    l->gathered = NULL;
     l->stream = NULL;
     if (l->outgoing)
         kvt_send_link_lost(l, s, why);
@@ -137,7 +143,7 @@ void kvt_link_tick(kvt_link *l, int64_t now_ms, int64_t *due_ms) {
 /* ---- out ------------------------------------------------------------------------------------- */
 
 static bool unwritten(const kvt_link *l) {
-    return l->out_sent < l->out_bytes || l->control_sent < l->control_bytes;
+    return l->run_at < l->runs || l->control_sent < l->control_bytes;
 }
 
 void kvt_link_arm(kvt_link *l) {
@@ -152,27 +158,52 @@ void kvt_link_arm(kvt_link *l) {
 
 /* A frame that was staged in the transport's memory leaves whole. */
 static ssize_t commit(kvt_link *l) {
-    size_t bytes = l->out_bytes;
+    size_t bytes = l->run[0].iov_len;
     l->node->transport->commit(l->stream, bytes);
     l->out = NULL;
     l->direct = false;
-    l->out_bytes = 0;
+    l->runs = 0;
     l->progress_ms = l->node->now_ms;
     return (ssize_t)bytes;
+}
+
+/* So many bytes of the staged frame have left; how many of n were others'. */
+static size_t frame_left(kvt_link *l, size_t n) {
+    for (; l->run_at < l->runs && n >= l->run[l->run_at].iov_len; l->run_at++) n -= l->run[l->run_at].iov_len;
+    if (l->run_at == l->runs) {
+        l->run_at = l->runs = 0;
+        l->gathered = NULL;
+        return n;
+    }
+    struct iovec *at = &l->run[l->run_at];
+    *at = (struct iovec){(char *)at->iov_base + n, at->iov_len - n};
+    return 0;
+}
+
+void kvt_link_keep(kvt_link *l) {
+    unsigned char *kept = mem_alloc(KVT_FRAME_BYTES + KVT_PAYLOAD_MAX);
+    l->gathered = NULL;
+    if (!kept) {
+        kvt_link_fail(l, ST_NO_MEMORY, "no memory for the rest of a frame");
+        return;
+    }
+    size_t bytes = 0;
+    for (int i = l->run_at; i < l->runs; bytes += l->run[i++].iov_len)
+        memcpy(kept + bytes, l->run[i].iov_base, l->run[i].iov_len);
+    mem_free(l->out);
+    l->out = kept;
+    l->run[0] = (struct iovec){kept, bytes};
+    l->run_at = 0;
+    l->runs = 1;
 }
 
 /* Bytes written by one call: -1 the link is dead, 0 the socket is full. */
 static ssize_t write_once(kvt_link *l) {
     if (l->direct) return commit(l);
-    struct iovec iov[2];
-    int count = 0;
-    if (l->out_sent < l->out_bytes)
-        iov[count++] = (struct iovec){l->out + l->out_sent, l->out_bytes - l->out_sent};
-    size_t data = count ? iov[0].iov_len : 0;
+    int count = l->runs - l->run_at;
     if (l->control_sent < l->control_bytes)
-        iov[count++] =
-            (struct iovec){l->control + l->control_sent, l->control_bytes - l->control_sent};
-    ssize_t n = !l->stream ? 0 : l->node->transport->write(l->stream, iov, count);
+        l->run[l->run_at + count++] = (struct iovec){l->control + l->control_sent, l->control_bytes - l->control_sent};
+    ssize_t n = !l->stream ? 0 : l->node->transport->write(l->stream, l->run + l->run_at, count);
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) n = 0;
     if (n < 0) {
         char why[KVT_ADDRESS_MAX + 100];
@@ -180,10 +211,7 @@ static ssize_t write_once(kvt_link *l) {
         kvt_link_fail(l, ST_PEER_LOST, why);
         return -1;
     }
-    size_t of_data = (size_t)n < data ? (size_t)n : data;
-    l->out_sent += of_data;
-    l->control_sent += (size_t)n - of_data;
-    if (l->out_sent == l->out_bytes) l->out_sent = l->out_bytes = 0;
+    l->control_sent += frame_left(l, (size_t)n);
     if (l->control_sent == l->control_bytes) l->control_sent = l->control_bytes = 0;
     if (n) l->progress_ms = l->node->now_ms;
     return n;
@@ -391,6 +419,14 @@ static void read_some(kvt_link *l) {
     }
 }
 
+/* Bytes of a frame are of no use before the rest of it is there. */
+static void read_turn(kvt_link *l) {
+    void *into;
+    read_some(l);
+    if (l->state != LINK_DEAD && l->node->transport->expect)
+        l->node->transport->expect(l->stream, kvt_link_want(l, &into));
+}
+
 static void connected(kvt_link *l) {
     int failed = l->node->transport->connected(l->stream);
     if (failed) {
@@ -412,6 +448,6 @@ void kvt_link_event(kvt_link *l, uint32_t events) {
         connected(l);
         return;
     }
-    if (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) read_some(l);
+    if (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) read_turn(l);
     if (l->state != LINK_DEAD && (events & EPOLLOUT)) flush(l, true);
 }

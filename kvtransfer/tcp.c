@@ -10,7 +10,13 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-enum { BACKLOG = 128 };
+enum {
+    BACKLOG = 128,
+    /* Gathered, summed, received and landed while it stays in a core's second level cache (2 MiB here); with half of
+     * it a receiver waits more often, with twice as much nothing overlaps in a transfer of 1 MB (bench/README.md). */
+    FRAME_BYTES = 512 << 10,
+    LOW_MAX = 256 << 10,         /* of a frame that comes so many bytes are awaited at once */
+};
 
 static status tcp_resolve(const char *text, kvt_address *out, error *err) {
     char host[KVT_ADDRESS_MAX];
@@ -66,16 +72,21 @@ fail:
     return ST_IO;
 }
 
+typedef struct tcp_stream {
+    kvt_stream s;
+    int low;                     /* SO_RCVLOWAT */
+} tcp_stream;
+
 /* Owns fd from here on; NULL: no memory, fd is closed. */
 static kvt_stream *stream_of(int fd) {
-    kvt_stream *s = mem_alloc(sizeof *s);
-    if (s) {
-        s->fd = fd;
-    } else {
+    tcp_stream *x = mem_alloc(sizeof *x);
+    if (!x) {
         close(fd);
         errno = ENOMEM;
+        return NULL;
     }
-    return s;
+    *x = (tcp_stream){.s.fd = fd, .low = 1};
+    return &x->s;
 }
 
 static status tcp_listen(const char *text, kvt_stream **out, char bound[KVT_ADDRESS_MAX], error *err) {
@@ -127,6 +138,14 @@ static ssize_t tcp_write(kvt_stream *s, const struct iovec *iov, int count) {
     return sendmsg(s->fd, &message, MSG_NOSIGNAL);
 }
 
+/* Over loopback, and on a machine with idle cores, a sender pays more for waking its receiver than for the 64 KiB that
+ * it wakes for. The end of the connection is reported whatever is awaited. */
+static void tcp_expect(kvt_stream *s, size_t bytes) {
+    tcp_stream *x = (tcp_stream *)s;
+    int low = bytes < LOW_MAX ? (int)bytes : LOW_MAX;
+    if (low != x->low && !setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof low)) x->low = low;
+}
+
 static int tcp_unsent(kvt_stream *s) {
     int bytes;
     return ioctl(s->fd, SIOCOUTQ, &bytes) ? -1 : bytes;
@@ -134,6 +153,7 @@ static int tcp_unsent(kvt_stream *s) {
 
 const kvt_transport kvt_tcp = {
     .name = "tcp",
+    .frame_bytes = FRAME_BYTES,
     .resolve = tcp_resolve,
     .listen = tcp_listen,
     .accept = tcp_accept,
@@ -142,6 +162,7 @@ const kvt_transport kvt_tcp = {
     .close = tcp_close,
     .read = tcp_read,
     .write = tcp_write,
+    .expect = tcp_expect,
     .unsent = tcp_unsent,
 };
 

@@ -38,7 +38,7 @@ static void sent(void *ctx, status s, uint64_t bytes, int64_t wire_us, const cha
     assert(s != ST_OK); /* an END never left, so nothing may count as acknowledged */
 }
 
-static const kvt_source source = {pack, sent};
+static const kvt_source source = {.pack = pack, .ended = sent};
 
 /* Something for ACKs to hit: one send of ticket 1, epoch 1, its first frame staged. */
 static kvt_send *begin_send(kvt_node *n, kvt_link *l, int *told_sender) {

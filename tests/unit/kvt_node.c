@@ -68,6 +68,23 @@ static size_t row_at(const half *r, uint32_t l, uint32_t kv, uint32_t h, uint32_
     return ((((size_t)l * 2 + kv) * r->g.heads + h) * r->tokens + (t - r->first)) * r->g.row_bytes;
 }
 
+/* K packed aside, V where it lies: in memory that sender_with_rows() made. */
+static int runs(void *ctx, const kvt_frame *box, void *scratch, struct iovec *out) {
+    half *s = ctx;
+    int count = 0;
+    size_t bytes = (size_t)box->tokens * s->g.row_bytes;
+    assert(!s->ended && box->ticket == s->ticket);
+    __atomic_fetch_add(&s->packs, 1, __ATOMIC_RELAXED);
+    for (uint32_t l = box->layer_first; l < box->layer_first + box->layers; l++)
+        for (uint32_t kv = 0; kv < 2; kv++)
+            for (uint32_t h = box->head_first; h < box->head_first + box->heads; h++) {
+                unsigned char *at = s->memory + row_at(s, l, kv, h, box->token_first);
+                if (kv == 0) at = memcpy((unsigned char *)scratch + (size_t)count * bytes, at, bytes);
+                out[count++] = (struct iovec){at, bytes};
+            }
+    return count;
+}
+
 static void land(void *ctx, const kvt_frame *box, const void *payload) {
     half *r = ctx;
     const unsigned char *from = payload;
@@ -109,7 +126,8 @@ static void source_ended(void *ctx, status s, uint64_t bytes, int64_t wire_us, c
 }
 
 static const kvt_sink sink = {land, sink_ended};
-static const kvt_source source = {pack, source_ended};
+static const kvt_source source = {.pack = pack, .ended = source_ended};
+static const kvt_source with_runs = {.pack = pack, .runs = runs, .ended = source_ended};
 
 /* Waits at most a minute for ended() and returns its status. */
 static status outcome(half *x) {
@@ -145,12 +163,27 @@ static status promise(kvt_node *n, half *r, uint32_t lease_ms) {
 }
 
 static status begin(kvt_node *n, const char *address, half *s, uint32_t timeout_ms) {
-    return kvt_send_open(n, address, s->ticket, s->epoch, &s->g, timeout_ms, &source, s, &s->send);
+    return kvt_send_open(n, address, s->ticket, s->epoch, &s->g, timeout_ms, s->memory ? &with_runs : &source, s,
+                         &s->send);
 }
 
 static half sender_of(const half *r) {
     return (half){.ticket = r->ticket, .epoch = r->epoch, .g = r->g, .first = r->first,
                   .tokens = r->tokens};
+}
+
+/* One whose rows are in memory, for transports that read them there. */
+static half sender_with_rows(const half *r) {
+    half s = sender_of(r);
+    s.memory = malloc((size_t)s.g.layers * 2 * s.g.heads * s.tokens * s.g.row_bytes);
+    for (uint32_t l = 0; l < s.g.layers; l++)
+        for (uint32_t kv = 0; kv < 2; kv++)
+            for (uint32_t h = 0; h < s.g.heads; h++)
+                for (uint32_t t = 0; t < s.tokens; t++)
+                    for (uint32_t b = 0; b < s.g.row_bytes; b++)
+                        s.memory[row_at(&s, l, kv, s.g.head_first + h, s.first + t) + b] =
+                            pattern(s.ticket, l, kv, s.g.head_first + h, s.first + t, b);
+    return s;
 }
 
 /* A sender of some of its heads, counted over the model. */
@@ -492,6 +525,59 @@ static void large_and_out_of_order(void **state) {
     kvt_node_close(a);
     kvt_node_close(b);
     free(in.memory);
+}
+
+/* Rows gathered from where they lie, in frames of every cut: one token of all layers, many of one. */
+static void gathered_where_they_lie(void **state) {
+    (void)state;
+    kvt_node *a = node_open(NULL, "pair"), *b = node_open("127.0.0.1:0", "pair");
+    half in = receiver(5, 1, &smollm, 16, 1500), out = sender_with_rows(&in);
+    assert_int_equal(promise(b, &in, 10000), ST_OK);
+    assert_int_equal(begin(a, kvt_node_address(b), &out, 5000), ST_OK);
+    kvt_send_push(out.send, 1000, 516);
+    for (uint32_t t = 16; t < 50; t++) kvt_send_push(out.send, t, 1);
+    kvt_send_push(out.send, 50, 950);
+    kvt_send_end(out.send);
+    assert_int_equal(outcome(&out), ST_OK);
+    assert_int_equal(outcome(&in), ST_OK);
+    assert_whole(&in, in.tokens);
+    kvt_send_close(out.send);
+    kvt_node_close(a);
+    kvt_node_close(b);
+    free(in.memory), free(out.memory);
+}
+
+/* A send is aborted when the stream is full, so that a frame of its pages is half out. From ended() on the pages
+ * are another's: what is still to come of the frame is what it was, and the link lives. */
+static void half_a_frame_outlives_its_pages(void **state) {
+    (void)state;
+    char address[KVT_ADDRESS_MAX];
+    unsigned char *payload = malloc(KVT_PAYLOAD_MAX);
+    kvt_stream *listener = raw_listen(address);
+    kvt_node *a = node_open(NULL, "pair");
+    half in = {.ticket = 1, .epoch = 1, .g = smollm, .tokens = 1500}, out = sender_with_rows(&in);
+    size_t bytes = (size_t)smollm.layers * 2 * smollm.heads * in.tokens * smollm.row_bytes;
+    assert_int_equal(begin(a, address, &out, 60000), ST_OK);
+    kvt_stream *fd = raw_accept(listener);
+    raw_hello(fd, "pair");
+    kvt_frame f = raw_read(fd);
+    bool closed;
+    assert_int_equal(raw_read_bytes(fd, payload, f.payload_bytes, &closed), 4);
+    for (int i = 0; i < 20; i++) kvt_send_push(out.send, 0, in.tokens); /* 690 MB in all */
+    for (int before = -1, now = 0; now == 0 || before != now; nap_ms(50))
+        before = now, now = __atomic_load_n(&out.packs, __ATOMIC_RELAXED);
+    kvt_send_abort(out.send);
+    assert_int_equal(outcome(&out), ST_CANCELED);
+    memset(out.memory, 0xff, bytes);
+    while ((f = raw_read(fd)).kind == KVT_DATA) {
+        assert_int_equal(raw_read_bytes(fd, payload, f.payload_bytes, &closed), f.payload_bytes);
+        assert_int_equal(kvt_crc32c(0, payload, f.payload_bytes), f.payload_crc);
+    }
+    assert_int_equal(f.kind, KVT_ABORT);
+    kvt_send_close(out.send);
+    kvt_node_close(a);
+    raw_close(fd), raw_close(listener);
+    free(out.memory), free(payload);
 }
 
 /* ---- what a receiver refuses ----------------------------------------------------------------- */
@@ -1257,6 +1343,8 @@ static int run(const kvt_transport *t) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(many_tickets_both_ways),
         cmocka_unit_test(large_and_out_of_order),
+        cmocka_unit_test(gathered_where_they_lie),
+        cmocka_unit_test(half_a_frame_outlives_its_pages),
         cmocka_unit_test(refusals_are_counted_and_told),
         cmocka_unit_test(short_end_is_corrupt),
         cmocka_unit_test(flipped_payload_bit),

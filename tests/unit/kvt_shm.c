@@ -54,7 +54,7 @@ static void source_ended(void *ctx, status s, uint64_t bytes, int64_t wire_us, c
 }
 
 static const kvt_sink sink = {land, sink_ended};
-static const kvt_source source = {pack, source_ended};
+static const kvt_source source = {.pack = pack, .ended = source_ended};
 
 /* Waits at most a minute. */
 static status outcome(half *x) {
