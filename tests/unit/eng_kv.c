@@ -1,5 +1,6 @@
 /* Tests engine/kv.c: boxes of KV between pages of different size, type and back end. */
 #include "tests/unit/tiny_gguf.h"
+#include "engine/cpu/pages.h"
 #include <setjmp.h>
 #include <cmocka.h>
 #include <math.h>
@@ -207,6 +208,35 @@ static void wrong_sizes_are_refused(void **state) {
     close_rig(&r);
 }
 
+/* Whole runs of a page go as its rows do one by one: heads of several scales, pages and boxes of any size. */
+static void a_run_is_its_rows(void **state) {
+    (void)state;
+    enum { WIDE = 96, PAGES = 3 };
+    static char data[PAGES * 2 * 2 * 2 * 40 * WIDE * 4], other[sizeof data], box_bytes[sizeof data], row[WIDE * 4];
+    for (int n = 0; n < TYPES * 41; n++) {
+        eng_pages kv = {.data = data, .pages = PAGES, .P = 1 + n % 40, .L = 2, .K = 2, .h = WIDE, .type = (eng_kv_type)(n % TYPES)};
+        size_t row_bytes = eng_kv_row_bytes(kv.type, WIDE), at = 0;
+        int32_t blocks[PAGES] = {2, 0, 1}, first = n % kv.P;
+        kv.page_bytes = 2 * 2 * 2 * (size_t)kv.P * row_bytes;
+        eng_pages copy = kv;
+        copy.data = memset(other, 0, sizeof other);
+        eng_kv_box box = {0, 2, 0, 2, first, PAGES * kv.P - first - n % 3, kv.type};
+        for (size_t i = 0; i < sizeof data; i++) data[i] = (char)(i * i + i / 251 + (size_t)n);
+        if (box.tokens < 1) continue;
+        eng_cpu_kv_pack(NULL, &kv, blocks, &box, box_bytes);
+        eng_cpu_kv_unpack(NULL, &copy, blocks, &box, box_bytes);
+        for (int l = 0; l < 2; l++)
+            for (int is_v = 0; is_v < 2; is_v++)
+                for (int head = 0; head < 2; head++)
+                    for (int32_t t = first; t < first + box.tokens; t++, at += row_bytes) {
+                        eng_row_read(&kv, eng_page_block(&kv, blocks[t / kv.P], l, is_v, head), is_v, t % kv.P, row);
+                        assert_memory_equal(box_bytes + at, row, row_bytes);
+                        eng_row_read(&copy, eng_page_block(&copy, blocks[t / kv.P], l, is_v, head), is_v, t % kv.P, row);
+                        assert_memory_equal(box_bytes + at, row, row_bytes);
+                    }
+    }
+}
+
 static void types_have_names(void **state) {
     (void)state;
     static const char *const names[TYPES] = {"f32", "f16", "bf16", "q8_0"};
@@ -222,6 +252,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(boxes_survive_any_pages),
         cmocka_unit_test(types_meet),
+        cmocka_unit_test(a_run_is_its_rows),
         cmocka_unit_test(types_have_names),
         cmocka_unit_test(unpack_touches_nothing_else),
         cmocka_unit_test(a_copied_page_has_its_first_rows),
