@@ -17,6 +17,7 @@
 #define BATON_ENGINE_H
 
 #include "base/base.h"
+#include <sys/uio.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -310,6 +311,9 @@ typedef struct eng_kv_box {
 size_t eng_kv_box_bytes(const eng_kv *kv, const eng_kv_box *box);
 void eng_kv_pack(const eng_kv *kv, const int32_t *blocks, const eng_kv_box *box, void *out);
 void eng_kv_unpack(eng_kv *kv, const int32_t *blocks, const eng_kv_box *box, const void *in);
+/* What eng_kv_pack() gives, without copying what lies on the pages as on the wire: as many runs of memory, into the
+ * pages or into scratch (eng_kv_box_bytes() of room), as are returned; 0: not in runs_max, or nothing lies so. */
+int eng_kv_runs(const eng_kv *kv, const int32_t *blocks, const eng_kv_box *box, void *scratch, struct iovec *runs, int runs_max);
 
 /* ---- step -------------------------------------------------------------------------------------- */
 

@@ -109,6 +109,12 @@ void eng_kv_pack(const eng_kv *kv, const int32_t *blocks, const eng_kv_box *box,
     kv->m->op->kv_pack(kv->m->c, &kv->pages, blocks, box, out);
 }
 
+int eng_kv_runs(const eng_kv *kv, const int32_t *blocks, const eng_kv_box *box, void *scratch, struct iovec *runs,
+                int runs_max) {
+    assert_box(&kv->pages, blocks, box);
+    return kv->m->op->kv_runs ? kv->m->op->kv_runs(kv->m->c, &kv->pages, blocks, box, scratch, runs, runs_max) : 0;
+}
+
 void eng_kv_unpack(eng_kv *kv, const int32_t *blocks, const eng_kv_box *box, const void *in) {
     assert_box(&kv->pages, blocks, box);
     kv->m->op->kv_unpack(kv->m->c, &kv->pages, blocks, box, in);

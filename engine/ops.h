@@ -154,6 +154,9 @@ typedef struct eng_ops {
                     void *out);
     void (*kv_unpack)(eng_context *c, const eng_pages *kv, const int32_t *blocks,
                       const eng_kv_box *box, const void *in);
+    /* As eng_kv_runs(); NULL: no part of a page lies as on the wire, in memory. */
+    int (*kv_runs)(eng_context *c, const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box, void *scratch,
+                   struct iovec *runs, int runs_max);
 } eng_ops;
 
 /* The back end of o->device and, on the CPU, o->isa. ST_UNSUPPORTED names what is not here. */

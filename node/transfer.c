@@ -141,6 +141,14 @@ static void pack(void *ctx, const kvt_frame *f, void *out) {
     atomic_fetch_add_explicit(&x->t->k->bytes_out, f->payload_bytes, memory_order_relaxed);
 }
 
+static int runs(void *ctx, const kvt_frame *f, void *scratch, struct iovec *out) {
+    part *x = ctx;
+    eng_kv_box box = box_of(x->t, f);
+    int count = eng_kv_runs(x->t->k->kv, x->t->blocks, &box, scratch, out, KVT_RUNS_MAX);
+    if (count) atomic_fetch_add_explicit(&x->t->k->bytes_out, f->payload_bytes, memory_order_relaxed);
+    return count;
+}
+
 /* The last one speaks for all: a failure, if there was one (rather than what was aborted because of it), the sum of
  * bytes, the longest time. */
 static void part_ended(node_transfer *t) {
@@ -216,7 +224,7 @@ static status find_targets(const node_rank *k, const node_order *o, target *out,
 }
 
 status node_transfer_send(node_rank *k, const node_order *o, error *err) {
-    static const kvt_source source = {.pack = pack, .ended = sending_ended};
+    static const kvt_source source = {.pack = pack, .runs = runs, .ended = sending_ended};
     target targets[COLL_RANKS_MAX];
     int count;
     TRY(find_targets(k, o, targets, &count, err));

@@ -37,6 +37,8 @@ void eng_cpu_kv_pack(eng_context *c, const eng_pages *kv, const int32_t *blocks,
                      const eng_kv_box *box, void *out);
 void eng_cpu_kv_unpack(eng_context *c, const eng_pages *kv, const int32_t *blocks,
                        const eng_kv_box *box, const void *in);
+int eng_cpu_kv_runs(eng_context *c, const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box, void *scratch,
+                    struct iovec *runs, int runs_max);
 
 #define ENG_CPU_SHARED_OPS                                                                          \
     .shares = true, .close = eng_cpu_close, .numerics = eng_cpu_numerics, .alloc = eng_cpu_alloc,    \
@@ -44,7 +46,8 @@ void eng_cpu_kv_unpack(eng_context *c, const eng_pages *kv, const int32_t *block
     .rows_whole = ENG_TILE_ROWS, .ready = eng_cpu_ready, .pages_open = eng_cpu_pages_open,           \
     .pages_close = eng_cpu_pages_close, .begin = eng_cpu_begin, .finish = eng_cpu_finish,            \
     .sum = eng_cpu_sum, .embed = eng_cpu_embed, .gather = eng_cpu_gather,                            \
-    .kv_copy = eng_cpu_kv_copy, .kv_pack = eng_cpu_kv_pack, .kv_unpack = eng_cpu_kv_unpack
+    .kv_copy = eng_cpu_kv_copy, .kv_pack = eng_cpu_kv_pack, .kv_unpack = eng_cpu_kv_unpack,           \
+    .kv_runs = eng_cpu_kv_runs
 
 /* The widest row a product reads. */
 static inline int eng_cpu_widest(const eng_shape *s) {

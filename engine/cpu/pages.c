@@ -139,23 +139,34 @@ static void move_run(const eng_pages *kv, char *block, int is_v, int slot, int t
 
 /* ---- boxes ---------------------------------------------------------------------------------------- */
 
-/* Walks a box in canonical order. */
-static void move_box(const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box, char *wire,
-                     bool unpack) {
+/* Tokens from t on that are on one page. */
+static int32_t run_at(const eng_pages *kv, int32_t t, int32_t end) {
+    int32_t left = kv->P - t % kv->P;
+    return left < end - t ? left : end - t;
+}
+
+/* K or V of a box's first layer. */
+static void move_half(const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box, int is_v, char *wire, bool unpack) {
     size_t row_bytes = eng_kv_row_bytes(box->type, kv->h);
     int32_t end = box->token_first + box->tokens;
-    for (int l = box->layer_first; l < box->layer_first + box->layers; l++)
-        for (int is_v = 0; is_v < 2; is_v++)
-            for (int head = box->head_first; head < box->head_first + box->heads; head++)
-                for (int32_t t = box->token_first, run; t < end; t += run, wire += (size_t)run * row_bytes) {
-                    char *block = eng_page_block(kv, blocks[t / kv->P], l, is_v, head);
-                    int slot = t % kv->P;
-                    run = kv->P - slot < end - t ? kv->P - slot : end - t;
-                    if (box->type == kv->type) move_run(kv, block, is_v, slot, run, wire, unpack);
-                    else
-                        for (int i = 0; i < run; i++)
-                            move_row(kv, block, is_v, slot + i, box->type, wire + (size_t)i * row_bytes, unpack);
-                }
+    for (int head = box->head_first; head < box->head_first + box->heads; head++)
+        for (int32_t t = box->token_first, run; t < end; t += run, wire += (size_t)run * row_bytes) {
+            char *block = eng_page_block(kv, blocks[t / kv->P], box->layer_first, is_v, head);
+            int slot = t % kv->P;
+            run = run_at(kv, t, end);
+            if (box->type == kv->type) move_run(kv, block, is_v, slot, run, wire, unpack);
+            else
+                for (int i = 0; i < run; i++)
+                    move_row(kv, block, is_v, slot + i, box->type, wire + (size_t)i * row_bytes, unpack);
+        }
+}
+
+/* Walks a box in canonical order. */
+static void move_box(const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box, char *wire, bool unpack) {
+    size_t half = (size_t)box->heads * (size_t)box->tokens * eng_kv_row_bytes(box->type, kv->h);
+    eng_kv_box layer = *box;
+    for (; layer.layer_first < box->layer_first + box->layers; layer.layer_first++)
+        for (int is_v = 0; is_v < 2; is_v++, wire += half) move_half(kv, blocks, &layer, is_v, wire, unpack);
 }
 
 void eng_cpu_kv_pack(eng_context *c, const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box,
@@ -168,6 +179,31 @@ void eng_cpu_kv_unpack(eng_context *c, const eng_pages *kv, const int32_t *block
                        const eng_kv_box *box, const void *in) {
     (void)c;
     move_box(kv, blocks, box, (char *)(uintptr_t)in, true);
+}
+
+/* K goes aside, packed; V's runs are the pages'. */
+int eng_cpu_kv_runs(eng_context *c, const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box, void *scratch,
+                    struct iovec *runs, int runs_max) {
+    int32_t first = box->token_first, end = first + box->tokens;
+    size_t row_bytes = eng_kv_row_bytes(box->type, kv->h), half = (size_t)box->heads * (size_t)box->tokens * row_bytes;
+    int pages = box->tokens ? (end - 1) / kv->P - first / kv->P + 1 : 0, count = 0;
+    (void)c;
+    if (box->type != kv->type || box->type == ENG_KV_Q8_0) return 0;
+    if ((int64_t)box->layers * (1 + (int64_t)box->heads * pages) > runs_max) return 0;
+    for (int l = box->layer_first; l < box->layer_first + box->layers; l++) {
+        char *k = (char *)scratch + (size_t)(l - box->layer_first) * half;
+        eng_kv_box layer = *box;
+        layer.layer_first = l;
+        move_half(kv, blocks, &layer, 0, k, false);
+        runs[count++] = (struct iovec){k, half};
+        for (int head = box->head_first; head < box->head_first + box->heads; head++)
+            for (int32_t t = first, run; t < end; t += run) {
+                run = run_at(kv, t, end);
+                char *v = eng_page_block(kv, blocks[t / kv->P], l, 1, head);
+                runs[count++] = (struct iovec){v + (size_t)(t % kv->P) * row_bytes, (size_t)run * row_bytes};
+            }
+    }
+    return count;
 }
 
 void eng_cpu_kv_copy(eng_context *c, const eng_pages *kv, int32_t dst, int32_t src, int32_t tokens) {

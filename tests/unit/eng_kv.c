@@ -208,6 +208,25 @@ static void wrong_sizes_are_refused(void **state) {
     close_rig(&r);
 }
 
+/* The same bytes, V's where the pages have them; refused when they are too many, of scaled types and of others. */
+static void check_runs(const eng_pages *kv, const int32_t *blocks, const eng_kv_box *box, const char *packed) {
+    static char scratch[1 << 20];
+    struct iovec run[40];
+    int32_t pages = (box->token_first + box->tokens - 1) / kv->P - box->token_first / kv->P + 1;
+    int count = eng_cpu_kv_runs(NULL, kv, blocks, box, scratch, run, 40), expected = box->layers * (1 + box->heads * pages);
+    eng_kv_box rounded = *box;
+    rounded.type = kv->type == ENG_KV_F32 ? ENG_KV_F16 : ENG_KV_F32;
+    assert_int_equal(eng_cpu_kv_runs(NULL, kv, blocks, &rounded, scratch, run, 40), 0);
+    assert_int_equal(eng_cpu_kv_runs(NULL, kv, blocks, box, scratch, run, expected - 1), 0);
+    assert_int_equal(count, kv->type == ENG_KV_Q8_0 ? 0 : expected);
+    count = eng_cpu_kv_runs(NULL, kv, blocks, box, scratch, run, 40);
+    for (int i = 0; i < count; packed += run[i++].iov_len) {
+        const char *at = run[i].iov_base, *data = kv->data;
+        assert_int_equal(at >= data && at < data + kv->page_bytes * (size_t)kv->pages, i % (1 + box->heads * pages) != 0);
+        assert_memory_equal(packed, at, run[i].iov_len);
+    }
+}
+
 /* Whole runs of a page go as its rows do one by one: heads of several scales, pages and boxes of any size. */
 static void a_run_is_its_rows(void **state) {
     (void)state;
@@ -225,6 +244,7 @@ static void a_run_is_its_rows(void **state) {
         if (box.tokens < 1) continue;
         eng_cpu_kv_pack(NULL, &kv, blocks, &box, box_bytes);
         eng_cpu_kv_unpack(NULL, &copy, blocks, &box, box_bytes);
+        check_runs(&kv, blocks, &box, box_bytes);
         for (int l = 0; l < 2; l++)
             for (int is_v = 0; is_v < 2; is_v++)
                 for (int head = 0; head < 2; head++)
