@@ -26,7 +26,7 @@ typedef struct cli_options {
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
     const char *out, *system, *type, *cache_dir, *only, *svg, *trace, *prompt_lengths, *answer_lengths, *speculate, *draft, *route;
     int64_t prefill, decode, tp, prefill_tp, decode_tp, rank, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
-    int64_t itl_target, swap_bytes, priority, speculate_tokens;
+    int64_t itl_target, swap_bytes, priority, speculate_tokens, draft_pages;
     int64_t queue, requests, queue_tokens, tenant_requests, tenant_queue_tokens, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
     int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
     int64_t burst, shared_tokens, slow_readers, streams, wait_ms;
@@ -100,9 +100,13 @@ typedef struct cli_command {
     CLI_INT("swap-bytes", swap_bytes, "0", 0, 1LL << 50, "N",                                       \
             "host memory of a node for KV of preempted answers; 0: none, they are computed again")
 #define CLI_SPECULATE                                                                               \
+    CLI_TEXT("draft", draft, NULL, "FILE",                                                          \
+             "a smaller model with the same vocabulary, GGUF: decode nodes let it write ahead and check its tokens together"), \
+    CLI_INT("draft-pages", draft_pages, "0", 0, 2147483647, "N", "KV pages of the draft model; 0: as --kv-pages says"), \
     CLI_TEXT("speculate", speculate, "auto", "MODE",                                                \
-             "who proposes tokens that the model then checks together, same bytes: off, ngram (what followed the " \
-             "same words before: prompt lookup), or auto: ngram. It stops by itself where it gains nothing"), \
+             "who proposes tokens that the model checks together, same bytes: off, ngram (prompt lookup: what followed " \
+             "the same words before), draft (the model of --draft), lookahead (Jacobi: the model's own guesses), or "    \
+             "auto: draft if there is one, else ngram. None are proposed where that gains nothing"), \
     CLI_INT("speculate-tokens", speculate_tokens, "15", 1, 15, "N",                                 \
             "most tokens proposed to a request in a step; how many pay is measured")
 #define CLI_COORDINATOR                                                                             \

@@ -170,8 +170,18 @@ static bool read_preemption(const cli_options *o, node_preemption *out) {
 }
 
 /* A decode node's; a prefill node, which has no such flags, gets none. */
-static status open_speculator(const cli_options *o, decode_speculator **out, error *err) {
-    decode_speculate_options options = {.mode = o->speculate, .tokens_max = (int32_t)o->speculate_tokens};
+static status open_speculator(const cli_options *o, const node_options *n, decode_speculator **out, error *err) {
+    decode_speculate_options options = {.mode = o->speculate,
+                                        .tokens_max = (int32_t)o->speculate_tokens,
+                                        .model = n->model,
+                                        .draft = o->draft,
+                                        .isa = n->isa,
+                                        .device = n->device,
+                                        .cache_dir = n->cache_dir,
+                                        .threads = n->threads,
+                                        .kv_pages = o->draft_pages > 0 ? (int32_t)o->draft_pages : n->kv_pages,
+                                        .page_tokens = n->page_tokens,
+                                        .kv_type = n->kv_type};
     return decode_speculator_open(&options, out, err);
 }
 
@@ -219,8 +229,7 @@ static cli_exit serve_rank(const cli_options *o, const char *role) {
                             .progress_ctx = &said};
     if (o->rank > 0)             /* SIGTERM ends it, and the group with it */
         return node_follow(&options, &err) == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "%s", err.text);
-    status st = open_speculator(o, &speculator, &err);
-    if (st == ST_BAD_INPUT) return cli_usage(role, "%s", err.text);
+    status st = open_speculator(o, &options, &speculator, &err);
     options.speculator = decode_speculator_table(speculator);
     if (st == ST_OK) st = node_process_open(&options, services, 2, &p, &err);
     if (st != ST_OK) return cli_complain(CLI_FAILED, "%s", err.text);
@@ -236,6 +245,8 @@ static cli_exit serve_node(const cli_options *o, const cli_command *command) {
     cli_options mine = *o;
     cli_ranks others = {.count = 0};
     if (!o->model) return cli_usage(command->name, "--model FILE is missing");
+    decode_speculate_options speculate = {.mode = o->speculate, .draft = o->draft};
+    if (decode_speculate_check(&speculate, &err) != ST_OK) return cli_usage(command->name, "%s", err.text);
     cli_exit code = cli_ranks_check(o, command->name);
     if (code != CLI_OK) return code;
     code = cli_log_setup(o, command->name, o->id);

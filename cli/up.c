@@ -14,6 +14,7 @@
  * Children are this same executable (child.c) and die with the supervisor. A node of several ranks is
  * one child, which starts its ranks itself (ranks.c). */
 #include "cli/cli.h"
+#include "decode-node/decode.h"
 #include "engine/cpus.h"
 #include "engine/engine.h"
 #include <errno.h>
@@ -375,7 +376,9 @@ static cli_exit up(const cli_options *o, const char *const *words, int count) {
     (void)words;
     (void)count;
     error err = {0};
+    decode_speculate_options speculate = {.mode = o->speculate, .draft = o->draft};
     if (!o->model) return cli_usage("up", "--model FILE is missing");
+    if (decode_speculate_check(&speculate, &err) != ST_OK) return cli_usage("up", "%s", err.text);
     cli_exit code = cli_log_setup(o, "up", "up");
     if (code != CLI_OK) return code;
     supervisor *u = mem_zalloc(1, sizeof *u);

@@ -23,7 +23,10 @@ static int32_t slots_of(int32_t tokens_max) {
     return 2 * slots;
 }
 
-static size_t bytes(int32_t tokens_max) { return sizeof(index) + (size_t)slots_of(tokens_max) * sizeof(int32_t); }
+static size_t bytes(const decode_speculator *speculator, int32_t tokens_max) {
+    (void)speculator;
+    return sizeof(index) + (size_t)slots_of(tokens_max) * sizeof(int32_t);
+}
 
 /* Of the n-gram that ends before position end. */
 static int32_t *slot_of(index *x, const int32_t *tokens, int32_t end) {

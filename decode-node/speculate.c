@@ -7,7 +7,7 @@
  *   judge    what the verifier (decode.c) took of them: odds, metrics
  *
  * Nothing here can change an answer: decode.c takes only what the target drew. */
-#include "decode-node/speculate.h"
+#include "decode-node/draft.h"
 #include <string.h>
 
 METRIC(metric_drafts, "baton_node_speculated_steps_total", NULL, METRIC_COUNTER, "sequences' steps that verified proposed tokens");
@@ -16,6 +16,8 @@ METRIC(metric_accepted, "baton_node_accepted_tokens_total", NULL, METRIC_COUNTER
 
 /* After so many steps with proposed tokens one has none: what it would take without is measured again. */
 enum { EAGER_MAX = 128 };
+/* Slow start: one that is hoped for too much costs no more than a few rows. */
+enum { START = 3 };
 
 static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
 
@@ -23,7 +25,7 @@ static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
 
 static void join(void *ctx, node_seq *s) {
     decode_speculator *x = ctx;
-    size_t own = x->proposer->bytes(s->tokens_max);
+    size_t own = x->proposer->bytes(x, s->tokens_max);
     decode_guess *g = arena_alloc(s->request->memory, sizeof *g);
     void *state = g ? arena_alloc(s->request->memory, own) : NULL;
     if (!state) return;                                    /* it decodes without */
@@ -47,16 +49,18 @@ static void leave(void *ctx, node_seq *s) {
 decode_outlook decode_speculate_outlook(const decode_speculator *x, const decode_guess *g, int32_t most) {
     const node_seq *s = g->seq;
     return (decode_outlook){.step = &x->step,
+                            .draft = x->draft ? &x->draft->draw : NULL,
+                            .read = x->draft ? &x->draft->read : NULL,
                             .odds = decode_odds_of(&g->odds),
                             .decoding = x->decoding > 0 ? x->decoding : 1,
-                            .most = min32(most, x->tokens_max),
+                            .most = min32(min32(most, x->tokens_max), START + 2 * g->accepted),
                             .remaining = s->tokens_max - s->count,
                             .plain = g->plain};
 }
 
 static bool work(void *ctx) {
-    (void)ctx;
-    return false;
+    decode_speculator *x = ctx;
+    return x->proposer->work && x->proposer->work(x);
 }
 
 static int32_t plan(void *ctx, node_seq *s, int32_t most, int32_t decoding) {
@@ -84,7 +88,9 @@ static void judge(void *ctx, node_seq *s, int32_t proposed, int32_t accepted, co
     metric_add(&metric_accepted, accepted);
     if (!rest) return;                                     /* cut short by the answer's end: says nothing of the odds */
     decode_odds_add(&g->odds, proposed, accepted);
+    g->accepted = accepted;
     x->expected += 0.02 * (decode_odds_of(&g->odds) - x->expected);
+    if (x->expected > x->proposer->odds) x->expected = x->proposer->odds;
     if (x->proposer->learn) x->proposer->learn(x, g, proposed, accepted, rest);
 }
 
@@ -109,16 +115,58 @@ status decode_speculator_create(const decode_proposer *proposer, int32_t tokens_
 }
 
 void decode_speculator_close(decode_speculator *x) {
+    if (!x) return;
+    decode_draft_destroy(x->draft);
+    decode_draft_model_close(x->draft_model);
+    eng_sampler_destroy(x->sampler);
     mem_free(x);
 }
 
 const node_speculator *decode_speculator_table(const decode_speculator *x) { return x ? &x->table : NULL; }
 
+static const decode_proposer *find(const decode_speculate_options *o) {
+    static const decode_proposer *const all[] = {&decode_propose_ngram, &decode_propose_draft, &decode_propose_lookahead};
+    if (strcmp(o->mode, "auto") == 0) return o->draft ? &decode_propose_draft : &decode_propose_ngram;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (strcmp(o->mode, all[i]->name) == 0) return all[i];
+    return NULL;
+}
+
+/* As long as a row of logits. */
+static status open_sampler(const decode_speculate_options *o, decode_speculator *x, error *err) {
+    eng_gguf *g;
+    TRY(eng_gguf_open(o->model, &g, err));
+    const eng_tensor *t = eng_gguf_tensor(g, "token_embd.weight");
+    x->V = t && t->dim[1] > 0 && t->dim[1] <= INT32_MAX ? (int32_t)t->dim[1] : 0;
+    eng_gguf_close(g);
+    if (x->V == 0) return error_set(err, ST_BAD_INPUT, "'%.200s': tensor token_embd.weight: expected a row for each token", o->model);
+    x->sampler = eng_sampler_create(x->V);
+    return x->sampler ? ST_OK : error_set(err, ST_NO_MEMORY, "no memory for a vocabulary of %d", x->V);
+}
+
+static bool is_off(const decode_speculate_options *o) { return !o->mode || strcmp(o->mode, "off") == 0; }
+
+status decode_speculate_check(const decode_speculate_options *o, error *err) {
+    const decode_proposer *p = o->mode ? find(o) : NULL;
+    if (!is_off(o) && !p)
+        return error_set(err, ST_BAD_INPUT, "--speculate '%.40s': expected off, ngram, draft, lookahead or auto", o->mode);
+    if (o->draft && p != &decode_propose_draft)
+        return error_set(err, ST_BAD_INPUT, "--draft with --speculate %.40s: expected draft or auto", o->mode ? o->mode : "off");
+    if (p == &decode_propose_draft && !o->draft)
+        return error_set(err, ST_BAD_INPUT, "--speculate draft: --draft FILE is missing");
+    return ST_OK;
+}
+
 status decode_speculator_open(const decode_speculate_options *o, decode_speculator **out, error *err) {
-    const char *mode = o->mode ? o->mode : "off";
+    decode_speculator *x = NULL;
     *out = NULL;
-    if (strcmp(mode, "off") == 0) return ST_OK;
-    if (strcmp(mode, "ngram") == 0 || strcmp(mode, "auto") == 0)
-        return decode_speculator_create(&decode_propose_ngram, o->tokens_max, out, err);
-    return error_set(err, ST_BAD_INPUT, "--speculate '%.40s': expected off, ngram or auto", mode);
+    TRY(decode_speculate_check(o, err));
+    if (is_off(o)) return ST_OK;
+    const decode_proposer *p = find(o);
+    status st = decode_speculator_create(p, o->tokens_max, &x, err);
+    if (st == ST_OK && o->draft) st = decode_draft_model_open(o, &x->draft_model, &x->draft, err);
+    if (st == ST_OK && p == &decode_propose_lookahead) st = open_sampler(o, x, err);
+    if (st == ST_OK) *out = x;
+    else decode_speculator_close(x);
+    return st;
 }

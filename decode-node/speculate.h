@@ -2,7 +2,9 @@
  *
  *   speculate.c           which proposer, how many tokens, what became of them
  *   adapt.c               how many: pure
- *   propose_ngram.c       what followed the same words before: prompt lookup */
+ *   propose_ngram.c       what followed the same words before: prompt lookup
+ *   propose_draft.c       what a smaller model says; draft_model.c has the model
+ *   propose_lookahead.c   what the target itself said behind wrong guesses */
 #ifndef BATON_DECODE_SPECULATE_H
 #define BATON_DECODE_SPECULATE_H
 
@@ -11,6 +13,8 @@
 
 typedef struct decode_guess decode_guess;
 typedef struct decode_proposer decode_proposer;
+typedef struct decode_draft decode_draft;
+typedef struct decode_draft_model decode_draft_model;
 
 /* One sequence to which tokens are proposed: node_seq.speculation. In its arena. */
 struct decode_guess {
@@ -18,13 +22,15 @@ struct decode_guess {
     node_seq *seq;
     decode_odds odds;
     int32_t plain;               /* steps since one with proposed tokens */
+    int32_t accepted;            /* in that one */
     void *own;                   /* the proposer's */
 };
 
 struct decode_proposer {
     const char *name;
     double odds;                 /* expected before anything was measured */
-    size_t (*bytes)(int32_t tokens_max);         /* of its own state, zeroed when a sequence joins */
+    size_t (*bytes)(const decode_speculator *x, int32_t tokens_max);         /* of its own state, zeroed when a sequence joins */
+    bool (*work)(decode_speculator *x);          /* as node_speculator's; NULL: none */
     /* How many tokens it could propose to g, at most `most`. */
     int32_t (*ready)(decode_speculator *x, decode_guess *g, int32_t most);
     /* As node_speculator's. */
@@ -34,7 +40,7 @@ struct decode_proposer {
     void (*leave)(decode_speculator *x, decode_guess *g);        /* NULL: nothing to give back */
 };
 
-extern const decode_proposer decode_propose_ngram;
+extern const decode_proposer decode_propose_ngram, decode_propose_draft, decode_propose_lookahead;
 
 /* Belongs to the engine thread between open and close. */
 struct decode_speculator {
@@ -42,10 +48,14 @@ struct decode_speculator {
     const decode_proposer *proposer;
     int32_t tokens_max;
     decode_curve step;           /* of the target */
-    double expected;             /* odds of a sequence that joins: what the others' were */
+    double expected;             /* odds of a sequence that joins: what others' were, at most the proposer's */
     int32_t decoding;            /* sequences in the last step */
     int32_t eager;               /* steps in a row that had proposed tokens */
     decode_guess *first, *last;
+    decode_draft *draft;         /* the draft's: NULL with another proposer */
+    decode_draft_model *draft_model;
+    eng_sampler *sampler;        /* lookahead's, for V tokens */
+    int32_t V;
 };
 
 /* What adapt.c decides from; most as in node_speculator.plan. */

@@ -8,6 +8,7 @@ baton_test(unit/decode_decode prefill-node decode-node)
 baton_test(unit/decode_verify prefill-node decode-node)
 baton_test(unit/decode_adapt decode-node)
 baton_test(unit/decode_propose decode-node)
+baton_test(unit/decode_draft prefill-node decode-node)
 baton_test(unit/node_process prefill-node decode-node)
 # A rank's end of a transfer is made to fail by these.
 baton_test(unit/node_ranks prefill-node decode-node m)

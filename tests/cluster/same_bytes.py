@@ -36,7 +36,7 @@ CLUSTERS = {
     'remote, no prefix cache': ['--prefill-policy', 'remote', '--no-prefix-cache'],
     '2 prefill, 2 decode': ['--prefill-policy', 'remote', '--prefill', 2, '--decode', 2],
 }
-SPECULATION = ['ngram']
+SPECULATION = {'ngram': [], 'lookahead': [], 'draft': ['--draft', '{model}']}
 REPEATS = 'one two three four, ' * 12         # here every proposer is right now and then
 WAYS = [('greedy', EXACT), ('sampled', EXACT | SAMPLED)]
 
@@ -185,8 +185,9 @@ def unharmed(args, checker, layout, began):
         each(cluster, checker, 'reference, again')
         repeated(cluster, checker, 'reference')
     for _ in range(args.rounds):
-        for mode in SPECULATION:
-            speculating(args, checker, f'speculation by {mode}', layout, '--speculate', mode)
+        for mode, flags in SPECULATION.items():
+            speculating(args, checker, f'speculation by {mode}', layout, '--speculate', mode,
+                        *[flag.format(model=args.model) for flag in flags])
         for where, flags in CLUSTERS.items():
             if apart and 'local' in flags:
                 continue

@@ -20,10 +20,10 @@ typedef struct lone {
     int32_t tokens[MOST];
 } lone;
 
-static lone *lone_create(const decode_proposer *p) {
+static lone *lone_create(const decode_proposer *p, const decode_speculator *x) {
     lone *l = calloc(1, sizeof *l);
     l->seq = (node_seq){.request = &l->request, .tokens = l->tokens, .tokens_max = MOST, .speculation = &l->guess};
-    l->guess = (decode_guess){.seq = &l->seq, .own = calloc(1, p->bytes(MOST))};
+    l->guess = (decode_guess){.seq = &l->seq, .own = calloc(1, p->bytes(x, MOST))};
     return l;
 }
 
@@ -45,7 +45,7 @@ static void ngram_copies_what_followed(void **state) {
     uint64_t seed = 3;
     int found = 0, missed = 0;
     for (int round = 0; round < 30; round++) {
-        lone *l = lone_create(p);
+        lone *l = lone_create(p, NULL);
         node_seq *seqs[] = {&l->seq};
         int32_t *t = l->tokens, words = 2 + round % 5;
         while (l->seq.count < MOST - 20) {
@@ -69,7 +69,7 @@ static void ngram_copies_what_followed(void **state) {
 
 static void ngram_waits_for_three_tokens(void **state) {
     (void)state;
-    lone *l = lone_create(&decode_propose_ngram);
+    lone *l = lone_create(&decode_propose_ngram, NULL);
     for (int32_t i = 0; i < 4; i++) {
         assert_int_equal(decode_propose_ngram.ready(NULL, &l->guess, 4), 0);
         l->tokens[l->seq.count++] = 9;
@@ -78,7 +78,58 @@ static void ngram_waits_for_three_tokens(void **state) {
     lone_free(l);
 }
 
+/* ---- lookahead ---------------------------------------------------------------------------------------- */
+
+enum { V = 64 };
+
+/* Logits whose greatest is `token`. */
+static void say(float *logits, int32_t token) {
+    memset(logits, 0, V * sizeof *logits);
+    logits[token] = 1;
+}
+
+/* What rejected rows said is guessed next, and 3-grams of it are known from then on. */
+static void lookahead_feeds_what_rows_said(void **state) {
+    (void)state;
+    const decode_proposer *p = &decode_propose_lookahead;
+    decode_speculator x = {.proposer = p, .V = V, .sampler = eng_sampler_create(V)};
+    lone *l = lone_create(p, &x);
+    node_seq *seqs[] = {&l->seq};
+    int32_t *t = l->tokens, counts[] = {4};
+    float rest[4 * V];
+    l->request.sampling = eng_sampling_default;
+    memcpy(t, (int32_t[]){5, 6, 7, 8}, 4 * sizeof *t);
+    l->seq.count = l->request.prompt_count = 4;
+    assert_int_equal(p->ready(&x, &l->guess, 4), 4);
+    p->propose(&x, seqs, counts, 1);
+    for (int i = 4; i < 8; i++) assert_int_equal(t[i], 8);         /* nothing is known: the last one again */
+    t[l->seq.count++] = 9;                                         /* drawn instead of the first */
+    for (int i = 0; i < 4; i++) say(rest + i * V, 20 + i);
+    p->learn(&x, &l->guess, 4, 0, rest);
+    assert_int_equal(p->ready(&x, &l->guess, 4), 4);
+    p->propose(&x, seqs, counts, 1);
+    assert_memory_equal(t + 5, ((int32_t[]){20, 21, 22, 23}), 4 * sizeof *t);
+    t[5] = 20, t[6] = 50, l->seq.count = 7;                        /* one was right */
+    for (int i = 0; i < 3; i++) say(rest + i * V, 30 + i);
+    p->learn(&x, &l->guess, 4, 1, rest);
+    memcpy(t + 7, (int32_t[]){8, 9, 5, 6}, 4 * sizeof *t);
+    l->seq.count = 11;
+    p->ready(&x, &l->guess, 4);
+    p->propose(&x, seqs, counts, 1);
+    assert_int_equal(t[11], 7);                                    /* 5 6 7 is in the prompt, 6 7 8 too */
+    assert_int_equal(t[12], 8);
+    memcpy(t + 11, (int32_t[]){20, 21}, 2 * sizeof *t);
+    l->seq.count = 13;
+    p->learn(&x, &l->guess, 4, 4, rest);                           /* no row is left of the step before */
+    p->ready(&x, &l->guess, 4);
+    p->propose(&x, seqs, counts, 1);
+    assert_int_equal(t[13], 30);                                   /* a rejected row said: 20 21, then 30 */
+    eng_sampler_destroy(x.sampler);
+    lone_free(l);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(ngram_copies_what_followed), cmocka_unit_test(ngram_waits_for_three_tokens)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(ngram_copies_what_followed), cmocka_unit_test(ngram_waits_for_three_tokens),
+                                       cmocka_unit_test(lookahead_feeds_what_rows_said)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
