@@ -405,6 +405,22 @@ void eng_sampler_destroy(eng_sampler *s);
 status eng_sample(eng_sampler *s, const eng_sampling *p, const float *logits, const int32_t *history,
                   int32_t prompt_count, int32_t count, eng_sampled *out);
 
+/* A token that a step draws itself, where its logits are. */
+typedef struct eng_draw {
+    int32_t row;                 /* of the logits that the step is asked for */
+    int32_t count;               /* as in eng_sample() */
+    const eng_sampling *sampling;
+    bool shown;                  /* its logits are wanted all the same */
+    int32_t token;               /* out: as from eng_sample(); -1: that would say ST_DEVICE */
+    struct eng_draw *next;       /* the model's own */
+} eng_draw;
+
+/* true: the next eng_step() fills d->token; where it draws from all of its logits and none is to be shown, they are not
+ * brought to the host, and *logits is nobody's. d and its sampling are borrowed until then. false: not here, draw from the logits. It is done on a
+ * device by a rank that is alone, for who asks for nothing but temperature, top-k, top-p and min-p: always or never the
+ * same for one model and one eng_sampling. */
+bool eng_step_draws(eng_model *m, eng_draw *d);
+
 #ifdef __cplusplus
 }
 #endif

@@ -78,6 +78,7 @@ struct eng_model {
     eng_layer *layer;            /* (L) */
     eng_cache cache;             /* where own of the matrices points */
     int tokens_max, logits_max;
+    eng_draw *draws;             /* what the next step draws */
     eng_scratch s;
     size_t scratch_bytes;
     atomic_uint_fast64_t layers_done;

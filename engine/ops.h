@@ -59,6 +59,7 @@ typedef struct eng_batch {
     const float *angles;                     /* (T, h/2, {cos, sin}) */
     const int32_t *wanted;                   /* rows whose logits are asked, ascending */
     int wanted_count;
+    eng_draw *draws;                         /* tokens that finish() draws, where the table says draws */
     const struct eng_pages *pages;           /* that the step reads and writes */
 } eng_batch;
 
@@ -126,6 +127,8 @@ typedef struct eng_ops {
      * may still be under way when finish returns: what follows is ordered after it. */
     void (*begin)(eng_context *c, const eng_batch *b);
     status (*finish)(eng_context *c, const float *logits, size_t count, const float **out, error *err);
+    bool draws;                                          /* finish() draws the batch's tokens; what it shows of logits:
+                                                            eng_step_draws() */
     /*                                        y (T,D) = sum over the ranks of y                      */
     status (*sum)(eng_context *c, coll *group, float *y, int T, int D, error *err);
 

@@ -12,9 +12,22 @@ static void gather_batch(eng_model *m, const eng_kv *kv, const eng_rows *rows, i
 
 status eng_step(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits,
                 error *err) {
-    for (int i = 0; i < count; i++) TRY(eng_check_rows(m, kv, &rows[i], err));
-    if (m->group) TRY(eng_lead_step(m, rows, count, kv->pages.P, err));
-    return eng_step_here(m, kv, rows, count, logits, err);
+    status s = ST_OK;
+    for (int i = 0; i < count && s == ST_OK; i++) s = eng_check_rows(m, kv, &rows[i], err);
+    if (m->group && s == ST_OK) s = eng_lead_step(m, rows, count, kv->pages.P, err);
+    if (s == ST_OK) s = eng_step_here(m, kv, rows, count, logits, err);
+    m->draws = NULL;
+    return s;
+}
+
+bool eng_step_draws(eng_model *m, eng_draw *d) {
+    const eng_sampling *p = d->sampling;
+    if (!m->op->draws || m->group || p->repetition != 1 || p->presence != 0 || p->frequency != 0 || p->bias_count > 0 ||
+        p->logprobs >= 0)
+        return false;
+    d->next = m->draws;
+    m->draws = d;
+    return true;
 }
 
 status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits, error *err) {
@@ -96,7 +109,7 @@ static void gather_batch(eng_model *m, const eng_kv *kv, const eng_rows *rows, i
     eng_scratch *s = &m->s;
     assert(kv->m == m && count >= 1);
     *b = (eng_batch){.pages = &kv->pages, .rows = rows, .token = s->token, .position = s->position, .tiles = s->tiles,
-                     .rows_index = s->rows_index, .angles = s->angles, .wanted = s->wanted};
+                     .rows_index = s->rows_index, .angles = s->angles, .wanted = s->wanted, .draws = m->draws};
     int tokens = 0, wanted = 0;
     for (int i = 0; i < count; i++) {
         assert(rows[i].count <= m->tokens_max - tokens && rows[i].logits <= m->logits_max - wanted);

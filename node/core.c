@@ -55,7 +55,9 @@ node_core *node_core_create(const node_limits *limits, const node_io *io) {
     c->slots = mem_zalloc((size_t)c->limits.swap_pages + 1, sizeof *c->slots);
     c->guessing = mem_zalloc(n, sizeof(node_seq *));
     c->guesses = mem_zalloc(n, sizeof *c->guesses);
-    if (!c->pool || !c->sampler || !c->batch || !c->wants || !c->shares || !c->rows || !c->slots || !c->guessing || !c->guesses) {
+    c->draws = mem_zalloc((size_t)limits->logits_max, sizeof *c->draws);
+    if (!c->pool || !c->sampler || !c->batch || !c->wants || !c->shares || !c->rows || !c->slots || !c->guessing || !c->guesses ||
+        !c->draws) {
         node_core_destroy(c);
         return NULL;
     }
@@ -75,6 +77,7 @@ void node_core_destroy(node_core *c) {
     mem_free(c->slots);
     mem_free(c->guessing);
     mem_free(c->guesses);
+    mem_free(c->draws);
     mem_free(c);
 }
 
@@ -301,14 +304,28 @@ static void propose(node_core *c, int32_t wanted) {
     }
 }
 
+/* Asks the model for the tokens after s's rows with logits; row: where those stand in the step's. All or none of them. */
+static void ask_draws(node_core *c, node_seq *s, int32_t logits, int32_t row) {
+    bool fine = c->io.draws && logits > 0;
+    s->draws = &c->draws[row];
+    for (int32_t i = 0; i < logits && fine; i++) {
+        s->draws[i] = (eng_draw){.row = row + i, .count = s->count + i, .sampling = &s->request->sampling,
+                                  .shown = logits > 1};      /* proposers learn from them */
+        fine = c->io.draws(c->io.ctx, &s->draws[i]);
+    }
+    if (!fine) s->draws = NULL;
+}
+
 /* Keeps the shares that got rows; returns how many. */
 static int32_t fill_rows(node_core *c, int32_t wanted, int64_t now_us) {
-    int32_t n = 0;
+    int32_t n = 0, logits = 0;
     for (int32_t i = 0; i < wanted; i++) {
         if (c->shares[i].rows == 0) continue;
         node_seq *s = c->batch[i];
         if (s->first_us == 0) s->first_us = now_us;
         s->last_step = c->figures.steps + 1;
+        ask_draws(c, s, c->shares[i].logits, logits);
+        logits += c->shares[i].logits;
         c->rows[n] = (eng_rows){.tokens = s->tokens + s->ready,
                                 .count = c->shares[i].rows,
                                 .position = s->ready,

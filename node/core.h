@@ -27,6 +27,7 @@ struct node_core {
     eng_rows *rows;
     node_seq **guessing;         /* who has room for proposed tokens, and how many */
     int32_t *guesses;
+    eng_draw *draws;             /* (logits_max), by row of the step's logits */
 };
 
 node_seq *node_seq_create(node_core *c, const node_role *role, node_request *r, int64_t now_us);

@@ -100,6 +100,8 @@ typedef struct node_io {
     void *ctx;
     /* One forward pass: eng_step(). */
     status (*step)(void *ctx, const eng_rows *rows, int count, const float **logits);
+    /* eng_step_draws(). NULL: never. */
+    bool (*draws)(void *ctx, eng_draw *d);
     /* How long the last step took. NULL: no time passes in a step. */
     int64_t (*step_us)(void *ctx);
     void (*copy_page)(void *ctx, int32_t dst, int32_t src, int32_t tokens);
@@ -194,6 +196,7 @@ struct node_seq {
     int32_t published;           /* leading pages offered to the prefix index */
     int32_t cached;              /* leading tokens found in the prefix cache */
     int32_t computed;            /* rows computed here before the first answer token */
+    eng_draw *draws;             /* of the step under way: its tokens, drawn by the model; NULL: from its logits */
     int64_t last_step;           /* number of the step that had rows of it: who waited longest goes first */
     node_place place;            /* its list's order */
     int64_t service_us;          /* engine time its answer has used, and what its prompt was estimated to */

@@ -83,6 +83,7 @@ static status step(void *ctx, const eng_rows *rows, int count, const float **log
     return st;
 }
 
+static bool draws(void *ctx, eng_draw *d) { return eng_step_draws(((node_process *)ctx)->rank.model, d); }
 static int64_t step_us(void *ctx) { return ((node_process *)ctx)->step_us; }
 static void copy_page(void *ctx, int32_t dst, int32_t src, int32_t tokens) {
     eng_kv_copy(((node_process *)ctx)->rank.kv, dst, src, tokens);
@@ -139,6 +140,7 @@ static status open_engine(node_process *p, const node_options *o, error *err) {
 static status open_core(node_process *p, const node_options *o, error *err) {
     node_io io = {.ctx = p,
                   .step = step,
+                  .draws = draws,
                   .step_us = step_us,
                   .copy_page = copy_page,
                   .is_end_token = is_end_token,

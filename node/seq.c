@@ -212,7 +212,9 @@ void node_seq_give(node_core *c, node_seq *s) {
 
 status node_seq_sample(node_core *c, node_seq *s, const float *logits, eng_sampled *out) {
     const node_request *r = s->request;
-    TRY(eng_sample(c->sampler, &r->sampling, logits, s->tokens, r->prompt_count, s->count, out));
+    if (s->draws) *out = (eng_sampled){.token = s->draws[s->count - s->draws[0].count].token};
+    if (s->draws && out->token < 0) return ST_DEVICE;
+    if (!s->draws) TRY(eng_sample(c->sampler, &r->sampling, logits, s->tokens, r->prompt_count, s->count, out));
     if (r->sampling.logprobs < 0) out->logprob = NAN;
     if (s->count < s->tokens_max) s->tokens[s->count++] = out->token;
     s->target = s->count;

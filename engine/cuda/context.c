@@ -107,7 +107,7 @@ static bool open_streams(eng_context *c) {
 /* Staging, the batch, logits: what does not depend on weights or pages. */
 static status open_memory(eng_context *c, error *err) {
     size_t logits = (size_t)c->logits_max * (size_t)c->shape.V * sizeof(float);
-    bool fine = stage_open(c, &c->in) && stage_open(c, &c->out) && cuda_batch_open(c) &&
+    bool fine = stage_open(c, &c->in) && stage_open(c, &c->out) && cuda_batch_open(c) && cuda_draws_open(c) &&
                 (c->logits = cuda_alloc_pinned(c, logits));
     TRY(cuda_status(c, err));
     return fine ? ST_OK : error_set(err, ST_NO_MEMORY, "no memory for steps of %d tokens and %zu MiB of logits on the host: %s",
@@ -165,6 +165,7 @@ void cuda_close(eng_context *c) {
     stage_close(&c->out);
     cuda_gemm_close(c);
     cuda_batch_close(c);
+    cuda_draws_close(c);
     cudaFreeHost(c->logits);
     for (size_t i = 0; i < sizeof events / sizeof *events; i++)
         if (events[i]) cudaEventDestroy(events[i]);

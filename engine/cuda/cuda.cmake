@@ -29,7 +29,7 @@ if(NOT BATON_CUDA_FOUND)
 endif()
 message(STATUS "cuda: found ${CUDAToolkit_VERSION} at ${CUDAToolkit_NVCC_EXECUTABLE}")
 
-set(cuda_host batch context device graph load matmul pages ranks table weights)
+set(cuda_host batch context device draws graph load matmul pages ranks table weights)
 list(TRANSFORM cuda_host REPLACE "(.+)" "${engine_dir}/cuda/\\1.c")
 target_sources(engine PRIVATE ${cuda_host})
 target_compile_definitions(engine PRIVATE BATON_CUDA)
@@ -41,7 +41,7 @@ target_link_libraries(engine PRIVATE CUDA::cudart_static)
 # half of a .cu file is launches only, compiled so that it needs no C++ library.
 set(cuda_architectures -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90,code=sm_90
     -gencode=arch=compute_100,code=[sm_100,compute_100])
-foreach(kernels attention pages product rows)
+foreach(kernels attention pages product rows sample)
   set(source ${engine_dir}/cuda/${kernels}.cu)
   set(object ${CMAKE_CURRENT_BINARY_DIR}/cuda_${kernels}.o)
   add_custom_command(OUTPUT ${object}

@@ -86,6 +86,15 @@ typedef struct cuda_pages {
     cuda_graph graph[CUDA_GRAPHS];
 } cuda_pages;
 
+/* Tokens that a step draws (draws.c). Arrays of logits_max; none in a group of ranks. */
+typedef struct cuda_draws {
+    int count, hidden;           /* hidden: so many whose logits stay there */
+    eng_draw **of;               /* of[i] asked, and gets token[i] */
+    cuda_draw *ask, *ask_there;  /* pinned, device */
+    int32_t *token, *token_there;
+    void *scratch;
+} cuda_draws;
+
 typedef enum cuda_mode { CUDA_QUEUE, CUDA_CAPTURE, CUDA_REPLAY } cuda_mode;
 
 struct eng_context {
@@ -109,6 +118,7 @@ struct eng_context {
 
     cuda_batch batch;
     float *logits;               /* pinned (logits_max, V) */
+    cuda_draws draws;
     cuda_mode mode;
     cuda_graph *graph;           /* of the step under way, or NULL */
     int64_t steps;
@@ -167,6 +177,15 @@ void cuda_batch_copy(eng_context *c, const eng_batch *b);
 int cuda_batch_rows(const eng_context *c, int T);
 /* The bucket of a step's largest position: some splits, doubled until it is enough. */
 int cuda_batch_context(int positions);
+
+/* ---- draws.c ---- */
+
+bool cuda_draws_open(eng_context *c);
+void cuda_draws_close(eng_context *c);
+/* What the step that begins is to draw; from logits (wanted,V), behind what computes them; to who asked, when it is done. */
+void cuda_draws_list(eng_context *c, eng_draw *first);
+bool cuda_draws_queue(eng_context *c, const float *logits);
+void cuda_draws_tell(const eng_context *c);
 
 /* ---- graph.c ---- */
 

@@ -62,7 +62,7 @@ status cuda_device_choose(const char *device, int rank, eng_context *c, error *e
     if (sm < SM_LEAST)
         return error_set(err, ST_UNSUPPORTED, "%s is an sm_%d, expected sm_%d or newer", c->place, sm, SM_LEAST);
     /* Tensor cores of another generation add in another order. */
-    snprintf(c->numerics, sizeof c->numerics, "cuda-1/sm_%d", sm);
+    snprintf(c->numerics, sizeof c->numerics, "cuda-2/sm_%d", sm);
     (void)cudaDriverGetVersion(&driver);
     log_write(LOG_INFO, NULL, "device.open", "%s sm=%d mib=%zu driver=%d.%d", c->place, sm, (size_t)p.totalGlobalMem >> 20,
               major_of(driver), minor_of(driver));

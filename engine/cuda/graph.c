@@ -55,6 +55,7 @@ void cuda_begin(eng_context *c, const eng_batch *b) {
     c->mode = CUDA_QUEUE;
     c->graph = NULL;
     c->steps++;
+    cuda_draws_list(c, b->draws);
     if (!cuda_fine(c, cudaSetDevice(c->device), "the device")) return;
     cuda_batch_copy(c, b);
     if (!cuda_fine(c, cudaStreamWaitEvent(c->compute, c->unpacked, 0), "waiting for pages") || !c->batch.decodes) return;
@@ -83,18 +84,21 @@ static bool run_graph(eng_context *c) {
     return cuda_fine(c, cudaGraphLaunch(c->graph->exec, c->compute), "launching a graph");
 }
 
+/* Not those of a step that draws from all of them and shows none: of that only the tokens come. */
 static bool fetch_logits(eng_context *c, const float *logits, size_t count) {
+    bool hidden = (size_t)c->draws.hidden * (size_t)c->shape.V == count;
     assert(count <= (size_t)c->logits_max * (size_t)c->shape.V);
-    return cuda_fine(c, cudaMemcpyAsync(c->logits, logits, count * sizeof *logits, cudaMemcpyDeviceToHost, c->compute),
-                     "fetching logits") &&
+    return (hidden || cuda_fine(c, cudaMemcpyAsync(c->logits, logits, count * sizeof *logits, cudaMemcpyDeviceToHost, c->compute),
+                               "fetching logits")) &&
            cuda_fine(c, cudaEventRecord(c->finished, c->compute), "fetching logits") &&
            cuda_ranks_wait(c, c->finished, "a step");
 }
 
 status cuda_finish(eng_context *c, const float *logits, size_t count, const float **out, error *err) {
     bool fine = run_graph(c) && cuda_fine(c, cudaEventRecord(c->computed, c->compute), "ending a step") &&
-                (count == 0 || fetch_logits(c, logits, count));
+                cuda_draws_queue(c, logits) && (count == 0 || fetch_logits(c, logits, count));
     if (!fine) return cuda_status(c, err);
+    cuda_draws_tell(c);
     *out = c->logits;
     return ST_OK;
 }

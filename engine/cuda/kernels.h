@@ -106,20 +106,19 @@ cudaError_t cuda_attention_decode(cudaStream_t st, void *out, const float *qkv, 
 
 /* ---- sample.cu: eng_sample() on the device ----------------------------------------------------------------- */
 
-/* Tested, and not yet called: the back end's logits go to the host, which samples.
- *
- * One row's request: what eng_sample() does without penalties, bias and logprobs. */
+/* One row's request: what eng_sample() does without penalties, bias and logprobs. */
 typedef struct cuda_draw {
     float temperature, top_p, min_p;
     int32_t top_k;
     uint64_t seed;
     int32_t position;            /* eng_sample()'s count */
+    int32_t row;                 /* of logits */
 } cuda_draw;
 
-size_t cuda_sample_scratch(int rows, int V);
-/* token (rows), -1: where eng_sample() says ST_DEVICE (a logit is NaN or +inf, or all are -inf); logits (rows,V); draw
- * (rows). The token is eng_sample()'s, but where the last bits of a sum decide (sample.cu says how often). */
-cudaError_t cuda_sample(cudaStream_t st, int32_t *token, const float *logits, const cuda_draw *draw, int rows, int V,
+size_t cuda_sample_scratch(int draws, int V);
+/* token (draws), -1: where eng_sample() says ST_DEVICE (a logit is NaN or +inf, or all are -inf); logits (rows,V); draw
+ * (draws). The token is eng_sample()'s, but where the last bits of a sum decide (sample.cu says how often). */
+cudaError_t cuda_sample(cudaStream_t st, int32_t *token, const float *logits, const cuda_draw *draw, int draws, int V,
                         void *scratch);
 
 #ifdef __cplusplus

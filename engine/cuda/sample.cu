@@ -1,4 +1,4 @@
-/* sample.cu -- eng_sample() on the device: one row of logits to one token, a block a row.
+/* sample.cu -- eng_sample() on the device: one row of logits to one token, a block a token.
  *
  * The order of things is engine/sampler.c's: top-k, top-p of what that leaves, min-p of that, then the first token in
  * falling order at which the cumulative weight exceeds u of the mass; equal logits by token id. u is the same 53 bits of
@@ -231,9 +231,9 @@ KERNEL __launch_bounds__(THREADS, 1) sample(int32_t *token, const float *logits,
                                          u64 *lists) {
     SHARED_ARRAY(shared, memory, 1);
     shared &sh = memory[0];
-    const size_t row = blockIdx.x;
-    logits += row * (size_t)V;
-    const cuda_draw d = draw[row];
+    const cuda_draw d = draw[blockIdx.x];
+    u64 *const list = lists + blockIdx.x * (size_t)V;
+    logits += (size_t)d.row * (size_t)V;
     const u64 best = find_greatest(sh, logits, V);
     u64 chosen = best;
     if (best && d.temperature > 0) {     /* the same for all threads */
@@ -243,22 +243,22 @@ KERNEL __launch_bounds__(THREADS, 1) sample(int32_t *token, const float *logits,
         for (int i = threadIdx.x; i < V; i += THREADS) mass += units_of(s, logits[i]);
         mass = sum_of(sh, mass);
         const float edge = (float)(s.greatest - 10.0 * s.temperature);
-        candidates c = collect(sh, lists + row * (size_t)V, logits, V, edge);
+        candidates c = collect(sh, list, logits, V, edge);
         chosen = choose(sh, c, false, d, s, mass, V, u);
         if (!chosen) {
-            c = collect(sh, lists + row * (size_t)V, logits, V, -INFINITY);
+            c = collect(sh, list, logits, V, -INFINITY);
             chosen = choose(sh, c, true, d, s, mass, V, u);
         }
     }
-    if (threadIdx.x == 0) token[row] = chosen ? id_of(chosen) : -1;
+    if (threadIdx.x == 0) token[blockIdx.x] = chosen ? id_of(chosen) : -1;
 }
 
-size_t cuda_sample_scratch(int rows, int V) { return (size_t)rows * (size_t)V * sizeof(u64); }
+size_t cuda_sample_scratch(int draws, int V) { return (size_t)draws * (size_t)V * sizeof(u64); }
 
-cudaError_t cuda_sample(cudaStream_t st, int32_t *token, const float *logits, const cuda_draw *draw, int rows, int V,
+cudaError_t cuda_sample(cudaStream_t st, int32_t *token, const float *logits, const cuda_draw *draw, int draws, int V,
                         void *scratch) {
-    if (rows == 0) return cudaSuccess;
+    if (draws == 0) return cudaSuccess;
     double one = 0x1p62;
     for (int64_t n = 1; n < V; n *= 2) one /= 2;
-    return launch(sample, dim3((unsigned)rows), dim3(THREADS), 0, st, token, logits, draw, V, one, (u64 *)scratch);
+    return launch(sample, dim3((unsigned)draws), dim3(THREADS), 0, st, token, logits, draw, V, one, (u64 *)scratch);
 }

@@ -38,7 +38,7 @@ static void compare(const float *logits, const cuda_draw *draw, int rows) {
     int32_t token[ROWS_MAX];
     device_sample(token, logits, draw, rows, V);
     for (int i = 0; i < rows; i++) {
-        int32_t want = host_sample(logits + (size_t)i * V, &draw[i]);
+        int32_t want = host_sample(logits + (size_t)draw[i].row * V, &draw[i]);
         if (token[i] != want)
             fail_msg("row %d, temperature %g, top-k %d, top-p %g, min-p %g: token %d, expected %d", i,
                      (double)draw[i].temperature, draw[i].top_k, (double)draw[i].top_p, (double)draw[i].min_p, token[i], want);
@@ -75,7 +75,8 @@ static void any_request_any_logits(void **state) {
         unsigned n = hash(i + 1);
         fill_row(logits + (size_t)i * V, (int)(i % KINDS), i);
         draw[i] = (cuda_draw){.temperature = temperature[n % 6], .top_p = top_p[n / 8 % 7], .min_p = min_p[n / 64 % 5],
-                              .top_k = top_k[n / 512 % 9], .seed = (uint64_t)n << 32 | i, .position = (int32_t)(i * 977)};
+                              .top_k = top_k[n / 512 % 9], .seed = (uint64_t)n << 32 | i, .position = (int32_t)(i * 977),
+                              .row = (int32_t)(i * 7 % ROWS_MAX)};
         if (i % 4 == 0) draw[i].top_k = 0, draw[i].min_p = off, draw[i].top_p = 1;    /* no cut at all */
     }
     compare(logits, draw, ROWS_MAX);
@@ -91,7 +92,7 @@ static void the_random_number_is_the_same(void **state) {
     for (unsigned i = 0; i < ROWS; i++) {
         fill_row(logits + (size_t)i * V, FLAT, 0);
         draw[i] = (cuda_draw){.temperature = 1, .top_p = 1, .seed = i < 50 ? i : ~0ull << (i % 64),
-                              .position = i % 2 ? (int32_t)i : (int32_t)(INT32_MAX - i)};
+                              .position = i % 2 ? (int32_t)i : (int32_t)(INT32_MAX - i), .row = (int32_t)i};
     }
     compare(logits, draw, ROWS);
     free(logits);
@@ -106,7 +107,7 @@ static void what_is_no_number_is_refused(void **state) {
     for (int i = 0; i < 2 * ROWS; i++) {
         for (int n = 0; n < V; n++) logits[i * V + n] = odd[i / 2][1];
         logits[i * V + 2 + i * 200] = odd[i / 2][0];
-        draw[i] = (cuda_draw){.temperature = (float)(i % 2), .top_p = 1, .position = i};
+        draw[i] = (cuda_draw){.temperature = (float)(i % 2), .top_p = 1, .position = i, .row = i};
     }
     compare(logits, draw, 2 * ROWS);
     int32_t token[2 * ROWS];
@@ -119,13 +120,14 @@ static void small_vocabularies(void **state) {
     (void)state;
     static const float logits[] = {-1, 2, 2};
     cuda_draw draw[] = {{.temperature = 0, .top_p = 1},
-                        {.temperature = 1, .top_p = 0.5f, .min_p = 0.9f},
-                        {.temperature = 1, .top_p = 1, .top_k = 1}};
+                        {.temperature = 1, .top_p = 0.5f, .min_p = 0.9f, .row = 1},
+                        {.temperature = 1, .top_p = 1, .top_k = 1, .row = 2}};
     int32_t token[3];
     device_sample(token, logits, draw, 3, 1);              /* one token: it */
     for (int i = 0; i < 3; i++) assert_int_equal(token[i], 0);
     device_sample(token, logits, draw, 1, 3);
     assert_int_equal(token[0], 1);
+    draw[2].row = 0;
     device_sample(token, logits, draw + 2, 1, 3);
     assert_int_equal(token[0], 1);
 }

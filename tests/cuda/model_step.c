@@ -1,4 +1,5 @@
-/* engine/cuda as a whole, steps: against the specification within a bound, and the same bits however rows come. */
+/* engine/cuda as a whole, steps: against the specification within a bound, the same bits however rows come, and the tokens that are
+ * drawn from them. */
 #include "tests/cuda/model_rig.h"
 #include <math.h>
 
@@ -140,11 +141,72 @@ static void graphs_go_with_their_pages(void **state) {
     rig_close(&r);
 }
 
+/* What a step draws is what eng_sample() draws from the logits that the same step shows: queued, captured and replayed; of
+ * all its rows or of some; of rows of several sequences. What asks for more than the device knows is left to the host. */
+static void draws_are_the_samplers(void **state) {
+    (void)state;
+    enum { SEQUENCES = 5, STEPS = 8 };
+    static const eng_sampling kinds[SEQUENCES] = {
+        {.temperature = 0, .top_p = 1, .repetition = 1, .logprobs = -1},
+        {.temperature = 1, .top_p = 1, .repetition = 1, .seed = 7, .logprobs = -1},
+        {.temperature = 1.5f, .top_p = 0.8f, .top_k = 20, .repetition = 1, .seed = 1ull << 40, .logprobs = -1},
+        {.temperature = 2, .top_p = 1, .min_p = 0.2f, .repetition = 1, .seed = 3, .logprobs = -1},
+        {.temperature = 0.7f, .top_p = 1, .repetition = 1, .logprobs = 2}};
+    rig r = rig_of(&(rig_options){.device = "cuda", .type = ENG_Q4_1});
+    eng_sampler *sampler = eng_sampler_create(RIG_V);
+    uint64_t before = cuda_graph_launches();
+    for (int i = 0; i < STEPS; i++) {
+        static float shown[SEQUENCES * RIG_V];
+        int32_t token[SEQUENCES], block[SEQUENCES];
+        eng_rows rows[SEQUENCES];
+        for (int k = 0; k < SEQUENCES; k++) {
+            token[k] = (i * 31 + k * 17) % RIG_V, block[k] = k;
+            rows[k] = (eng_rows){.tokens = &token[k], .count = 1, .position = i, .blocks = &block[k], .logits = 1};
+        }
+        int used = i % 2 ? SEQUENCES : SEQUENCES - 1;        /* where the last one shows its logits all do */
+        memcpy(shown, rig_step(&r, rows, used), (size_t)used * RIG_V * sizeof *shown);
+        eng_draw draw[SEQUENCES];
+        for (int k = 0; k < used; k++) {
+            draw[k] = (eng_draw){.row = k, .count = 1000 + i, .sampling = &kinds[k], .token = -2, .shown = i == 4 && k == 2};
+            assert_int_equal(eng_step_draws(r.m, &draw[k]), k < SEQUENCES - 1);
+        }
+        memset(r.m->c->logits, 0xff, sizeof shown);
+        const float *again = rig_step(&r, rows, used);
+        if (used == SEQUENCES || i == 4) assert_memory_equal(again, shown, (size_t)used * RIG_V * sizeof *shown);
+        else assert_true(isnan(again[0]));                   /* they stayed where they are */
+        for (int k = 0; k < SEQUENCES - 1; k++) {
+            eng_sampled want;
+            assert_int_equal(eng_sample(sampler, &kinds[k], shown + k * RIG_V, NULL, 0, 1000 + i, &want), ST_OK);
+            if (draw[k].token != want.token) fail_msg("step %d, row %d: token %d, expected %d", i, k, draw[k].token, want.token);
+        }
+    }
+    assert_true(cuda_graph_launches() - before > STEPS);
+    eng_sampler_destroy(sampler);
+    rig_close(&r);
+}
+
+/* A step that is refused draws nothing, and the next one not what was asked of it. */
+static void a_refused_step_forgets_its_draws(void **state) {
+    (void)state;
+    int32_t token = RIG_V, block = 0;
+    const float *logits;
+    rig r = rig_of(&(rig_options){.device = "cuda", .type = ENG_Q4_1});
+    eng_draw draw = {.sampling = &eng_sampling_default, .token = -2};
+    eng_rows row = {.tokens = &token, .count = 1, .blocks = &block, .logits = 1};
+    assert_true(eng_step_draws(r.m, &draw));
+    assert_int_equal(eng_step(r.m, r.kv, &row, 1, &logits, NULL), ST_BAD_INPUT);
+    token = 1;
+    rig_step(&r, &row, 1);
+    assert_int_equal(draw.token, -2);
+    rig_close(&r);
+}
+
 int main(void) {
     log_setup("test", LOG_WARN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(agrees_with_the_specification), cmocka_unit_test(chunks_graphs_and_pages_change_no_bit),
         cmocka_unit_test(company_changes_no_bit), cmocka_unit_test(wanted_rows_have_their_graph),
-        cmocka_unit_test(graphs_go_with_their_pages)};
+        cmocka_unit_test(graphs_go_with_their_pages), cmocka_unit_test(draws_are_the_samplers),
+        cmocka_unit_test(a_refused_step_forgets_its_draws)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -159,7 +159,7 @@ static void steps_do_not_allocate(void **state) {
     fake_destroy(f);
 }
 
-/* Alone or in a crowd, greedy or warm, any chunk and step size: the same bytes. */
+/* Alone or in a crowd, greedy or warm, drawn here or by the model, any chunk and step size: the same bytes. */
 static void company_changes_nothing(void **state) {
     (void)state;
     int32_t want[40], got[40];
@@ -171,6 +171,7 @@ static void company_changes_nothing(void **state) {
         l.pages = 400;
         l.logits_max = 1 + variant;
         fake_node *f = fake_create(&l);
+        if (variant % 2) f->sampler = eng_sampler_create(FAKE_V);
         int32_t prompts[16][60];
         for (uint64_t h = 0; h < 16; h++) {
             fake_prompt(prompts[h], 60, 20, h);
@@ -229,10 +230,32 @@ static void chunks_keep_to_the_itl_target(void **state) {
     }
 }
 
+/* Logits that are no numbers end the request that the model was to draw for, and no other. */
+static void what_cannot_be_drawn_ends_its_request(void **state) {
+    (void)state;
+    int32_t prompt[20];
+    fake_prompt(prompt, 20, 0, 1);
+    fake_node *f = fake_create(&limits);
+    f->sampler = eng_sampler_create(FAKE_V);
+    f->draws_fail = true;
+    for (uint64_t h = 0; h < 3; h++) {
+        node_request *r = fake_request(h, prompt, 20, 5);
+        r->sampling.temperature = h == 1 ? 1.0f : 0.0f;
+        if (h == 2) r->send_end = 19, r->max_tokens = 0;
+        node_core_submit(f->core, h == 2 ? &prefill_role : &decode_role, r, 0);
+    }
+    fake_run(f, 100);
+    assert_int_equal(fake_end(f, 1), ST_DEVICE);
+    fake_assert_answer(f, 0, prompt, 20, 5);
+    fake_sent(f, 2, ST_OK);
+    fake_assert_pages_back(f);
+    fake_destroy(f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(two_thousand_random_cancels), cmocka_unit_test(every_allocation_may_fail),
         cmocka_unit_test(steps_do_not_allocate), cmocka_unit_test(company_changes_nothing),
-        cmocka_unit_test(chunks_keep_to_the_itl_target)};
+        cmocka_unit_test(chunks_keep_to_the_itl_target), cmocka_unit_test(what_cannot_be_drawn_ends_its_request)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -52,6 +52,9 @@ typedef struct fake_node {
     uint64_t tickets, sender;    /* sender: numerics of who computes what lands; this node's are 0 */
     int end_token;               /* -1: none */
     int rows_most, entries_most; /* seen in one step */
+    eng_sampler *sampler;        /* not NULL: the fake engine draws for who is not greedy */
+    eng_draw *draws;             /* what it was asked to */
+    bool draws_fail;             /* its logits are no numbers then */
     status step_fails, promise_fails, send_fails;
     int64_t now_us;
 } fake_node;
@@ -76,6 +79,26 @@ static inline uint64_t *fake_slot(fake_node *f, const int32_t *blocks, int32_t p
     return &f->kv[(int64_t)page * f->limits.page_tokens + position % f->limits.page_tokens];
 }
 
+static inline bool fake_draws(void *ctx, eng_draw *d) {
+    fake_node *f = ctx;
+    if (!f->sampler || d->sampling->temperature <= 0) return false;
+    d->next = f->draws;
+    f->draws = d;
+    return true;
+}
+
+/* As the engine does; logits that were drawn from are worth nothing afterwards. */
+static inline void fake_draw(fake_node *f) {
+    for (eng_draw *d = f->draws; d; d = d->next) {
+        float *logits = f->logits + (size_t)d->row * FAKE_V;
+        eng_sampled got = {.token = -1};
+        if (!f->draws_fail) (void)eng_sample(f->sampler, d->sampling, logits, NULL, 0, d->count, &got);
+        d->token = got.token;
+        memset(logits, 0xff, FAKE_V * sizeof *logits);
+    }
+    f->draws = NULL;
+}
+
 static inline status fake_step(void *ctx, const eng_rows *rows, int count, const float **logits) {
     fake_node *f = ctx;
     int total = 0, wanted = 0;
@@ -94,6 +117,7 @@ static inline status fake_step(void *ctx, const eng_rows *rows, int count, const
     if (total > f->rows_most) f->rows_most = total;
     if (count > f->entries_most) f->entries_most = count;
     f->took_us = f->step_us + total * f->row_us;
+    if (f->draws) fake_draw(f);
     *logits = f->logits;
     return ST_OK;
 }
@@ -205,7 +229,7 @@ static inline fake_node *fake_create_with(const node_limits *l, const node_specu
     f->host = calloc((size_t)l->swap_pages + 1, (size_t)l->page_tokens * sizeof *f->host);
     f->kv = calloc((size_t)l->pages * (size_t)l->page_tokens, sizeof *f->kv);
     f->events = calloc(FAKE_EVENTS, sizeof *f->events);
-    node_io io = {.ctx = f, .step = fake_step, .step_us = fake_step_us, .copy_page = fake_copy, .swap = fake_swap,
+    node_io io = {.ctx = f, .step = fake_step, .draws = fake_draws, .step_us = fake_step_us, .copy_page = fake_copy, .swap = fake_swap,
                   .promise = fake_promise_open, .revoke = fake_revoke, .send_open = fake_send_open,
                   .send_push = fake_push, .send_end = fake_send_end, .send_abort = fake_send_abort,
                   .random_ticket = fake_ticket, .is_end_token = fake_is_end, .emit = fake_emit,
@@ -218,6 +242,7 @@ static inline fake_node *fake_create(const node_limits *l) { return fake_create_
 
 static inline void fake_destroy(fake_node *f) {
     node_core_destroy(f->core);
+    eng_sampler_destroy(f->sampler);
     free(f->kv);
     free(f->host);
     free(f->events);
