@@ -7,7 +7,8 @@
  * stream's work now and then, by EMU_SEED.
  *
  * Work may answer "not yet": a collective whose other ranks have not come. Whoever waits asks again, without the lock
- * between, so that other threads go on. cudaStreamQuery() runs one work and says NotReady: a loop around it ends.
+ * between, so that other threads go on. cudaStreamQuery() runs one work, cudaEventQuery() some, and both say NotReady: a
+ * loop around them ends.
  *
  * Null stream: one a device; its work waits for that of all blocking streams queued before, and they for its. Streams made
  * with cudaStreamNonBlocking have nothing to do with it. */
