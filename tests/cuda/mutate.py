@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """mutate.py -- are the kernel tests good enough to notice a change?
 
-Changes one thing of a .cu file at a time (an operator, a constant, a barrier, an index), builds it as ninja would, and
-runs the tests that use the file, first in the race build, then in the ASan build. A mutant is killed when a test fails,
+Changes one thing of a .cu or .cuh file at a time (an operator, a constant, a barrier, an index), builds what includes it
+as ninja would, and runs the tests that use that, first in the race build, then in the ASan build. A mutant is killed when a test fails,
 survives when all pass. Survivors have to stand in survivors.txt with a reason; any other makes the exit status 1.
 
-  mutate.py [--build DIR] [--every K] [--first F] [--line L[-M]] [--list] engine/cuda/rows.cu [more.cu]
+  mutate.py [--build DIR] [--every K] [--first F] [--line L[-M]] [--list] engine/cuda/rows.cu [more]
 
 --every K takes each K-th mutant, beginning with the F-th. --list only prints them. Hours for all of engine/cuda: run it
 in the long tests, with K = 1 before a kernel's change is called tested.
@@ -61,8 +61,8 @@ def code_of(text):
     text = re.sub(r"/\*.*?\*/|//[^\n]*", blank, text, flags=re.S)
     text = re.sub(r"^[ \t]*#[^\n]*", blank, text, flags=re.M)
     text = re.sub(r"__launch_bounds__\([^\n]*?\)(?= \w)|static_assert\(.*?\);|\"[^\"\n]*\"", blank, text, flags=re.S)
-    # a larger array is the same program
-    return re.sub(r"(?<=\w )(\w+)(\[\w+\])+(?=[,;]| =)", blank, text)
+    # a larger array is the same program, and so is one with a byte of dynamic shared memory that nobody uses
+    return re.sub(r"(?<=\w )(\w+)(\[\w+\])+(?=[,;]| =)|SHARED_ARRAY\([^\n]*\);|(?<=, )0(?=, st\b)", blank, text)
 
 
 def mutants_of(path):
@@ -82,70 +82,126 @@ def mutants_of(path):
     return [m[1:] for m in sorted(out, key=lambda m: (m[0], m[2]))]
 
 
-def tests_of(source):
-    """Names of the cuda_test()s that list the file."""
+def units_of(source):
+    """The .cu files whose code changes with the file: itself, or those that include the header."""
+    if source.endswith(".cu"):
+        return [source]
+    folder = os.path.dirname(source)
+    text = {os.path.join(folder, f): open(os.path.join(ROOT, folder, f)).read()
+            for f in sorted(os.listdir(os.path.join(ROOT, folder))) if f.endswith((".cu", ".cuh"))}
+    found = {source}
+    for _ in text:
+        found |= {f for f in text for header in found if '#include "%s"' % header in text[f]}
+    return sorted(f for f in found if f.endswith(".cu"))
+
+
+def tests_of(units):
+    """(name, those of the files that it lists) of every cuda_test() with one of them; the fewest files first."""
     found = re.findall(r"^cuda_test\((\w+)([^)]*)\)", open(CMAKE).read(), flags=re.M)
-    return [name for name, sources in found if source in sources.split()]
+    lists = [(name, [u for u in units if u in sources.split()], len(sources.split())) for name, sources in found]
+    return [(name, mine) for name, mine, _ in sorted(lists, key=lambda t: t[2]) if mine]
+
+
+class Unit:
+    """A .cu file of one build: the command line that compiles it, with the mutant's folder before the root's."""
+
+    def __init__(self, build, work, mode, source):
+        self.build, self.work, self.source = build, work, source
+        self.object = os.path.join(work, mode + "_" + os.path.basename(source) + ".o")
+        entries = json.load(open(os.path.join(build, "compile_commands.json")))
+        mine = [e for e in entries if os.path.realpath(e["file"]) == os.path.join(ROOT, source)
+                and "/cuda_object_%s_" % mode in e["command"]]
+        if not mine:
+            sys.exit("mutate.py: nothing builds %s for %s" % (source, mode))
+        line = shlex.split(mine[0]["command"])
+        line = line[os.path.basename(line[0]) == "ccache":]
+        self.original = line[line.index("-o") + 1]
+        line[line.index("-o") + 1] = self.object
+        self.line = [line[0], "-I" + work] + line[1:] + ["-w", "-g0"]
+        self.made = None                                    # by make(): of this mutant
+
+    def make(self):
+        if self.made is None:
+            self.made = self.compile()
+        return self.made
+
+    def compile(self):
+        mutant = os.path.join(self.work, self.source)
+        full = os.path.join(ROOT, self.source)
+        source = mutant if os.path.exists(mutant) else full
+        line = [source if os.path.realpath(os.path.join(self.build, p)) == full else p for p in self.line]
+        return subprocess.run(line, cwd=self.build, capture_output=True).returncode == 0
 
 
 class Target:
-    """A test's executable of one build, with the command lines that make it."""
+    """A test's executable of one build, with the command line that links it."""
 
-    def __init__(self, build, work, mode, test, source):
+    def __init__(self, build, work, mode, test, units):
         self.name = "cuda_%s_%s" % (mode, test)
         self.exe = os.path.join(work, self.name)
-        self.object = os.path.join(work, self.name + ".o")
-        self.build = build
-        entries = json.load(open(os.path.join(build, "compile_commands.json")))
-        full = os.path.join(ROOT, source)
-        mine = [e for e in entries if os.path.realpath(e["file"]) == full and "/%s.dir/" % self.name in e["command"]]
-        if not mine:
-            sys.exit("mutate.py: %s does not build %s" % (self.name, source))
-        self.compile = shlex.split(mine[0]["command"])
-        original = self.compile[self.compile.index("-o") + 1]
+        self.build, self.units, self.limit, self.seconds = build, units, 600, 0
         link = subprocess.run(["ninja", "-C", build, "-t", "commands", "-s",
                                "tests/cuda/" + self.name], capture_output=True, text=True)
-        line = [l for l in link.stdout.splitlines() if original in l][-1]
+        line = [l for l in link.stdout.splitlines() if units[0].original in l][-1]
         parts = shlex.split(line.split("&&")[1] if "&&" in line else line)
-        self.link = [self.object if p == original else p for p in parts]
+        objects = {u.original: u.object for u in units}
+        self.link = [objects.get(p, p) for p in parts]
         self.link[self.link.index("-o") + 1] = self.exe
-        self.source = full
-        self.limit = 600
 
-    def make(self, mutant):
-        """False: it does not compile, or not link."""
-        line = [mutant if os.path.realpath(os.path.join(self.build, p)) == self.source else p for p in self.compile]
-        line[line.index("-o") + 1] = self.object
-        line = [p for i, p in enumerate(line) if p not in ("-MD", "-MT", "-MF") and line[i - 1] not in ("-MT", "-MF")]
-        line.append("-w")
-        return all(subprocess.run(l, cwd=self.build, capture_output=True).returncode == 0 for l in (line, self.link))
+    def make(self):
+        return all([u.make() for u in self.units]) and subprocess.run(self.link, cwd=self.build, capture_output=True).returncode == 0
 
     def run(self):
-        """'' passed; else how it failed."""
+        """'' passed; else how it failed, as soon as one of its tests has."""
         env = dict(os.environ, EMU_SCHED="forward", ASAN_OPTIONS="detect_leaks=0")
         begin = time.monotonic()
-        try:
-            r = subprocess.run([self.exe], cwd=self.build, capture_output=True, text=True, errors="replace", env=env,
-                               timeout=self.limit)
-        except subprocess.TimeoutExpired:
-            return "time"
+        with tempfile.TemporaryFile("w+", errors="replace") as out:
+            p = subprocess.Popen([self.exe], cwd=self.build, stdout=out, stderr=subprocess.STDOUT, env=env)
+            while p.poll() is None:
+                late = time.monotonic() - begin > self.limit
+                text = os.pread(out.fileno(), 1 << 20, 0)
+                if late or b"[  FAILED  ]" in text:
+                    p.kill()
+                    p.wait()
+                    return "time" if late else "value"
+                time.sleep(0.02)
+            text = os.pread(out.fileno(), 1 << 20, 0)
         self.seconds = time.monotonic() - begin
-        if r.returncode == 0:
+        if p.returncode == 0:
             return ""
-        return ("emulator" if "==EMU==" in r.stderr and "ERROR" in r.stderr else
-                "sanitizer" if "Sanitizer" in r.stderr or "runtime error" in r.stderr else "value")
+        return ("emulator" if b"==EMU==" in text and b"ERROR" in text else
+                "sanitizer" if b"Sanitizer" in text or b"runtime error" in text else "value")
 
 
-def verdict(targets, mutant):
+def verdict(targets):
+    """How a mutant died, "" if it did not; None: it does not compile."""
     built = False
     for t in targets:
-        if not t.make(mutant):
+        for u in t.units:
+            u.made = None
+    for t in targets:
+        if not t.make():
             continue
         built = True
         how = t.run()
         if how:
             return "%s by %s" % (how, t.name)
     return "" if built else None
+
+
+def open_targets(build, work, source):
+    """The tests in the race and in the ASan build; unchanged they have to pass, and say how long it takes."""
+    targets, tests = [], tests_of(units_of(source))
+    if not tests:
+        sys.exit("mutate.py: no cuda_test() uses %s" % source)
+    for mode in ("race", "asan"):
+        units = {u: Unit(build, work, mode, u) for _, mine in tests for u in mine}
+        targets += [Target(build, work, mode, name, [units[u] for u in mine]) for name, mine in tests]
+    for t in targets:
+        if not t.make() or t.run():
+            sys.exit("mutate.py: %s fails without any change" % t.name)
+        t.limit = 20 + 10 * t.seconds
+    return targets
 
 
 def allowed():
@@ -171,19 +227,13 @@ def mutate(source, args, known):
         return 0, [], 0
     killed, unlisted, listed = 0, [], 0
     with tempfile.TemporaryDirectory() as work:
-        names = tests_of(source)
-        if not names:
-            sys.exit("mutate.py: no cuda_test() uses %s" % source)
-        targets = [Target(args.build, work, mode, n, source) for mode in ("race", "asan") for n in names]
-        for t in targets:                                   # unchanged: has to pass, and says how long it takes
-            if not t.make(path) or t.run():
-                sys.exit("mutate.py: %s fails without any change" % t.name)
-            t.limit = 20 + 10 * t.seconds
-        mutant = os.path.join(work, os.path.basename(source))
+        targets = open_targets(args.build, work, source)
+        mutant = os.path.join(work, source)
+        os.makedirs(os.path.dirname(mutant))
         for line, name, text, changed in mutants:
             with open(mutant, "w") as f:
                 f.write(changed)
-            how = verdict(targets, mutant)
+            how = verdict(targets)
             if how is None:
                 print("no build  %s:%d  %s" % (source, line, name), flush=True)
             elif how:
