@@ -310,7 +310,7 @@ static void ask_draws(node_core *c, node_seq *s, int32_t logits, int32_t row) {
     s->draws = &c->draws[row];
     for (int32_t i = 0; i < logits && fine; i++) {
         s->draws[i] = (eng_draw){.row = row + i, .count = s->count + i, .sampling = &s->request->sampling,
-                                  .shown = logits > 1};      /* proposers learn from them */
+                                 .shown = logits > 1};      /* proposers learn from them */
         fine = c->io.draws(c->io.ctx, &s->draws[i]);
     }
     if (!fine) s->draws = NULL;

@@ -87,14 +87,14 @@ static inline bool fake_draws(void *ctx, eng_draw *d) {
     return true;
 }
 
-/* As the engine does; logits that were drawn from are worth nothing afterwards. */
+/* As the engine does; logits that were drawn from and are not shown are worth nothing afterwards. */
 static inline void fake_draw(fake_node *f) {
     for (eng_draw *d = f->draws; d; d = d->next) {
         float *logits = f->logits + (size_t)d->row * FAKE_V;
         eng_sampled got = {.token = -1};
         if (!f->draws_fail) (void)eng_sample(f->sampler, d->sampling, logits, NULL, 0, d->count, &got);
         d->token = got.token;
-        memset(logits, 0xff, FAKE_V * sizeof *logits);
+        if (!d->shown) memset(logits, 0xff, FAKE_V * sizeof *logits);
     }
     f->draws = NULL;
 }
