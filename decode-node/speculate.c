@@ -16,8 +16,11 @@ METRIC(metric_accepted, "baton_node_accepted_tokens_total", NULL, METRIC_COUNTER
 
 /* After so many steps with proposed tokens one has none: what it would take without is measured again. */
 enum { EAGER_MAX = 128 };
+/* A sequence joins as if so many steps had gone without: its first chance is a probe, whatever others' odds were. */
+enum { HOPE = 64 };
 /* Slow start: one that is hoped for too much costs no more than a few rows. */
 enum { START = 3 };
+#define LEARN 0.1                /* what a step says of the sequences to come */
 
 static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
 
@@ -29,7 +32,7 @@ static void join(void *ctx, node_seq *s) {
     decode_guess *g = arena_alloc(s->request->memory, sizeof *g);
     void *state = g ? arena_alloc(s->request->memory, own) : NULL;
     if (!state) return;                                    /* it decodes without */
-    *g = (decode_guess){.seq = s, .own = state, .prev = x->last};
+    *g = (decode_guess){.seq = s, .own = state, .plain = HOPE, .prev = x->last};
     decode_odds_begin(&g->odds, x->expected);
     *(x->last ? &x->last->next : &x->first) = g;
     x->last = g;
@@ -89,7 +92,7 @@ static void judge(void *ctx, node_seq *s, int32_t proposed, int32_t accepted, co
     if (!rest) return;                                     /* cut short by the answer's end: says nothing of the odds */
     decode_odds_add(&g->odds, proposed, accepted);
     g->accepted = accepted;
-    x->expected += 0.02 * (decode_odds_of(&g->odds) - x->expected);
+    x->expected += LEARN * (decode_odds_of(&g->odds) - x->expected);
     if (x->expected > x->proposer->odds) x->expected = x->proposer->odds;
     if (x->proposer->learn) x->proposer->learn(x, g, proposed, accepted, rest);
 }

@@ -1,5 +1,6 @@
 /* Tests the verifier in decode-node/decode.c and the rows for it in node/core.c: whatever is proposed, however much of it
  * is right and wherever the answer ends, the answer is that of no speculation. The proposer here is told the answer. */
+#include <math.h>
 #include "tests/unit/node_fake.h"
 
 static const node_limits limits = {.V = FAKE_V, .context = 256, .pages = 64, .page_tokens = 4, .sequences_max = 8,
@@ -252,11 +253,67 @@ static void canceled_and_failed(void **state) {
     }
 }
 
+/* P(token) behind hash at temperature 1. */
+static void probabilities(uint64_t hash, double *p) {
+    float logits[FAKE_V];
+    double mass = 0;
+    fake_logits(hash, logits);
+    for (int i = 0; i < FAKE_V; i++) mass += p[i] = exp((double)logits[i]);
+    for (int i = 0; i < FAKE_V; i++) p[i] /= mass;
+}
+
+/* Exactly how the third token of the answer is distributed: over all first and second ones. */
+static void third_token(const int32_t *prompt, int32_t count, double *out) {
+    static double first[FAKE_V], second[FAKE_V], third[FAKE_V];
+    uint64_t hash = 1;
+    for (int32_t i = 0; i < count; i++) hash = fake_row(hash, prompt[i], 0);
+    probabilities(hash, first);
+    memset(out, 0, FAKE_V * sizeof *out);
+    for (int32_t a = 0; a < FAKE_V; a++) {
+        uint64_t at = fake_row(hash, a, 0);
+        probabilities(at, second);
+        for (int32_t b = 0; b < FAKE_V; b++) {
+            probabilities(fake_row(at, b, 0), third);
+            for (int i = 0; i < FAKE_V; i++) out[i] += first[a] * second[b] * third[i];
+        }
+    }
+}
+
+/* Chi-square over 100,000 answers at temperature 1, each with its own seed: the third token, which is drawn behind accepted
+ * and behind refused ones, is distributed as without speculation. Half of the proposals are the target's own draws, as a
+ * draft with the same randomness makes them, half are wrong. 63 degrees of freedom: 103.4 is exceeded once in 1,000. */
+static void keeps_the_distribution(void **state) {
+    (void)state;
+    enum { SAMPLES = 100000, COUNT = 8 };
+    oracle *o = oracle_create(3, -1);
+    fake_node *f = fake_create_with(&limits, &o->table);
+    eng_sampling how = warm;
+    double want[FAKE_V], chi = 0;
+    int32_t seen[FAKE_V] = {0};
+    how.repetition = 1;
+    how.frequency = 0;
+    for (int32_t i = 0; i < SAMPLES; i++) {
+        how.seed = (uint64_t)i;
+        f->events_count = 0;
+        ask(f, o, 1, &how, COUNT, 4);
+        fake_run(f, 10);
+        int32_t got[TOKENS];
+        assert_int_equal(fake_tokens(f, 1, COUNT, got), 4);
+        seen[got[2]]++;
+    }
+    third_token(o->tokens[1], COUNT, want);
+    for (int i = 0; i < FAKE_V; i++) chi += pow(seen[i] - SAMPLES * want[i], 2) / (SAMPLES * want[i]);
+    print_message("  chi-square %.1f, %lld of %lld proposed tokens accepted\n", chi, (long long)o->accepted, (long long)o->judged);
+    assert_true(chi < 103.4);
+    assert_true(o->accepted * 4 > o->judged && o->accepted * 4 < 3 * o->judged);
+    finish(f, o);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_accept_length), cmocka_unit_test(ends_in_the_middle),
         cmocka_unit_test(ends_where_it_is_full), cmocka_unit_test(shares_below_wants),
         cmocka_unit_test(preempted_in_between), cmocka_unit_test(cached_pages_hold_final_tokens),
-        cmocka_unit_test(canceled_and_failed)};
+        cmocka_unit_test(canceled_and_failed), cmocka_unit_test(keeps_the_distribution)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
