@@ -9,7 +9,7 @@
  *
  * Nobody tells what a step will cost, so it is measured: one moving average for each number of rows, of steps without
  * prefill chunks. Numbers not seen yet are guessed from their neighbours, low rather than high, so that they are tried and
- * seen. Where the gain is too small, k is 0; then no acceptance is measured either, so PROBE tokens are proposed now
+ * seen. Where the gain is too small, k is 0; then no acceptance may be measured either, so PROBE tokens are proposed now
  * and then, as often as the time that may take allows. */
 #include "decode-node/adapt.h"
 

@@ -66,15 +66,32 @@ static bool work(void *ctx) {
     return x->proposer->work && x->proposer->work(x);
 }
 
+/* Where proposing takes no time acceptance is measured also while nothing is proposed: what would have been is compared with
+ * what was drawn. */
+static void note_unsaid(decode_speculator *x, decode_guess *g) {
+    int32_t one = 1;
+    node_seq *const seqs[] = {g->seq};
+    x->proposer->propose(x, seqs, &one, 1);
+    if (one == 1) g->unsaid = g->seq->tokens[g->seq->count], g->unsaid_at = g->seq->count;
+}
+
+static void judge_unsaid(decode_guess *g) {
+    if (g->unsaid_at == 0 || g->seq->count <= g->unsaid_at) return;         /* it had no row */
+    decode_odds_add(&g->odds, 1, g->seq->tokens[g->unsaid_at] == g->unsaid);
+    g->unsaid_at = 0;
+}
+
 static int32_t plan(void *ctx, node_seq *s, int32_t most, int32_t decoding) {
     decode_speculator *x = ctx;
     decode_guess *g = s->speculation;
+    judge_unsaid(g);
     x->decoding = decoding;
     if (x->eager >= EAGER_MAX) return 0;
     int32_t ready = x->proposer->ready(x, g, min32(most, x->tokens_max));
     decode_outlook o = decode_speculate_outlook(x, g, ready);
     int32_t k = ready > 0 ? decode_adapt_length(&o) : 0;
     g->plain = k > 0 ? 0 : g->plain + 1;
+    if (k == 0 && ready > 0 && !x->draft) note_unsaid(x, g);
     return k;
 }
 

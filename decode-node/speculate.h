@@ -23,6 +23,7 @@ struct decode_guess {
     decode_odds odds;
     int32_t plain;               /* steps since one with proposed tokens */
     int32_t accepted;            /* in that one */
+    int32_t unsaid, unsaid_at;   /* what would have been proposed for this position; 0: nothing */
     void *own;                   /* the proposer's */
 };
 

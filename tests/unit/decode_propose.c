@@ -78,6 +78,34 @@ static void ngram_waits_for_three_tokens(void **state) {
     lone_free(l);
 }
 
+/* Rows are dear here, so nothing is proposed while odds are middling; that what would have been is right all the time is
+ * noticed all the same, and then it is proposed. */
+static void odds_are_measured_while_nothing_is_proposed(void **state) {
+    (void)state;
+    for (int repeats = 0; repeats < 2; repeats++) {
+        decode_speculator *x;
+        uint64_t seed = 9;
+        assert_int_equal(decode_speculator_create(&decode_propose_ngram, 0, &x, NULL), ST_OK);
+        decode_curve_add(&x->step, 1, 1000);
+        decode_curve_add(&x->step, 2, 3000);
+        lone *l = lone_create(&decode_propose_ngram, x);
+        l->request.memory = arena_create(1 << 14);
+        x->table.join(x, &l->seq);
+        int first = 0;
+        for (l->seq.count = 0; l->seq.count < 150; l->seq.count++) {
+            int32_t count = l->seq.count;
+            if (x->table.plan(x, &l->seq, 15, 1) > 0 && !first) first = count;
+            l->tokens[count] = repeats ? count % 5 : (int32_t)(next(&seed) % 3);
+        }
+        if (repeats) assert_in_range(first, 15, 60);
+        else assert_int_equal(first, 0);
+        x->table.leave(x, &l->seq);
+        arena_destroy(l->request.memory);
+        decode_speculator_close(x);
+        lone_free(l);
+    }
+}
+
 /* ---- lookahead ---------------------------------------------------------------------------------------- */
 
 enum { V = 64 };
@@ -130,6 +158,7 @@ static void lookahead_feeds_what_rows_said(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(ngram_copies_what_followed), cmocka_unit_test(ngram_waits_for_three_tokens),
-                                       cmocka_unit_test(lookahead_feeds_what_rows_said)};
+                                       cmocka_unit_test(lookahead_feeds_what_rows_said),
+                                       cmocka_unit_test(odds_are_measured_while_nothing_is_proposed)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
