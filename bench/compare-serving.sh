@@ -11,7 +11,7 @@ model=models/SmolLM2-135M-Instruct.Q4_1.gguf
 pass=()
 while [ $# -gt 0 ]; do
     case "$1" in
-    --write) pass+=("$1") ;;
+    --write | --realtime) pass+=("$1") ;;
     -*) pass+=("$1" "${2:?"$1 has no value"}") && shift ;;
     *) model=$1 ;;
     esac

@@ -31,15 +31,38 @@ def words(items):
     return [str(i) for i in items]
 
 
+@contextlib.contextmanager
+def baton_up(a, prefill):
+    # The ITL target is what a user with these targets would set; a tenth is left for the way to the client.
+    with open(a.log, 'a') as log:
+        p = subprocess.Popen(words([*server_class(a), a.baton, 'up', '--model', a.model, '--listen', '127.0.0.1:0', '--prefill', prefill,
+                                    '--kv-pages', a.tokens // 16, '--itl-target', round(0.9 * a.slo_itl), '--log-level', 'warn',
+                                    *a.baton_flags.split()]), stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        ready = p.stdout.readline().split()
+        if not ready:
+            fail(f'baton up did not start; its log is {a.log}')
+        yield ready[1].removeprefix('grpc=')
+    finally:
+        p.terminate()
+        p.wait(60)
+
+
 def run_baton(a, prefill, rate):
-    done = subprocess.run(words([a.baton, 'bench', 'load', '--json', '--model', a.model, '--prefill', prefill, *load_flags(a, rate),
-                                 '--slo-ttft', a.slo_ttft, '--slo-itl', a.slo_itl, '--wait-ms', a.wait_s * 1000]),
-                          capture_output=True, text=True, timeout=900, env={**os.environ, 'BATON_KV_PAGES': str(a.tokens // 16)})
+    with baton_up(a, prefill) as server:
+        done = subprocess.run(words([a.baton, 'bench', 'load', '--json', '--server', server, *load_flags(a, rate), '--slo-ttft',
+                                     a.slo_ttft, '--slo-itl', a.slo_itl, '--wait-ms', a.wait_s * 1000]),
+                              capture_output=True, text=True, timeout=900)
     if done.returncode:
         fail(f'baton: exit code {done.returncode}\n{done.stderr[-2000:]}')
     r = json.loads(done.stdout)
     r['requests']['failed'] = sum(r['requests']['failed'].values())
     return r
+
+
+def server_class(a):
+    """--realtime: this process and the clients are of priority 11, the servers of 10, so that nothing else gets in."""
+    return ['chrt', '-f', 10] if a.realtime else []
 
 
 def free_port():
@@ -52,7 +75,7 @@ def free_port():
 def llama_server(a, build, flags):
     port, threads = free_port(), len(os.sched_getaffinity(0))
     with open(a.log, 'a') as log:
-        p = subprocess.Popen(words([build / 'bin/llama-server', '-m', a.model, '--host', '127.0.0.1', '--port', port, '-t', threads,
+        p = subprocess.Popen(words([*server_class(a), build / 'bin/llama-server', '-m', a.model, '--host', '127.0.0.1', '--port', port, '-t', threads,
                                     '-tb', threads, '-np', a.slots, '-c', a.slots * a.slot_tokens, '--cache-ram', 0,
                                     '--no-webui', *flags]), stdout=log, stderr=log)
     try:
@@ -175,13 +198,17 @@ def arguments():
     p.add_argument('--slots', type=int, default=16)
     p.add_argument('--slot-tokens', type=int, default=2304)
     p.add_argument('--tokens', type=int, default=65536, help="of baton's KV pages, a node")
-    p.add_argument('--llama-flags', default='')
+    p.add_argument('--llama-flags', default='-fa on -b 512', help='512 rows a step instead of 2048: shorter stalls, the best of what was tried')
+    p.add_argument('--baton-flags', default='')
+    p.add_argument('--realtime', action='store_true', help='servers and client before everything else on a busy machine (chrt -f)')
     p.add_argument('--peers', default='llama,local,remote')
     return p.parse_args()
 
 
 def main():
     a = arguments()
+    if a.realtime:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(11))
     start = 0
     while rate_at(start) * STEP <= a.rate:
         start += 1

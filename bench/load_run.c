@@ -192,7 +192,7 @@ static status start_stream(bench_load *b, int64_t index, job *j) {
     int64_t timeout_ms = r->slow ? 0 : b->settings.timeout_ms;
     if (timeout_ms > 0) timeout_ms -= (now_us(b) - r->at_us) / 1000;
     if (b->settings.timeout_ms > 0 && !r->slow && timeout_ms < 1) timeout_ms = 1;
-    return rpc_stream_start(b->channel, &generate, &request.base, timeout_ms, true, &events, j, &j->stream);
+    return rpc_stream_start(b->channel, &generate, &request.base, timeout_ms, false, &events, j, &j->stream);
 }
 
 static void send(bench_load *b, int64_t index) {
