@@ -21,6 +21,8 @@ struct rpc_channel {
     rpc_loop *loop;
     grpc_channel *grpc;
     rpc_stream *streams;
+    grpc_metadata headers[RPC_HEADERS_MAX];
+    size_t headers_count;
     bool closed;
 };
 
@@ -52,7 +54,7 @@ static void write_target(char *target, size_t bytes, const char *host, int port)
     else snprintf(target, bytes, "dns:///%s:%d", host, port);
 }
 
-status rpc_channel_open(rpc_loop *l, const char *address, rpc_channel **out, error *err) {
+static status open_channel(rpc_loop *l, const char *address, const grpc_channel_args *args, rpc_channel **out, error *err) {
     char host[RPC_HOST_MAX], target[RPC_HOST_MAX + 32];
     int port;
     TRY(rpc_options_address("server address", address, host, &port, err));
@@ -61,15 +63,36 @@ status rpc_channel_open(rpc_loop *l, const char *address, rpc_channel **out, err
     c->loop = l;
     write_target(target, sizeof target, host, port);
     grpc_channel_credentials *credentials = rpc_options_channel_credentials();
-    c->grpc = grpc_channel_create(target, credentials, rpc_options_client());
+    c->grpc = grpc_channel_create(target, credentials, args);
     grpc_channel_credentials_release(credentials);
     rpc_loop_join(l);
     *out = c;
     return ST_OK;
 }
 
+status rpc_channel_open(rpc_loop *l, const char *address, rpc_channel **out, error *err) {
+    return open_channel(l, address, rpc_options_client(), out, err);
+}
+
+status rpc_channel_open_foreign(rpc_loop *l, const char *address, rpc_channel **out, error *err) {
+    return open_channel(l, address, rpc_options_foreign(), out, err);
+}
+
+status rpc_channel_add_header(rpc_channel *c, const char *name, const char *value) {
+    if (c->headers_count == RPC_HEADERS_MAX) return ST_NO_MEMORY;
+    grpc_metadata *h = &c->headers[c->headers_count++];
+    memset(h, 0, sizeof *h);
+    h->key = grpc_slice_from_copied_string(name);
+    h->value = grpc_slice_from_copied_string(value);
+    return ST_OK;
+}
+
 static void free_if_idle(rpc_channel *c) {
     if (!c->closed || c->streams) return;
+    for (size_t i = 0; i < c->headers_count; i++) {
+        grpc_slice_unref(c->headers[i].key);
+        grpc_slice_unref(c->headers[i].value);
+    }
     rpc_loop_leave(c->loop);
     mem_free(c);
 }
@@ -191,6 +214,8 @@ static void start_batches(rpc_stream *s, bool wait_for_ready) {
     memset(ops, 0, sizeof ops);
     memset(&end, 0, sizeof end);
     ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
+    ops[0].data.send_initial_metadata.metadata = s->channel->headers;
+    ops[0].data.send_initial_metadata.count = s->channel->headers_count;
     if (wait_for_ready)
         ops[0].flags = GRPC_INITIAL_METADATA_WAIT_FOR_READY |
                        GRPC_INITIAL_METADATA_WAIT_FOR_READY_EXPLICITLY_SET;

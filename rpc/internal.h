@@ -36,6 +36,7 @@ void rpc_message_free(ProtobufCMessage *m);
 
 const grpc_channel_args *rpc_options_server(void);
 const grpc_channel_args *rpc_options_client(void);
+const grpc_channel_args *rpc_options_foreign(void);      /* a client of a server that is not baton's */
 grpc_server_credentials *rpc_options_server_credentials(void);
 grpc_channel_credentials *rpc_options_channel_credentials(void);
 /* "host:port" or "[v6]:port" into host (without brackets, RPC_HOST_MAX bytes) and port.

@@ -19,29 +19,39 @@
     INT_ARG(GRPC_ARG_ENABLE_CHANNELZ, 0),                                                           \
     INT_ARG(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, RPC_WINDOW),                                     \
     INT_ARG(GRPC_ARG_HTTP2_BDP_PROBE, 0),              /* would enlarge that window */              \
-    INT_ARG(GRPC_ARG_KEEPALIVE_TIME_MS, 2000),                                                      \
     INT_ARG(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 3000),      /* also TCP_USER_TIMEOUT */                  \
-    INT_ARG(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),                                            \
     INT_ARG(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0)  /* a call may be quiet for minutes */
+
+/* Between processes of baton: pings as often as gRPC lets them be. */
+#define PING_ARGS                                                                                   \
+    INT_ARG(GRPC_ARG_KEEPALIVE_TIME_MS, 2000),                                                      \
+    INT_ARG(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1)
 
 static grpc_arg server_args[] = {
     COMMON_ARGS,
+    PING_ARGS,
     INT_ARG(GRPC_ARG_ALLOW_REUSEPORT, 0),              /* a port in use is an error */
     INT_ARG(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 0),
     INT_ARG(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0),
     INT_ARG(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 5000),
     INT_ARG(GRPC_ARG_MAX_CONCURRENT_STREAMS, 8192),
 };
-static grpc_arg client_args[] = {
-    COMMON_ARGS,
-    INT_ARG(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),    /* channels share no connection */
-    INT_ARG(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
-    INT_ARG(GRPC_ARG_ENABLE_RETRIES, 0),               /* whoever calls decides on retries */
-    INT_ARG(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1),
-    INT_ARG(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
-    INT_ARG(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000),  /* time for one attempt: two lost SYNs */
-    INT_ARG(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000),
-    INT_ARG(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1000),
+#define CLIENT_ARGS                                                                                 \
+    COMMON_ARGS,                                                                                    \
+    INT_ARG(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),    /* channels share no connection */           \
+    INT_ARG(GRPC_ARG_ENABLE_HTTP_PROXY, 0),                                                         \
+    INT_ARG(GRPC_ARG_ENABLE_RETRIES, 0),               /* whoever calls decides on retries */       \
+    INT_ARG(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1),                                         \
+    INT_ARG(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),                                            \
+    INT_ARG(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000),  /* time for one attempt: two lost SYNs */    \
+    INT_ARG(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000),                                               \
+    INT_ARG(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1000)
+
+static grpc_arg client_args[] = {CLIENT_ARGS, PING_ARGS};
+static grpc_arg foreign_args[] = {
+    CLIENT_ARGS,
+    INT_ARG(GRPC_ARG_KEEPALIVE_TIME_MS, 6000),         /* etcd's limit is 5 s, and with calls only */
+    INT_ARG(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 0),
 };
 
 const grpc_channel_args *rpc_options_server(void) {
@@ -51,6 +61,11 @@ const grpc_channel_args *rpc_options_server(void) {
 
 const grpc_channel_args *rpc_options_client(void) {
     static const grpc_channel_args args = {sizeof client_args / sizeof *client_args, client_args};
+    return &args;
+}
+
+const grpc_channel_args *rpc_options_foreign(void) {
+    static const grpc_channel_args args = {sizeof foreign_args / sizeof *foreign_args, foreign_args};
     return &args;
 }
 

@@ -24,6 +24,7 @@ enum {
     RPC_WINDOW = 64 * 1024,              /* bytes of messages waiting for a reader, per call */
     RPC_MESSAGE_MAX = 16 * 1024 * 1024,  /* default limit of one message received */
     RPC_POSTS_MAX = 16384,               /* functions waiting to run on a loop */
+    RPC_HEADERS_MAX = 4,                 /* of a channel's own, sent with each call */
     RPC_CALLS_MAX = 16384,               /* calls of a server; more are refused with RESOURCE_EXHAUSTED */
 };
 
@@ -122,6 +123,11 @@ typedef struct rpc_stream rpc_stream;    /* one call made */
 /* Never fails for want of a peer: calls do. address: "host:port". Keepalive finds a dead peer in
  * seconds, also while a call is quiet. */
 status rpc_channel_open(rpc_loop *l, const char *address, rpc_channel **out, error *err);
+/* The same to a server that is not baton's, which may take frequent pings for an attack (etcd: two within 5 s): a dead
+ * peer is found in 10 s, and only while a call is open. */
+status rpc_channel_open_foreign(rpc_loop *l, const char *address, rpc_channel **out, error *err);
+/* Every call started from now on carries this header. Both are copied. ST_NO_MEMORY: also when RPC_HEADERS_MAX are there. */
+status rpc_channel_add_header(rpc_channel *c, const char *name, const char *value);
 void rpc_channel_close(rpc_channel *c);  /* its streams are canceled; on_end still comes */
 
 typedef struct rpc_stream_events {

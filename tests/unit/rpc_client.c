@@ -235,6 +235,30 @@ static void calls_a_second(void **state) {
     fixture_close(&r.f);
 }
 
+static void a_channel_sends_its_headers(void **state) {
+    (void)state;
+    fixture f;
+    answer a;
+    error err;
+    fixture_open(&f);
+    ask_and_wait(&f, UNARY, "echo", &a);
+    assert_string_equal(f.token, "");
+    rpc_channel_close(f.channel);
+    assert_int_equal(rpc_channel_open_foreign(f.loop, rpc_server_address(f.server), &f.channel, &err), ST_OK);
+    char name[] = "token", value[] = "let me in";
+    assert_int_equal(rpc_channel_add_header(f.channel, name, value), ST_OK);
+    name[0] = value[0] = 'X';
+    for (int i = 0; i < 2; i++) {
+        f.token[0] = 0;
+        ask_and_wait(&f, i ? STREAM : UNARY, i ? "count 2" : "echo", &a);
+        assert_int_equal(a.st, ST_OK);
+        assert_string_equal(f.token, "let me in");
+    }
+    for (int i = 1; i < RPC_HEADERS_MAX; i++) assert_int_equal(rpc_channel_add_header(f.channel, "more", "x"), ST_OK);
+    assert_int_equal(rpc_channel_add_header(f.channel, "more", "x"), ST_NO_MEMORY);
+    fixture_close(&f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nobody_there),
@@ -244,6 +268,7 @@ int main(void) {
         cmocka_unit_test(on_end_may_close_the_channel),
         cmocka_unit_test(a_quiet_call_outlives_keepalive),
         cmocka_unit_test(a_stopped_peer_is_given_up_in_seconds),
+        cmocka_unit_test(a_channel_sends_its_headers),
         cmocka_unit_test(calls_a_second),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -29,6 +29,7 @@ typedef struct fixture {
     int64_t canceled_us;             /* when on_cancel last came */
     int64_t time_left_ms;
     char header[100];                /* the last call's user-agent */
+    char token[20];                  /* and its "token", "" if it had none */
 } fixture;
 
 typedef struct flood { fixture *f; int left; } flood;
@@ -98,6 +99,8 @@ static inline void serve(rpc_call *c, const ProtobufCMessage *request, void *ctx
     f->time_left_ms = rpc_call_time_left_ms(c);
     const char *agent = rpc_call_header(c, "user-agent");
     if (agent) snprintf(f->header, sizeof f->header, "%s", agent);
+    const char *token = rpc_call_header(c, "token");
+    snprintf(f->token, sizeof f->token, "%s", token ? token : "");
     rpc_call_watch(c, &hang_events, f);
     if (strcmp(text, "hang") == 0) return;
     if (strncmp(text, "flood ", 6) == 0) {
