@@ -3,7 +3,7 @@
  * A registry tells which nodes are said to exist; a view keeps one Watch stream to each and knows what
  * it last said. A node is lost when its stream breaks, when it leaves the registry, or when three
  * heartbeats are overdue (a stopped process keeps its connections open). It does not decide what a
- * lost node means: its reader does.
+ * lost node means: its reader does. A member is a node's own entry in the registry.
  *
  * One thread: the rpc loop given at open. */
 #ifndef BATON_CLUSTER_H
@@ -26,11 +26,28 @@ typedef struct cluster_registry_events {
 
 typedef struct cluster_registry cluster_registry;
 
-/* spec: "embedded:host:port,host:port" is a fixed list. Other schemes are refused by name. Events may
- * come before it returns. */
+/* spec: "embedded:host:port,host:port" is a fixed list; "etcd://USER:PASSWORD@host:port,host:port/prefix" (user and
+ * prefix may be left out: etcd_address.c) is who registered there. Other schemes are refused by name. Events may come
+ * before it returns. */
 status cluster_registry_open(rpc_loop *l, const char *spec, const cluster_registry_events *events,
                              void *ctx, cluster_registry **out, error *err);
 void cluster_registry_close(cluster_registry *r);
+/* What --registry says: "embedded" or etcd's address, checked for syntax. No text in err has a password. */
+status cluster_registry_check(const char *spec, bool *etcd, error *err);
+
+/* ---- member: a node's own entry, as long as it lives --------------------------------------------- */
+
+typedef struct cluster_member cluster_member;
+
+/* A later process (by epoch) has this one's id: it is not registered any more and never will be again. */
+typedef void (*cluster_member_displaced)(void *ctx, const char *why);
+
+/* registry: "etcd://...". Registers when etcd can be reached, and again whenever the entry is gone. The record is
+ * copied; its id and epoch are the claim. displaced comes from the loop, once at most. */
+status cluster_member_open(rpc_loop *l, const char *registry, const Baton__Node__V1__NodeRecord *record,
+                           cluster_member_displaced displaced, void *ctx, cluster_member **out, error *err);
+/* Takes the entry away, if etcd can be reached within two seconds, then calls done(arg). m is gone after it. */
+void cluster_member_leave(cluster_member *m, void (*done)(void *arg), void *arg);
 
 /* ---- view --------------------------------------------------------------------------------------- */
 

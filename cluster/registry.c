@@ -2,10 +2,11 @@
  *
  *   spec "scheme:rest"    a row of `kinds` by its scheme; what rest means is the row's own affair
  *   embedded:a,b,c        a fixed list of addresses: all join at open, none ever leaves
+ *   etcd://...            who is registered there: etcd_registry.c, nodes register by member.c
  *
  * A registry says who is said to exist, never who is alive: that is view.c's. Any row may tell
  * joined and left later, from the loop's thread. */
-#include "cluster/cluster.h"
+#include "cluster/etcd.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,25 +21,49 @@ struct cluster_registry {
     rpc_loop *loop;
     const cluster_registry_events *events;
     void *ctx;
+    cluster_etcd_registry *etcd; /* of that row */
 };
 
 static status embedded_open(cluster_registry *r, const char *rest, error *err);
 static void embedded_close(cluster_registry *r);
+static status etcd_open(cluster_registry *r, const char *rest, error *err);
+static void etcd_close(cluster_registry *r);
 
 static const registry_kind kinds[] = {
     {"embedded", embedded_open, embedded_close},
+    {"etcd", etcd_open, etcd_close},
 };
+
+/* What stands before the colon; of what follows only a kind knows which part may be shown. */
+static const registry_kind *find_kind(const char *spec, error *err) {
+    size_t scheme = strcspn(spec, ":");
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strlen(kinds[i].scheme) == scheme && memcmp(kinds[i].scheme, spec, scheme) == 0) return &kinds[i];
+    bool tls = strncmp(spec, "https:", 6) == 0 || strncmp(spec, "etcds:", 6) == 0;
+    error_set(err, ST_UNSUPPORTED, "registry '%.*s%s': expected embedded or etcd://HOST:PORT,...[/PREFIX]%s",
+              (int)(scheme < 40 ? scheme : 40), spec, spec[scheme] ? ":..." : "", tls ? "; there is no TLS to etcd" : "");
+    return NULL;
+}
+
+status cluster_registry_check(const char *spec, bool *etcd, error *err) {
+    *etcd = false;
+    if (strcmp(spec, "embedded") == 0) return ST_OK;
+    const registry_kind *kind = find_kind(spec, err);
+    if (!kind) return ST_UNSUPPORTED;
+    if (kind->open != etcd_open)
+        return error_set(err, ST_BAD_INPUT, "registry 'embedded:...': nodes are listed by --nodes");
+    cluster_etcd_address address;
+    TRY(cluster_etcd_address_parse(spec + strlen("etcd:"), &address, err));
+    mem_free(address.text);
+    *etcd = true;
+    return ST_OK;
+}
 
 status cluster_registry_open(rpc_loop *l, const char *spec, const cluster_registry_events *events,
                              void *ctx, cluster_registry **out, error *err) {
     size_t scheme = strcspn(spec, ":");
-    const registry_kind *kind = NULL;
-    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-        if (strlen(kinds[i].scheme) == scheme && memcmp(kinds[i].scheme, spec, scheme) == 0)
-            kind = &kinds[i];
-    if (!kind)
-        return error_set(err, ST_UNSUPPORTED, "registry '%.100s': expected embedded:host:port,...",
-                         spec);
+    const registry_kind *kind = find_kind(spec, err);
+    if (!kind) return ST_UNSUPPORTED;
     cluster_registry *r = mem_zalloc(1, sizeof *r);
     if (!r) return error_set(err, ST_NO_MEMORY, "registry: no memory");
     *r = (cluster_registry){.kind = kind, .loop = l, .events = events, .ctx = ctx};
@@ -91,3 +116,11 @@ static status embedded_open(cluster_registry *r, const char *rest, error *err) {
 }
 
 static void embedded_close(cluster_registry *r) { (void)r; }
+
+/* ---- etcd ---------------------------------------------------------------------------------------- */
+
+static status etcd_open(cluster_registry *r, const char *rest, error *err) {
+    return cluster_etcd_registry_open(r->loop, rest, r->events, r->ctx, &r->etcd, err);
+}
+
+static void etcd_close(cluster_registry *r) { cluster_etcd_registry_close(r->etcd); }

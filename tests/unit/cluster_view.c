@@ -260,7 +260,7 @@ static void unknown_registry(void **state) {
     error err = {0};
     cluster_view *v = NULL;
     assert_int_equal(rpc_loop_create(&loop, &err), ST_OK);
-    assert_int_equal(cluster_view_open(loop, "etcd://a:1/x", 100, &view_events, NULL, &v, &err), ST_UNSUPPORTED);
+    assert_int_equal(cluster_view_open(loop, "zk://a:1/x", 100, &view_events, NULL, &v, &err), ST_UNSUPPORTED);
     assert_null(v);
     rpc_loop_destroy(loop);
     assert_int_equal(mem_live(), 0);
