@@ -21,7 +21,7 @@ enum { CLI_PATH_MAX = 4096 };
 
 /* Every option of every command has its place here; each command fills those of its rows. */
 typedef struct cli_options {
-    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *device, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group;
+    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *device, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group, *registry;
     const char *schedule, *preemption;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
     const char *out, *system, *type, *cache_dir, *only, *svg, *trace, *prompt_lengths, *answer_lengths, *speculate, *draft, *route;
@@ -60,6 +60,10 @@ typedef struct cli_command {
 #define CLI_SERVER CLI_TEXT("server", server, "127.0.0.1:50051", "HOST:PORT", "the coordinator to ask")
 #define CLI_JSON CLI_SWITCH("json", json, NULL, "print one JSON object instead of text")
 #define CLI_LOG_LEVEL CLI_TEXT("log-level", log_level, "info", "LEVEL", "error, warn, info or debug; lines go to stderr")
+#define CLI_REGISTRY(embedded)                                                                      \
+    CLI_TEXT("registry", registry, "embedded", "WHERE",                                             \
+             embedded "; or etcd://[USER:PASSWORD@]HOST:PORT,...[/PREFIX]: nodes register there and " \
+             "coordinators find them")
 #define CLI_GRACE CLI_INT("grace-ms", grace_ms, "10000", 0, 3600000, "MS", "how long accepted work may run on after SIGTERM")
 #define CLI_ENGINE                                                                                  \
     CLI_INT("threads", threads, "0", 0, 1024, "N", "threads of a node's engine; 0: its share of the cores"), \

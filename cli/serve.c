@@ -5,6 +5,7 @@
  * --ready-fd FD gets one line once the process serves (a coordinator: once the nodes it was told to
  * expect are there); `baton up` reads it. */
 #include "cli/cli.h"
+#include "cluster/cluster.h"
 #include "coordinator/coord.h"
 #include "decode-node/decode.h"
 #include "engine/cpus.h"
@@ -12,6 +13,7 @@
 #include "prefill-node/prefill.h"
 #include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -29,6 +31,7 @@ static const config_row coordinator_rows[] = {
     CLI_TEXT("listen", listen, "127.0.0.1:50051", "HOST:PORT",
              "where clients connect; port 0 takes a free one"),
     CLI_TEXT("nodes", nodes, NULL, "HOST:PORT,...", "addresses of the prefill and decode nodes"),
+    CLI_REGISTRY("embedded: the nodes are those of --nodes"),
     CLI_TEXT("id", id, "coordinator-1", "NAME", "its name in logs and `baton nodes`"),
     CLI_COORDINATOR,
     CLI_GRACE,
@@ -45,6 +48,7 @@ static const config_row coordinator_rows[] = {
         CLI_TEXT("listen", listen, "127.0.0.1:0", "HOST:PORT",                                     \
                  "where coordinators connect; port 0 takes a free one"),                           \
         CLI_TEXT("kv-listen", kv_listen, "127.0.0.1:0", "HOST:PORT", "where KV pages arrive"),     \
+        CLI_REGISTRY("embedded: coordinators know it by --nodes"),                                 \
         CLI_TEXT("id", id, role "-1", "NAME", "its name in logs and `baton nodes`"), CLI_TP,       \
         CLI_RANK, CLI_ENGINE,                                                                      \
         CLI_PAGES, CLI_GRACE, READY_ROW, CLI_LOG_LEVEL
@@ -115,8 +119,12 @@ static cli_exit coordinator(const cli_options *o, const char *const *words, int 
                              .nodes = o->nodes,
                              .heartbeat_ms = (int)o->heartbeat_ms,
                              .limits = coord_limits_default};
+    bool etcd;
     if (!o->model) return cli_usage("coordinator", "--model FILE is missing");
-    if (!o->nodes) return cli_usage("coordinator", "--nodes HOST:PORT,... is missing");
+    if (cluster_registry_check(o->registry, &etcd, &err) != ST_OK) return cli_usage("coordinator", "--registry: %s", err.text);
+    if (etcd && o->nodes) return cli_usage("coordinator", "--nodes with --registry etcd://...: expected one of them");
+    if (!etcd && !o->nodes) return cli_usage("coordinator", "--nodes HOST:PORT,... is missing");
+    if (etcd) options.nodes = o->registry;
     options.limits.queue_max = (int32_t)o->queue;
     options.limits.requests_max = (int32_t)o->requests;
     options.limits.queue_tokens_max = o->queue_tokens;
@@ -185,6 +193,24 @@ static status open_speculator(const cli_options *o, const node_options *n, decod
     return decode_speculator_open(&options, out, err);
 }
 
+/* Another process has this node's id: it drains as if it had been told to. */
+static void drain_displaced(void *ctx, const char *why) {
+    (void)why;
+    atomic_store((atomic_bool *)ctx, true);
+    kill(getpid(), SIGTERM);
+}
+
+/* Coordinators on other machines must be able to connect to what is registered. */
+static cli_exit check_registry(const cli_options *o, const char *role, bool *etcd) {
+    error err = {0};
+    char host[256] = "";
+    const char *port;
+    if (cluster_registry_check(o->registry, etcd, &err) != ST_OK) return cli_usage(role, "--registry: %s", err.text);
+    if (*etcd && address_split(o->listen, host, sizeof host, &port) && (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0))
+        return cli_usage(role, "--listen '%.60s' with --registry etcd://...: expected an address that others can connect to", o->listen);
+    return CLI_OK;
+}
+
 /* The work of one rank, from its options to the exit code. */
 static cli_exit serve_rank(const cli_options *o, const char *role) {
     static const node_service *const services[] = {&prefill_service, &decode_service};
@@ -195,6 +221,10 @@ static cli_exit serve_rank(const cli_options *o, const char *role) {
     progress said = {.id = o->id, .said_ms = clock_now_ms()};
     eng_kv_type kv_type;
     node_preemption preemption;
+    atomic_bool displaced = false;
+    bool etcd;
+    cli_exit code = check_registry(o, role, &etcd);
+    if (code != CLI_OK) return code;
     const node_schedule *schedule = node_schedule_find(o->schedule);
     if (!schedule) return cli_usage(role, "--schedule '%.40s': expected fcfs, decode-first or mlfq", o->schedule);
     if (!read_preemption(o, &preemption)) return cli_usage(role, "--preemption '%.40s' with --swap-bytes %lld: expected auto, recompute, "
@@ -226,7 +256,10 @@ static cli_exit serve_rank(const cli_options *o, const char *role) {
                             .prefix_cache = o->prefix_cache,
                             .cache_dir = cli_cache_dir(o, cache_dir),
                             .progress = isatty(STDERR_FILENO) ? show_progress : NULL,
-                            .progress_ctx = &said};
+                            .progress_ctx = &said,
+                            .registry = etcd ? o->registry : NULL,
+                            .displaced = drain_displaced,
+                            .displaced_ctx = &displaced};
     if (o->rank > 0)             /* SIGTERM ends it, and the group with it */
         return node_follow(&options, &err) == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "%s", err.text);
     status st = open_speculator(o, &options, &speculator, &err);
@@ -237,6 +270,7 @@ static cli_exit serve_rank(const cli_options *o, const char *role) {
     asked_to_stop(-1);
     node_process_close(p, (int)o->grace_ms);
     decode_speculator_close(speculator);
+    if (atomic_load(&displaced)) return cli_complain(CLI_REFUSED, "%s: a later process has this id", o->id);
     return CLI_OK;
 }
 

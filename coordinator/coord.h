@@ -195,7 +195,7 @@ typedef struct coord_options {
     const char *id;              /* "coordinator-1" */
     const char *model;           /* path: tokenizer, template, digest, context */
     const char *listen;          /* "host:port" */
-    const char *nodes;           /* embedded registry: "host:port,host:port" */
+    const char *nodes;           /* "host:port,host:port", or etcd's address: cluster/cluster.h */
     int heartbeat_ms;            /* a node silent for three of these is lost */
     coord_limits limits;
 } coord_options;

@@ -12,6 +12,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include "cluster/cluster.h"
 #include "node/rank.h"
 #include "node/service.h"
 
@@ -91,6 +92,7 @@ struct node_process {
     rpc_loop *loop;
     rpc_server *server;
     rpc_health *health;
+    cluster_member *member;      /* NULL: not registered anywhere */
     node_table tables[NODE_SERVICES_MAX];
     rpc_method methods[2];       /* Watch, Control */
     char role[16];
@@ -107,6 +109,7 @@ struct node_process {
 void node_session_open(rpc_call *call, const ProtobufCMessage *message, void *table);   /* on_request */
 void node_session_deliver(node_process *p, const node_letter *letter);
 /* watch.c */
+void node_watch_pairing(const node_facts *f, Baton__Node__V1__Pairing *out);     /* looks into f */
 bool node_watch_open(node_process *p);       /* before the loop runs; false: no memory */
 void node_watch_close(node_process *p);
 void node_watch_on_watch(rpc_call *call, const ProtobufCMessage *message, void *process);

@@ -263,6 +263,10 @@ typedef struct node_options {
     const char *cache_dir;       /* engine's; NULL: no file of prepared weights */
     void (*progress)(double share, void *ctx);
     void *progress_ctx;
+    const char *registry;        /* cluster.h's: where it registers; NULL: nowhere */
+    /* A later process has its id: it should be closed. Any thread. */
+    void (*displaced)(void *ctx, const char *why);
+    void *displaced_ctx;
 } node_options;
 
 typedef struct node_process node_process;
@@ -274,7 +278,7 @@ status node_process_open(const node_options *o, const node_service *const *servi
                          node_process **out, error *err);
 const char *node_process_address(const node_process *p);
 const char *node_process_kv_address(const node_process *p);
-/* Refuses new work, lets running work finish for up to grace_ms, ends the rest. Blocks. */
+/* Refuses new work, lets running work finish for up to grace_ms, ends the rest, takes back its registration. Blocks. */
 void node_process_close(node_process *p, int grace_ms);
 
 /* A rank other than 0: follows it, on the calling thread. ST_OK: it was dismissed. */

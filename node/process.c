@@ -203,6 +203,26 @@ static status open_server(node_process *p, const node_options *o, const node_ser
     return ST_OK;
 }
 
+static status open_member(node_process *p, const node_options *o, error *err) {
+    Baton__Node__V1__NodeRecord r = BATON__NODE__V1__NODE_RECORD__INIT;
+    Baton__Node__V1__Pairing pairing;
+    if (!o->registry) return ST_OK;
+    node_watch_pairing(&p->facts, &pairing);
+    r.id = p->id;
+    r.role = p->role;
+    r.epoch = p->epoch;
+    r.address = (char *)(uintptr_t)node_process_address(p);
+    r.kv_address = (char *)(uintptr_t)p->facts.kv_address;
+    r.pairing = &pairing;
+    r.ranks = p->rank.count;
+    r.page_tokens = p->facts.page_tokens;
+    r.pages = p->limits.pages;
+    r.context = p->facts.context;
+    r.capacity = p->limits.sequences_max;
+    r.pid = getpid();
+    return cluster_member_open(p->loop, o->registry, &r, o->displaced, o->displaced_ctx, &p->member, err);
+}
+
 static status start(node_process *p, error *err) {
     if (!node_watch_open(p)) return error_set(err, ST_NO_MEMORY, "no memory for %d pages' numbers", p->limits.pages);
     rpc_server_start(p->server);
@@ -224,6 +244,7 @@ static void destroy(node_process *p) {
     }
     kvt_node_close(p->rank.kvt);
     p->rank.kvt = NULL;
+    if (p->member) cluster_member_leave(p->member, NULL, NULL);
     if (p->server) rpc_server_close(p->server, NULL, NULL);
     rpc_loop_destroy(p->loop);
     for (node_message *m; p->mail && (m = mailbox_take(p->mail));) m->run(p, m);
@@ -265,8 +286,9 @@ status node_process_open(const node_options *o, const node_service *const *servi
     }
     if (st == ST_OK) {
         node_rank_log_memory(&p->rank, o, &p->limits, "memory.outbox", 2 * NODE_OUTBOX * sizeof(node_letter));
-        st = start(p, err);
+        st = open_member(p, o, err);
     }
+    if (st == ST_OK) st = start(p, err);
     if (st != ST_OK) {
         destroy(p);
         return st;
@@ -303,6 +325,15 @@ static void close_server(void *process) {
     rpc_server_close(server, closed, p);
 }
 
+/* The registration goes last: until then the node has work, and its entry says where it is. */
+static void leave(void *process) {
+    node_process *p = process;
+    cluster_member *member = p->member;
+    p->member = NULL;
+    if (member) cluster_member_leave(member, close_server, p);
+    else close_server(p);
+}
+
 static bool is_closed(node_process *p) {
     pthread_mutex_lock(&p->outbox.lock);
     bool yes = p->closed;
@@ -322,7 +353,7 @@ void node_process_close(node_process *p, int grace_ms) {
     while (atomic_load(&p->sessions) > 0 && clock_now_ms() < until_ms) usleep(5000);
     log_write(LOG_INFO, NULL, "node.closing", "canceled=%d", atomic_load(&p->sessions));
     node_process_post(p, &p->cancel_all);
-    post_to_loop(p, close_server);
+    post_to_loop(p, leave);
     while (atomic_load(&p->sessions) > 0 || !is_closed(p)) usleep(1000);
     destroy(p);
 }

@@ -54,7 +54,7 @@ static void add_counter(const metric *x, void *ctx) {
     m->list[m->state.n_counters++] = c;
 }
 
-static void fill_pairing(const node_facts *f, Baton__Node__V1__Pairing *out) {
+void node_watch_pairing(const node_facts *f, Baton__Node__V1__Pairing *out) {
     baton__node__v1__pairing__init(out);
     out->protocol = 1;
     out->model_digest = (char *)(uintptr_t)f->digest;
@@ -81,7 +81,7 @@ static void fill_state(node_process *p, state_message *m) {
     const node_counts *c = &p->watch.counts;
     Baton__Node__V1__NodeState *s = &m->state;
     baton__node__v1__node_state__init(s);
-    fill_pairing(&p->facts, &m->pairing);
+    node_watch_pairing(&p->facts, &m->pairing);
     memcpy(m->pages, c->pages, sizeof m->pages);
     s->id = p->id;
     s->role = p->role;
