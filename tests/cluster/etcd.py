@@ -81,11 +81,11 @@ def etcd(directory, count):
 class Process:
     """A coordinator or node that is registered at the endpoints."""
 
-    def __init__(self, args, directory, role, id, endpoints, user='', grpc='127.0.0.1:0', *flags):
+    def __init__(self, args, directory, role, id, endpoints, user=''):
         self.id, self.log_path = id, f'{directory}/{id}-{time.monotonic_ns()}.log'
         registry = f'etcd://{user}{",".join(endpoints)}/story'
-        command = [args.baton, role, '--model', args.model, '--id', id, '--listen', grpc, '--registry', registry,
-                   '--heartbeat-ms' if role == 'coordinator' else '--kv-pages', '3000', *flags]
+        command = [args.baton, role, '--model', args.model, '--id', id, '--listen', '127.0.0.1:0', '--registry', registry,
+                   *(['--heartbeat-ms', '3000', '--route', 'round-robin'] if role == 'coordinator' else [])]
         with open(self.log_path, 'w') as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         atexit.register(self.kill)
