@@ -22,7 +22,8 @@ enum { BEHIND_MAX = 8, CHUNK = 64, ENTRIES = 64 };
 typedef struct reader {
     int32_t ready;               /* positions [0, ready) are in its KV, and those tokens are final */
     int32_t published;           /* leading pages that were found in its prefix index */
-    int32_t blocks_count, blocks_max;
+    bool begun;                  /* the index was asked */
+    int32_t blocks_count;
     int32_t blocks[];
 } reader;
 
@@ -34,17 +35,21 @@ static size_t bytes(const decode_speculator *x, int32_t tokens_max) {
     return sizeof(reader) + (size_t)pages_of(x->draft, tokens_max) * sizeof(int32_t);
 }
 
-/* Pages for so many tokens; false: there are not enough. The first time with what the index knows of the tokens. */
+/* Once: what the index knows of its tokens. */
+static void begin(decode_draft *d, const node_seq *s) {
+    reader *r = reader_of(s);
+    int32_t tail, tail_tokens;
+    if (r->begun) return;
+    r->begun = true;
+    r->blocks_count = r->published = eng_pool_match(d->pool, s->request->salt, s->tokens, s->count - 1, r->blocks, &tail, &tail_tokens);
+    r->ready = r->blocks_count * d->page_tokens;
+    if (tail >= 0) eng_pool_give(d->pool, tail);
+}
+
+/* Pages for so many tokens; false: there are not enough. */
 static bool hold(decode_draft *d, const node_seq *s, int32_t tokens) {
     reader *r = reader_of(s);
-    int32_t pages = pages_of(d, min32(tokens, s->tokens_max)), tail, tail_tokens;
-    if (r->blocks_count == 0) {
-        int32_t found = eng_pool_match(d->pool, s->request->salt, s->tokens, s->count - 1, r->blocks, &tail, &tail_tokens);
-        if (tail >= 0) eng_pool_give(d->pool, tail);
-        r->blocks_count = r->published = found;
-        r->ready = found * d->page_tokens;
-    }
-    int32_t more = pages - r->blocks_count;
+    int32_t more = pages_of(d, min32(tokens, s->tokens_max)) - r->blocks_count;
     if (more <= 0) return true;
     if (eng_pool_take(d->pool, more, ENG_PAGE_RUNNING, r->blocks + r->blocks_count) != ST_OK) return false;
     r->blocks_count += more;
@@ -80,10 +85,10 @@ static bool work(decode_speculator *x) {
     for (decode_guess *g = x->first; g && left > 0 && n < ENTRIES && !d->failed; g = g->next) {
         node_seq *s = g->seq;
         reader *r = g->own;
+        begin(d, s);
         if (s->paused || s->count - r->ready <= BEHIND_MAX || s->count > d->context) continue;
         if (!is_wanted(x, g) || !hold(d, s, s->count)) continue;
         int32_t now = min32(left, s->count - 1 - r->ready);
-        if (now <= 0) continue;                            /* the index knew it */
         d->rows[n++] = (decode_draft_rows){
             .rows = {.tokens = s->tokens + r->ready, .count = now, .position = r->ready, .blocks = r->blocks}, .seq = s};
         left -= now;
@@ -100,6 +105,7 @@ static int32_t ready(decode_speculator *x, decode_guess *g, int32_t most) {
     decode_draft *d = x->draft;
     const node_seq *s = g->seq;
     reader *r = g->own;
+    begin(d, s);
     most = min32(most, d->context - s->count);
     if (d->failed || most < 1 || s->count - r->ready > BEHIND_MAX || !hold(d, s, s->count)) return 0;
     hold(d, s, s->count + most - 1);                       /* or fewer */
