@@ -60,7 +60,8 @@ def interrupted(args, cluster):
     p = subprocess.Popen([args.baton, 'bench', 'load', '--json', '--server', cluster.server, '--rate', '30', '--requests',
                           '10000', '--prompt-lengths', 'fixed:20', '--answer-lengths', 'fixed:4'],
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert 'arrived' in p.stderr.readline()           # the first is printed after a second
+    while not re.search(r'[1-9]\d* answered', p.stderr.readline()):
+        assert p.poll() is None, p.stdout.read()
     p.send_signal(signal.SIGINT)
     out, _ = p.communicate(timeout=30)
     r = json.loads(out)
