@@ -8,7 +8,7 @@ packages=(build-essential cmake ninja-build pkg-config python3 python3-venv
     libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler
     libpcre2-dev libutf8proc-dev libfyaml-dev libxxhash-dev uthash-dev libjansson-dev libhwloc-dev)
 if [ "${1:-}" = tests ]; then
-    packages+=(libcmocka-dev clang libclang-rt-14-dev iproute2 etcd-server)
+    packages+=(libcmocka-dev clang libclang-rt-14-dev iproute2 etcd-server spin)
 elif [ "${1:-}" = aarch64 ]; then
     packages=(cmake ninja-build gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user libxxhash-dev)
 fi

@@ -1,0 +1,11 @@
+# spin: the page ownership protocol, model checked. The model is no compiled code of ours: without sanitizers only.
+find_program(SPIN spin)
+if(NOT SPIN)
+  message(STATUS "baton: model of page ownership: not checked, spin is missing")
+elseif(SANITIZE STREQUAL "")
+  set(spin_check ${CMAKE_CURRENT_SOURCE_DIR}/spin/check.sh ${CMAKE_CURRENT_BINARY_DIR}/spin)
+  add_test(NAME spin/ownership COMMAND ${spin_check})
+  add_test(NAME spin/ownership_long COMMAND ${spin_check} long)
+  set_tests_properties(spin/ownership PROPERTIES TIMEOUT 300)
+  set_tests_properties(spin/ownership_long PROPERTIES LABELS long TIMEOUT 3600)
+endif()
