@@ -55,7 +55,8 @@
  *   BREAK_SAME_LIFE     a node that died comes back with the epoch it had: nobody notices
  *
  * Bounds: in CI one request of two attempts and two faults (77,760 states); one request, two ranks, one fault (77,579); two
- * requests for one page, one fault (146,463). The others are in check.sh.
+ * requests for one page, one fault (146,463). The long ones: two requests of two attempts, one fault (4,435,359); two
+ * attempts, two ranks, one fault (3,616,054); three faults (207,479); two pages (206,480, no fault).
  *
  * Left out: damaged payloads (they end as a lost link does), wrong bounds and types, HELLO, the frames of a box but one,
  * idle links, several D nodes (a ticket is of one), several ranks of D, the prefix cache and preemption (a page has one
