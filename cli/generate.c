@@ -261,15 +261,18 @@ static void add_finish(json_t *j, const Baton__V1__Finish *f) {
     json_object_set_new(j, "finish_reason", json_string(reason));
     if (u)
         json_object_set_new(j, "usage",
-                            json_pack("{s:i, s:i, s:i, s:i, s:i}", "prompt_tokens", u->prompt_tokens,
+                            json_pack("{s:i, s:i, s:i}", "prompt_tokens", u->prompt_tokens,
                                       "completion_tokens", u->completion_tokens, "cached_tokens",
-                                      u->cached_tokens, "proposed_tokens", u->proposed_tokens,
-                                      "accepted_tokens", u->accepted_tokens));
+                                      u->cached_tokens));
     if (t)
         json_object_set_new(j, "timings_ms",
-                            json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "queue", t->queue, "prefill",
+                            json_pack("{s:f, s:f, s:f, s:f, s:f}", "queue", t->queue, "prefill",
                                       t->prefill, "kv_transfer", t->kv_transfer, "ttft", t->ttft,
-                                      "decode", t->decode, "draft", t->draft));
+                                      "decode", t->decode));
+    if (u && t)
+        json_object_set_new(j, "speculation",
+                            json_pack("{s:i, s:i, s:f}", "proposed_tokens", u->proposed_tokens, "accepted_tokens",
+                                      u->accepted_tokens, "draft_ms", t->draft));
     json_object_set_new(
         j, "nodes", json_pack("{s:s, s:s}", "prefill", f->prefill_node, "decode", f->decode_node));
     json_object_set_new(j, "attempts", json_integer(f->attempts));
