@@ -33,7 +33,7 @@ typedef struct cli_options {
     const char *seed;
     double rate, duration, slo_ttft, slo_itl;
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-    bool prefix_cache, cache, json, ignore_eos, explain, chat, special, force, quick, dry_run;
+    bool prefix_cache, cache, speculate_adapt, json, ignore_eos, explain, chat, special, force, quick, dry_run;
 } cli_options;
 
 typedef struct cli_command {
@@ -110,9 +110,12 @@ typedef struct cli_command {
     CLI_TEXT("speculate", speculate, "auto", "MODE",                                                \
              "who proposes tokens that the model checks together, same bytes: off, ngram (prompt lookup: what followed " \
              "the same words before), draft (the model of --draft), lookahead (Jacobi: the model's own guesses), or "    \
-             "auto: draft if there is one, else ngram. None are proposed where that gains nothing"), \
+             "auto: draft if there is one, else ngram"), \
     CLI_INT("speculate-tokens", speculate_tokens, "15", 1, 15, "N",                                 \
-            "most tokens proposed to a request in a step; how many pay is measured")
+            "most tokens proposed to a request in a step"),                                                 \
+    CLI_SWITCH("speculate-adapt", speculate_adapt, "true",                                          \
+               "propose as many as measured times and acceptance say, and none where that gains nothing; "  \
+               "without it always as many as can be")
 #define CLI_COORDINATOR                                                                             \
     CLI_TEXT("prefill-policy", prefill_policy, "auto", "POLICY",                                    \
              "where prompts are read: auto, local (decode node) or remote (prefill node)"),         \

@@ -181,6 +181,7 @@ static bool read_preemption(const cli_options *o, node_preemption *out) {
 static status open_speculator(const cli_options *o, const node_options *n, decode_speculator **out, error *err) {
     decode_speculate_options options = {.mode = o->speculate,
                                         .tokens_max = (int32_t)o->speculate_tokens,
+                                        .fixed = !o->speculate_adapt,
                                         .model = n->model,
                                         .draft = o->draft,
                                         .isa = n->isa,

@@ -18,6 +18,7 @@ typedef struct decode_speculator decode_speculator;
 typedef struct decode_speculate_options {
     const char *mode;            /* off, ngram, draft, lookahead, or auto: draft with a draft, else ngram; NULL: off */
     int32_t tokens_max;          /* proposed in one step to one sequence; 1 .. DECODE_PROPOSED_MAX, 0: that */
+    bool fixed;                  /* always so many, if they can be proposed, whether that gains or not */
     const char *model;           /* the target, for its vocabulary */
     const char *draft;           /* the draft model; NULL: none */
     /* Of the draft, as in node_options. */

@@ -75,7 +75,7 @@ static bool is_wanted(decode_speculator *x, decode_guess *g) {
     decode_outlook o = decode_speculate_outlook(x, g, g->seq->tokens_max - g->seq->count - 1);
     o.behind = g->seq->count - reader_of(g->seq)->ready;
     bool measured = decode_curve_at(&x->step, 1) > 0;
-    return o.most > 0 && (!measured || decode_adapt_length(&o) > 0);
+    return o.most > 0 && (x->fixed || !measured || decode_adapt_length(&o) > 0);
 }
 
 static bool work(decode_speculator *x) {

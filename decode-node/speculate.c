@@ -86,8 +86,9 @@ static int32_t plan(void *ctx, node_seq *s, int32_t most, int32_t decoding) {
     decode_guess *g = s->speculation;
     judge_unsaid(g);
     x->decoding = decoding;
-    if (x->eager >= EAGER_MAX) return 0;
+    if (x->eager >= EAGER_MAX && !x->fixed) return 0;
     int32_t ready = x->proposer->ready(x, g, min32(most, x->tokens_max));
+    if (x->fixed) return ready;
     decode_outlook o = decode_speculate_outlook(x, g, ready);
     int32_t k = ready > 0 ? decode_adapt_length(&o) : 0;
     g->plain = k > 0 ? 0 : g->plain + 1;
@@ -186,7 +187,11 @@ status decode_speculator_open(const decode_speculate_options *o, decode_speculat
     status st = decode_speculator_create(p, o->tokens_max, &x, err);
     if (st == ST_OK && o->draft) st = decode_draft_model_open(o, &x->draft_model, &x->draft, err);
     if (st == ST_OK && p == &decode_propose_lookahead) st = open_sampler(o, x, err);
-    if (st == ST_OK) *out = x;
-    else decode_speculator_close(x);
-    return st;
+    if (st != ST_OK) {
+        decode_speculator_close(x);
+        return st;
+    }
+    x->fixed = o->fixed;
+    *out = x;
+    return ST_OK;
 }

@@ -48,6 +48,7 @@ struct decode_speculator {
     node_speculator table;
     const decode_proposer *proposer;
     int32_t tokens_max;
+    bool fixed;                  /* nothing is asked of adapt.c */
     decode_curve step;           /* of the target */
     double expected;             /* odds of a sequence that joins: what others' were, at most the proposer's */
     int32_t decoding;            /* sequences in the last step */

@@ -31,7 +31,9 @@ def fault(cluster, load, id, what, rank, first, then):
     old, since = cluster.pids(id), cluster.log_size()
     left_stopped = {old[0]} if first == signal.SIGSTOP and rank == 0 else set()
     with load.under_way() as run:
-        wait_until(lambda: is_busy(cluster, run, id, since), 60, f'{id} works')
+        wait_until(lambda: is_busy(cluster, run, id, since) or not run.left(), 60, f'{id} works')
+        if not run.left():
+            return False
         watch, under_way = Stopwatch(), run.left()
         os.kill(old[rank], first)
         if first == signal.SIGSTOP:
@@ -82,7 +84,8 @@ def main():
     args = arguments(tp=2, roles='decode,prefill', only='', tokens=100, prompt=200, prefill_prompt=700)
     settings = {'decode': (['--prefill', 1, '--decode', 2, '--chunk', 64], args.prompt, args.tokens),
                 'prefill': (['--prefill', 2, '--decode', 1, '--chunk', 32, '--kv-pages', 4096], args.prefill_prompt, 8)}
-    layout = ['--tp', args.tp, '--prefill-policy', 'remote', '--no-prefix-cache', '--threads', 1]
+    layout = ['--tp', args.tp, '--prefill-policy', 'remote', '--no-prefix-cache', '--threads', 1, '--route', 'least-loaded',
+              '--speculate', 'off']
     with Cluster(args, '--prefill', 0, '--decode', 1, *layout) as cluster:
         for rank in (0, args.tp - 1):
             idle(cluster, 'decode-1', rank)

@@ -159,8 +159,9 @@ def killed_prefill(cluster, checker, rank):
 
 
 def speculating(args, checker, where, layout, *mode):
-    """Proposed tokens, right and wrong, alone and in a crowd."""
-    with Cluster(args, '--threads', 1, '--prefill-policy', 'remote', *mode, *layout) as cluster:
+    """Proposed tokens, right and wrong, alone and in a crowd; five a step, whether that gains or not."""
+    with Cluster(args, '--threads', 1, '--prefill-policy', 'remote', '--no-speculate-adapt', '--speculate-tokens', 5,
+                 *mode, *layout) as cluster:
         repeated(cluster, checker, where)
         each(cluster, checker, where)
         among_others(cluster, checker, where + ', among others')
