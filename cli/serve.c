@@ -212,17 +212,11 @@ static cli_exit check_registry(const cli_options *o, const char *role, bool *etc
     return CLI_OK;
 }
 
-/* The work of one rank, from its options to the exit code. */
-static cli_exit serve_rank(const cli_options *o, const char *role) {
-    static const node_service *const services[] = {&prefill_service, &decode_service};
+/* What a rank's flags say, checked. cache_dir and said belong to the caller and live as long as out. */
+static cli_exit read_node_options(const cli_options *o, const char *role, char cache_dir[CLI_PATH_MAX], progress *said, node_options *out) {
     error err = {0};
-    node_process *p;
-    decode_speculator *speculator;
-    char cache_dir[CLI_PATH_MAX];
-    progress said = {.id = o->id, .said_ms = clock_now_ms()};
     eng_kv_type kv_type;
     node_preemption preemption;
-    atomic_bool displaced = false;
     bool etcd;
     cli_exit code = check_registry(o, role, &etcd);
     if (code != CLI_OK) return code;
@@ -232,47 +226,70 @@ static cli_exit serve_rank(const cli_options *o, const char *role) {
                                                            "or swap with --swap-bytes over 0", o->preemption, (long long)o->swap_bytes);
     if (cli_kv_type("--kv-dtype", o->kv_dtype, &kv_type, &err) != ST_OK) return cli_usage(role, "%s", err.text);
     if (eng_cpus_pin(o->pin, &err) != ST_OK) return cli_usage(role, "%s", err.text);
-    node_options options = {.id = o->id,
-                            .rank = (int)o->rank,
-                            .ranks = (int)o->tp,
-                            .group = o->group,
-                            .role = role,
-                            .model = o->model,
-                            .listen = o->listen,
-                            .kv_listen = o->kv_listen,
-                            .kv_transport = o->kv_transport,
-                            .isa = o->isa,
-                            .device = o->device,
-                            .threads = (int)o->threads,
-                            .kv_pages = (int32_t)o->kv_pages,
-                            .page_tokens = (int32_t)o->page_tokens,
-                            .kv_type = kv_type,
-                            .sequences_max = (int32_t)o->sequences,
-                            .step_tokens_max = (int32_t)o->step_tokens,
-                            .chunk_tokens = (int32_t)o->chunk,
-                            .schedule = schedule,
-                            .itl_target_ms = (int32_t)o->itl_target,
-                            .preemption = preemption,
-                            .swap_bytes = o->swap_bytes,
-                            .prefix_cache = o->prefix_cache,
-                            .cache_dir = cli_cache_dir(o, cache_dir),
-                            .progress = isatty(STDERR_FILENO) ? show_progress : NULL,
-                            .progress_ctx = &said,
-                            .registry = etcd ? o->registry : NULL,
-                            .displaced = drain_displaced,
-                            .displaced_ctx = &displaced};
-    if (o->rank > 0)             /* SIGTERM ends it, and the group with it */
-        return node_follow(&options, &err) == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "%s", err.text);
-    status st = open_speculator(o, &options, &speculator, &err);
-    options.speculator = decode_speculator_table(speculator);
-    if (st == ST_OK) st = node_process_open(&options, services, 2, &p, &err);
-    if (st != ST_OK) return cli_complain(CLI_FAILED, "%s", err.text);
-    say_ready(o, node_process_address(p), node_process_kv_address(p));
-    asked_to_stop(-1);
-    node_process_close(p, (int)o->grace_ms);
+    *out = (node_options){.id = o->id,
+                          .rank = (int)o->rank,
+                          .ranks = (int)o->tp,
+                          .group = o->group,
+                          .role = role,
+                          .model = o->model,
+                          .listen = o->listen,
+                          .kv_listen = o->kv_listen,
+                          .kv_transport = o->kv_transport,
+                          .isa = o->isa,
+                          .device = o->device,
+                          .threads = (int)o->threads,
+                          .kv_pages = (int32_t)o->kv_pages,
+                          .page_tokens = (int32_t)o->page_tokens,
+                          .kv_type = kv_type,
+                          .sequences_max = (int32_t)o->sequences,
+                          .step_tokens_max = (int32_t)o->step_tokens,
+                          .chunk_tokens = (int32_t)o->chunk,
+                          .schedule = schedule,
+                          .itl_target_ms = (int32_t)o->itl_target,
+                          .preemption = preemption,
+                          .swap_bytes = o->swap_bytes,
+                          .prefix_cache = o->prefix_cache,
+                          .cache_dir = cli_cache_dir(o, cache_dir),
+                          .progress = isatty(STDERR_FILENO) ? show_progress : NULL,
+                          .progress_ctx = said,
+                          .registry = etcd ? o->registry : NULL};
+    return CLI_OK;
+}
+
+/* Rank 0: the node's service, until it is asked to stop. */
+static cli_exit serve_first(const cli_options *o, node_options *options) {
+    static const node_service *const services[] = {&prefill_service, &decode_service};
+    error err = {0};
+    node_process *p = NULL;
+    decode_speculator *speculator = NULL;
+    atomic_bool displaced = false;
+    options->displaced = drain_displaced;
+    options->displaced_ctx = &displaced;
+    status st = open_speculator(o, options, &speculator, &err);
+    options->speculator = decode_speculator_table(speculator);
+    if (st == ST_OK) st = node_process_open(options, services, 2, &p, &err);
+    if (st == ST_OK) {
+        say_ready(o, node_process_address(p), node_process_kv_address(p));
+        asked_to_stop(-1);
+        node_process_close(p, (int)o->grace_ms);
+    }
     decode_speculator_close(speculator);
+    if (st != ST_OK) return cli_complain(CLI_FAILED, "%s", err.text);
     if (atomic_load(&displaced)) return cli_complain(CLI_REFUSED, "%s: a later process has this id", o->id);
     return CLI_OK;
+}
+
+/* The work of one rank, from its options to the exit code. */
+static cli_exit serve_rank(const cli_options *o, const char *role) {
+    error err = {0};
+    char cache_dir[CLI_PATH_MAX];
+    progress said = {.id = o->id, .said_ms = clock_now_ms()};
+    node_options options;
+    cli_exit code = read_node_options(o, role, cache_dir, &said, &options);
+    if (code != CLI_OK) return code;
+    if (o->rank == 0) return serve_first(o, &options);
+    /* SIGTERM ends it, and the group with it. */
+    return node_follow(&options, &err) == ST_OK ? CLI_OK : cli_complain(CLI_FAILED, "%s", err.text);
 }
 
 static cli_exit serve_node(const cli_options *o, const cli_command *command) {
