@@ -52,8 +52,8 @@ static const config_row bench_rows[] = {
 
 const cli_command cli_bench = {
     "bench", "engine|transfer|route|load",
-    "How fast a model runs (engine), KV gets to another process (transfer: --quick, --json only), a coordinator chooses nodes "
-    "(route: the same), a cluster answers (load).",
+    "Measures a model alone (engine), KV to another process (transfer), a coordinator's choice of nodes (route), or how "
+    "a cluster answers (load). Of the flags transfer and route have --quick and --json.",
     CLI_ROWS(bench_rows), 1, 1, bench};
 
 static void say(const char *what, int size) {
