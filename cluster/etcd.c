@@ -207,20 +207,16 @@ void cluster_etcd_give_up(cluster_etcd *c, const char *why) {
 
 /* ---- records -------------------------------------------------------------------------------------- */
 
-static void *record_alloc(void *ctx, size_t bytes) {
-    (void)ctx;
-    return mem_alloc(bytes);
-}
-static void record_free(void *ctx, void *p) {
-    (void)ctx;
-    mem_free(p);
-}
-static ProtobufCAllocator allocator = {.alloc = record_alloc, .free = record_free};
-
 Baton__Node__V1__NodeRecord *cluster_etcd_record(const ProtobufCBinaryData *value) {
-    return baton__node__v1__node_record__unpack(&allocator, value->len, value->data);
+    ProtobufCMessage *m;
+    status st = rpc_message_read(&baton__node__v1__node_record__descriptor, value->data, value->len, &m);
+    return st == ST_OK ? (Baton__Node__V1__NodeRecord *)m : NULL;
 }
 
 void cluster_etcd_record_free(Baton__Node__V1__NodeRecord *r) {
-    if (r) baton__node__v1__node_record__free_unpacked(r, &allocator);
+    if (r) rpc_message_free(&r->base);
+}
+
+ProtobufCBinaryData cluster_etcd_bytes(const char *text) {
+    return (ProtobufCBinaryData){.len = strlen(text), .data = (uint8_t *)(uintptr_t)text};
 }

@@ -58,6 +58,7 @@ const char *cluster_etcd_prefix(const cluster_etcd *c);
 /* An entry's value. NULL: it is none, or there is no memory. */
 Baton__Node__V1__NodeRecord *cluster_etcd_record(const ProtobufCBinaryData *value);
 void cluster_etcd_record_free(Baton__Node__V1__NodeRecord *r);
+ProtobufCBinaryData cluster_etcd_bytes(const char *text);      /* borrows text */
 
 /* ---- etcd_registry.c ------------------------------------------------------------------------------ */
 

@@ -165,17 +165,13 @@ static void leave(void *arg) {
 
 /* ---- list and watch ---------------------------------------------------------------------------------- */
 
-static ProtobufCBinaryData bytes_of(const char *text) {
-    return (ProtobufCBinaryData){.len = strlen(text), .data = (uint8_t *)(uintptr_t)text};
-}
-
 static void on_list(void *ctx, const ProtobufCMessage *message);
 
 static void list(cluster_etcd_registry *r) {
     Etcdserverpb__RangeRequest q = ETCDSERVERPB__RANGE_REQUEST__INIT;
     r->watching = false;
-    q.key = bytes_of(cluster_etcd_prefix(r->etcd));
-    q.range_end = bytes_of(r->range_end);
+    q.key = cluster_etcd_bytes(cluster_etcd_prefix(r->etcd));
+    q.range_end = cluster_etcd_bytes(r->range_end);
     cluster_etcd_call(r->etcd, &cluster_etcd_range, &q.base, on_list);
 }
 
@@ -210,8 +206,8 @@ static void on_list(void *ctx, const ProtobufCMessage *message) {
     log_write(LOG_INFO, NULL, "registry.listed", "nodes=%zu revision=%lld", m->n_kvs, (long long)m->header->revision);
     Etcdserverpb__WatchCreateRequest create = ETCDSERVERPB__WATCH_CREATE_REQUEST__INIT;
     Etcdserverpb__WatchRequest q = ETCDSERVERPB__WATCH_REQUEST__INIT;
-    create.key = bytes_of(cluster_etcd_prefix(r->etcd));
-    create.range_end = bytes_of(r->range_end);
+    create.key = cluster_etcd_bytes(cluster_etcd_prefix(r->etcd));
+    create.range_end = cluster_etcd_bytes(r->range_end);
     create.start_revision = m->header->revision + 1;
     q.request_union_case = ETCDSERVERPB__WATCH_REQUEST__REQUEST_UNION_CREATE_REQUEST;
     q.create_request = &create;

@@ -159,10 +159,6 @@ static void judge(cluster_member *m, const Etcdserverpb__KeyValue *kv) {
     cluster_etcd_record_free(other);
 }
 
-static ProtobufCBinaryData bytes_of(const char *text) {
-    return (ProtobufCBinaryData){.len = strlen(text), .data = (uint8_t *)(uintptr_t)text};
-}
-
 static void on_look(void *ctx, const ProtobufCMessage *message) {
     const Etcdserverpb__RangeResponse *r = (const Etcdserverpb__RangeResponse *)message;
     judge(ctx, r->n_kvs ? r->kvs[0] : NULL);
@@ -170,7 +166,7 @@ static void on_look(void *ctx, const ProtobufCMessage *message) {
 
 static void look(cluster_member *m) {
     Etcdserverpb__RangeRequest q = ETCDSERVERPB__RANGE_REQUEST__INIT;
-    q.key = bytes_of(m->key);
+    q.key = cluster_etcd_bytes(m->key);
     cluster_etcd_call(m->etcd, &cluster_etcd_range, &q.base, on_look);
 }
 
@@ -191,7 +187,7 @@ static void claim(cluster_member *m, int64_t seen_revision) {
     Etcdserverpb__RangeRequest range = ETCDSERVERPB__RANGE_REQUEST__INIT;
     Etcdserverpb__RequestOp write = ETCDSERVERPB__REQUEST_OP__INIT, read = write, *writes[] = {&write}, *reads[] = {&read};
     Etcdserverpb__TxnRequest q = ETCDSERVERPB__TXN_REQUEST__INIT;
-    compare.key = put.key = range.key = bytes_of(m->key);
+    compare.key = put.key = range.key = cluster_etcd_bytes(m->key);
     if (seen_revision > 0) {
         compare.target = ETCDSERVERPB__COMPARE__COMPARE_TARGET__MOD;
         compare.target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_MOD_REVISION;

@@ -120,18 +120,8 @@ const Baton__Node__V1__NodeState *cluster_view_state(const cluster_view *v, int 
 
 /* ---- memory of messages ---------------------------------------------------------------------- */
 
-static void *message_alloc(void *ctx, size_t bytes) {
-    (void)ctx;
-    return mem_alloc(bytes);
-}
-static void message_free(void *ctx, void *p) {
-    (void)ctx;
-    mem_free(p);
-}
-static ProtobufCAllocator allocator = {.alloc = message_alloc, .free = message_free};
-
 static void forget_state(watched *n) {
-    if (n->state) baton__node__v1__node_state__free_unpacked(n->state, &allocator);
+    if (n->state) rpc_message_free(&n->state->base);
     n->state = NULL;
 }
 
@@ -144,12 +134,12 @@ static bool keep_state(watched *n, const Baton__Node__V1__NodeState *heard) {
     uint8_t *packed = mem_alloc(bytes ? bytes : 1);
     if (!packed) return false;
     baton__node__v1__node_state__pack(state, packed);
-    Baton__Node__V1__NodeState *copy =
-        baton__node__v1__node_state__unpack(&allocator, bytes, packed);
+    ProtobufCMessage *copy;
+    status st = rpc_message_read(&baton__node__v1__node_state__descriptor, packed, bytes, &copy);
     mem_free(packed);
-    if (!copy) return false;
+    if (st != ST_OK) return false;
     forget_state(n);
-    n->state = copy;
+    n->state = (Baton__Node__V1__NodeState *)copy;
     return true;
 }
 

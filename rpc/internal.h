@@ -27,10 +27,6 @@ status rpc_message_pack(const ProtobufCMessage *m, grpc_byte_buffer **out);
 /* ST_CORRUPT: the bytes are no message of that type, or a string has a NUL in it. ST_NO_MEMORY. */
 status rpc_message_unpack(const ProtobufCMessageDescriptor *type, grpc_byte_buffer *in,
                           ProtobufCMessage **out);
-/* The same from plain bytes. */
-status rpc_message_read(const ProtobufCMessageDescriptor *type, const uint8_t *bytes, size_t count,
-                        ProtobufCMessage **out);
-void rpc_message_free(ProtobufCMessage *m);
 
 /* ---- options.c ---------------------------------------------------------------------------------- */
 

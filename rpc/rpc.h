@@ -115,6 +115,13 @@ void rpc_health_set(rpc_health *h, bool serving);        /* tells every watcher 
 status rpc_reflection_add(rpc_server *s, const void *descriptor_set, size_t bytes,
                           const char *const *services, int count);
 
+/* ---- messages that are kept --------------------------------------------------------------------- */
+
+/* From plain bytes: ST_CORRUPT, they are no message of that type, or a string has a NUL in it. ST_NO_MEMORY. */
+status rpc_message_read(const ProtobufCMessageDescriptor *type, const uint8_t *bytes, size_t count,
+                        ProtobufCMessage **out);
+void rpc_message_free(ProtobufCMessage *m);              /* NULL is fine */
+
 /* ---- client ------------------------------------------------------------------------------------- */
 
 typedef struct rpc_channel rpc_channel;
