@@ -1,6 +1,6 @@
 /* bench.c -- baton bench engine: how fast the engine runs a model here, and how fast the machine could; baton
- * bench transfer: the same of KV on its way to another process; baton bench route: a coordinator's choice; baton bench load (bench_load.c): what a cluster takes.
- * What is measured and how it is shown stands in bench/. */
+ * bench transfer: the same of KV on its way to another process; baton bench route: a coordinator's choice; baton
+ * bench load (bench_load.c): what a cluster takes. What is measured and how it is shown stands in bench/. */
 #include "cli/cli.h"
 #include "bench/bench.h"
 #include "bench/route.h"
@@ -61,14 +61,23 @@ static void say(const char *what, int size) {
     else fprintf(stderr, "measuring %s\n", what);
 }
 
-static status write_svg(const bench_report *r, const char *path, error *err) {
-    FILE *out = fopen(path, "we");
-    if (!out) return error_set(err, ST_IO, "--svg '%.200s': %s", path, strerror(errno));
-    bench_svg_write(r, out);
+status cli_svg_open(const char *path, FILE **out, error *err) {
+    *out = fopen(path, "we");
+    return *out ? ST_OK : error_set(err, ST_IO, "--svg '%.200s': %s", path, strerror(errno));
+}
+
+status cli_svg_close(FILE *out, const char *path, error *err) {
     bool whole = !ferror(out);
     if (fclose(out) != 0 || !whole)
         return error_set(err, ST_IO, "--svg '%.200s' cannot be written: %s", path, strerror(errno));
     return ST_OK;
+}
+
+static status write_svg(const bench_report *r, const char *path, error *err) {
+    FILE *out;
+    TRY(cli_svg_open(path, &out, err));
+    bench_svg_write(r, out);
+    return cli_svg_close(out, path, err);
 }
 
 static status bench_all(const cli_options *o, const eng_gguf *g, const bench_options *options,

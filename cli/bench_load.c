@@ -80,11 +80,10 @@ static status run_on(cli_client *c, const cli_options *o, const bench_load_plan 
 
 static status show(const cli_options *o, const bench_load_figures *f, error *err) {
     if (o->svg) {
-        FILE *out = fopen(o->svg, "we");
-        if (!out) return error_set(err, ST_IO, "--svg '%.200s': %s", o->svg, strerror(errno));
+        FILE *out;
+        TRY(cli_svg_open(o->svg, &out, err));
         bench_load_svg(f, out);
-        bool whole = !ferror(out);
-        if (fclose(out) != 0 || !whole) return error_set(err, ST_IO, "--svg '%.200s' cannot be written", o->svg);
+        TRY(cli_svg_close(out, o->svg, err));
     }
     if (o->json) return bench_load_json(f, stdout, err);
     bench_load_text(f, stdout);

@@ -229,6 +229,12 @@ cli_exit cli_client_report(status st, const error *err, const char *server, int6
 /* From now on SIGINT and SIGTERM do not end the process by themselves. Before any thread is made. */
 void cli_client_hold_signals(void);
 
+/* ---- bench.c ------------------------------------------------------------------------------------- */
+
+/* The file of --svg. */
+status cli_svg_open(const char *path, FILE **out, error *err);
+status cli_svg_close(FILE *out, const char *path, error *err);
+
 /* ---- bench_load.c -------------------------------------------------------------------------------- */
 
 cli_exit cli_bench_load(const cli_options *o);
