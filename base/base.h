@@ -94,6 +94,17 @@ void mem_fail_at(int64_t nth);   /* test hook: the nth allocation from now fails
 int64_t mem_count(void);         /* allocations made by the process so far */
 int64_t mem_live(void);          /* allocations not freed yet */
 
+/* ---- numbers ---------------------------------------------------------------------------------- */
+
+static inline int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
+static inline int32_t max32(int32_t a, int32_t b) { return a > b ? a : b; }
+/* Spreads x over all 64 bits, one to one: the finisher of splitmix64 (Steele et al. 2014). 0 stays 0. */
+static inline uint64_t mix64(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+    return x ^ (x >> 31);
+}
+
 /* ---- random ----------------------------------------------------------------------------------- */
 
 uint64_t random_number(void);    /* from the kernel; not to be guessed */

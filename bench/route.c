@@ -52,12 +52,7 @@ static const layout layouts[BENCH_ROUTE_CASES] = {
 
 /* ---- the cluster ------------------------------------------------------------------------------------------- */
 
-static uint64_t random_next(cluster *c) {                    /* splitmix64 (Steele et al. 2014) */
-    uint64_t x = c->random += 0x9E3779B97F4A7C15ull;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-    return x ^ (x >> 31);
-}
+static uint64_t random_next(cluster *c) { return mix64(c->random += 0x9E3779B97F4A7C15ull); }    /* splitmix64 */
 
 static const coord_action *step(cluster *c, const coord_event *e) {
     coord_actions out;

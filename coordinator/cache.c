@@ -9,8 +9,8 @@
  * loop for long. Memory: 8 bytes for each page of a node, and a slot of 16 at most 3/4 full for each number.
  *
  * A prompt is looked at in at most COORD_LOOKS places, evenly [coord_cache_mark, once a prompt]: a longer one (2048
- * tokens are that many pages of 16) is known to within one part in so many. That a node that has a page has all pages before it is nearly always so, since it evicts leaves
- * first; in between two messages of one batch it may not be.
+ * tokens are that many pages of 16) is known to within one part in so many. That a node that has a page has all pages
+ * before it is nearly always so, since it evicts leaves first; in between two messages of one batch it may not be.
  *
  * All of it is a hint: a page that went meanwhile, two prefixes with one number, or no memory for a change costs time
  * somewhere, never a wrong byte. */
@@ -66,7 +66,7 @@ void coord_cache_destroy(coord_cache *x) {
 
 /* ---- slots --------------------------------------------------------------------------------------------- */
 
-static shard *shard_of(coord_cache *x, uint64_t number) { return &x->shards[number >> 56]; }
+static int shard_of(uint64_t number) { return (int)(number >> 56); }
 
 /* Where number is, or the empty slot where it would be. */
 static slot *slot_at(const shard *h, uint64_t number) {
@@ -171,7 +171,7 @@ static void clear(coord_cache *x, int node, int32_t page) {
     if (!number) return;
     n->number[page] = 0;
     n->used--;
-    shard *h = shard_of(x, number);
+    shard *h = &x->shards[shard_of(number)];
     slot *s = slot_at(h, number);
     if (remove_holder(x, s, node)) remove_slot(h, s);
 }
@@ -198,7 +198,7 @@ static void forget_twin(pages *n, uint64_t number) {
 
 static void set(coord_cache *x, int node, int32_t page, uint64_t number) {
     pages *n = &x->nodes[node];
-    shard *h = shard_of(x, number);
+    shard *h = &x->shards[shard_of(number)];
     if (!make_room(n, page)) return;
     if ((!h->slots || (uint64_t)(h->count + 1) * 4 > (uint64_t)(h->mask + 1) * 3) && !grow(h)) return;
     slot *s = slot_at(h, number);
@@ -248,7 +248,7 @@ static void have(const holders *who, int32_t tokens, int32_t *cached) {
 
 /* Keeps of who those that hold number; gone gets the others. false: nobody is left. */
 static bool keep(const coord_cache *x, uint64_t number, holders *who, holders *gone) {
-    const shard *h = &x->shards[number >> 56];
+    const shard *h = &x->shards[shard_of(number)];
     const slot *s = h->slots ? slot_at(h, number) : NULL;
     holders here = {{0}};
     uint64_t any = 0;
@@ -281,7 +281,7 @@ void coord_cache_mark(uint64_t salt, const int32_t *tokens, int32_t count, int32
 }
 
 static void expect(const coord_cache *x, uint64_t number) {
-    const shard *h = &x->shards[number >> 56];
+    const shard *h = &x->shards[shard_of(number)];
     if (h->slots) __builtin_prefetch(&h->slots[number & h->mask]);
 }
 

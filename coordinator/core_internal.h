@@ -87,7 +87,6 @@ typedef struct coord_entry {
 
 enum { COORD_FINISHES = 32, COORD_BUSY_MS = 50, COORD_LINKS = 4096 };
 
-
 /* One with requests alive. */
 typedef struct coord_tenant {
     uint64_t number;

@@ -31,12 +31,7 @@ METRIC(tokens_total, "baton_tokens_total", NULL, METRIC_COUNTER, "answer tokens 
 
 /* Branch 0 keeps the seed, so that n = 1 is the n = 2 answer's first. */
 static uint64_t branch_seed(uint64_t seed, int32_t index) {
-    uint64_t x =
-        seed + (uint64_t)index * 0x9E3779B97F4A7C15ull; /* splitmix64 (Steele et al. 2014) */
-    if (index == 0) return seed;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-    return x ^ (x >> 31);
+    return index == 0 ? seed : mix64(seed + (uint64_t)index * 0x9E3779B97F4A7C15ull); /* splitmix64 */
 }
 
 static void name_branch(coord_branch *b, const char *id) {

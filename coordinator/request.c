@@ -47,10 +47,13 @@ static coord_request *create(const coord_core *c, const coord_event *e) {
     coord_request *r = mem_alloc(sizeof *r + marks * sizeof *r->marks + costs * sizeof *r->costs + tokens * sizeof(int32_t) +
                                  id_bytes);
     if (!r) return NULL;
+    coord_marks *its_marks = (coord_marks *)(r + 1);
+    coord_cost *its_costs = (coord_cost *)(its_marks + marks);
     *r = (coord_request){.number = e->request,
+                         .marks = its_marks,
                          .marks_count = (int32_t)marks,
-                         .costs = costs ? (coord_cost *)((coord_marks *)(r + 1) + marks) : NULL,
-                         .tokens = (int32_t *)((coord_cost *)((coord_marks *)(r + 1) + marks) + costs),
+                         .costs = costs ? its_costs : NULL,
+                         .tokens = (int32_t *)(its_costs + costs),
                          .count = e->submit.count,
                          .prompt_count = e->submit.count,
                          .max_tokens = e->submit.max_tokens,
@@ -62,9 +65,7 @@ static coord_request *create(const coord_core *c, const coord_event *e) {
                          .place = {-1, -1}};
     memcpy(r->tokens, e->submit.tokens, (size_t)r->count * sizeof(int32_t));
     r->id = memcpy(r->tokens + tokens, e->submit.id, id_bytes);
-    for (size_t i = 0; i < marks; i++)
-        coord_cache_mark(salts[i], r->tokens, r->count, P[i], &((coord_marks *)(r + 1))[i]);
-    r->marks = (coord_marks *)(r + 1);
+    for (size_t i = 0; i < marks; i++) coord_cache_mark(salts[i], r->tokens, r->count, P[i], &its_marks[i]);
     return r;
 }
 

@@ -178,12 +178,6 @@ static void by_load(const coord_ask *a, coord_cost *rows, int count) {
     for (int i = 0; i < count; i++) rows[i].total = (float)load(a, &rows[i]);
 }
 
-static uint64_t mix(uint64_t x) {        /* splitmix64 (Steele et al. 2014); 0 stays 0 */
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-    return x ^ (x >> 31);
-}
-
 /* Rendezvous hashing (Thaler, Ravishankar 1998): a node that goes or comes moves only its own prompts. With bounded
  * loads (Mirrokni et al. 2018): a node with over 5/4 of the average load comes after all others. */
 static void by_prefix(const coord_ask *a, coord_cost *rows, int count) {
@@ -191,7 +185,7 @@ static void by_prefix(const coord_ask *a, coord_cost *rows, int count) {
     for (int i = 0; i < count; i++) sum += load(a, &rows[i]);
     double most = 1.25 * sum / count;
     for (int i = 0; i < count; i++) {
-        uint64_t x = mix(a->key ^ mix(a->nodes[rows[i].node].state.name));
+        uint64_t x = mix64(a->key ^ mix64(a->nodes[rows[i].node].state.name));
         bool crowded = load(a, &rows[i]) > most;
         rows[i].total = (float)((double)(x >> 11) / (1ull << 53)) + crowded;
     }
@@ -238,7 +232,7 @@ int coord_route_choose(const coord_ask *a, coord_cost *rows, int count) {
     float limit = least + least * p->tie;
     int equal = 0;
     for (int i = 0; i < count; i++) equal += rows[i].total <= limit;
-    uint64_t dice = mix(a->turn);
+    uint64_t dice = mix64(a->turn);
     int first = nth_within(rows, count, limit, (int)(dice % (unsigned)equal));
     if (equal > 1) {
         int other = (int)(dice % (unsigned)equal + 1 + (dice >> 32) % (unsigned)(equal - 1)) % equal;

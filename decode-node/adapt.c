@@ -12,14 +12,13 @@
  * seen. Where the gain is too small, k is 0; then no acceptance may be measured either, so PROBE tokens are proposed now
  * and then, as often as the time that may take allows. */
 #include "decode-node/adapt.h"
+#include "base/base.h"
 
 enum { PROBE = 2, ODDS_MEMORY = 16, HORIZON = 256 };
 #define ROW_GUESS 0.05           /* a row more, where none was measured: so much of the nearest measured one */
 #define FALL 0.25                /* what else runs on the machine only ever adds time: so a lower time counts more */
 #define RISE 0.05
 #define SURPRISE 3.0             /* and none counts as more than so many times what was expected */
-
-static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
 
 /* ---- times ------------------------------------------------------------------------------------------ */
 

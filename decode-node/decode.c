@@ -149,6 +149,7 @@ static void promise(node_core *c, node_seq *s) {
 }
 
 static void admit(node_core *c, node_seq *s, int64_t now_us) {
+    const node_speculator *x = node_core_io(c)->speculator;
     (void)now_us;
     int reason = finished(c, s);                           /* an earlier attempt had got to the end */
     if (reason != REASON_NONE) {
@@ -156,13 +157,13 @@ static void admit(node_core *c, node_seq *s, int64_t now_us) {
         finish(c, s, reason);
         return;
     }
-    if (node_core_waits(c, s) || node_seq_take(c, s, pages_wanted(c, s), ENG_PAGE_PROMISED) != ST_OK) {
+    if (node_core_waits(s) || node_seq_take(c, s, pages_wanted(c, s), ENG_PAGE_PROMISED) != ST_OK) {
         node_seq_end(c, s, ST_AGAIN,
                      node_core_text(c, "no room for %d pages now", pages_wanted(c, s)));
         return;
     }
     s->cached = s->ready;
-    if (node_core_io(c)->speculator) node_core_io(c)->speculator->join(node_core_io(c)->speculator->ctx, s);
+    if (x) x->join(x->ctx, s);
     int32_t uncached = wanted_end(s) - s->cached;
     if (uncached > 0 && (s->request->apart || uncached > s->request->local_tokens_max)) {
         promise(c, s);

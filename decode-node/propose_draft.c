@@ -27,7 +27,6 @@ typedef struct reader {
     int32_t blocks[];
 } reader;
 
-static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t pages_of(const decode_draft *d, int32_t tokens) { return (tokens + d->page_tokens - 1) / d->page_tokens; }
 static reader *reader_of(const node_seq *s) { return ((decode_guess *)s->speculation)->own; }
 

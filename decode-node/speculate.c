@@ -22,8 +22,6 @@ enum { HOPE = 64 };
 enum { START = 3 };
 #define LEARN 0.1                /* what a step says of the sequences to come */
 
-static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
-
 /* ---- sequences ---------------------------------------------------------------------------------------- */
 
 static void join(void *ctx, node_seq *s) {

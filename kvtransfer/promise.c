@@ -88,13 +88,10 @@ void kvt_promises_destroy(kvt_promises *p) {
     mem_free(p);
 }
 
-/* Tickets come from a peer through the coordinator: mixed (splitmix64's finisher), so that counting
- * tickets do not share a bucket. */
+/* Tickets come from a peer through the coordinator: mixed, so that counting tickets do not share a
+ * bucket. */
 static promise **bucket(const kvt_promises *p, uint64_t ticket) {
-    uint64_t x = ticket;
-    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
-    return (promise **)&p->buckets[(x ^ x >> 31) & p->mask];
+    return (promise **)&p->buckets[mix64(ticket) & p->mask];
 }
 
 static promise *find(const kvt_promises *p, uint64_t ticket) {

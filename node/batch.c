@@ -19,10 +19,8 @@
  * Which rows come together never changes a result (the kernels are batch-invariant), so this file is
  * free to choose for speed and fairness alone. */
 #include "node/batch.h"
+#include "base/base.h"
 #include <assert.h>
-
-static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
-static int32_t max32(int32_t a, int32_t b) { return a > b ? a : b; }
 
 /* Up to `most` rows more of a prompt; returns how many. */
 static int32_t extend_chunk(const node_want *w, node_share *s, int32_t most, int32_t *logits) {

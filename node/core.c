@@ -29,8 +29,6 @@ METRIC(metric_decode, "baton_node_tokens_total", "kind=\"decode\"", METRIC_COUNT
 METRIC(metric_promoted, "baton_node_promotions_total", NULL, METRIC_COUNTER,
        "mlfq: sequences that had waited for too long and went to the highest level");
 
-static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
-
 /* ---- create, destroy ------------------------------------------------------------------------------ */
 
 node_core *node_core_create(const node_limits *limits, const node_io *io) {
@@ -93,8 +91,7 @@ const char *node_core_text(node_core *c, const char *fmt, ...) {
     return c->text;
 }
 
-bool node_core_waits(const node_core *c, const node_seq *s) {
-    (void)c;
+bool node_core_waits(const node_seq *s) {
     for (const node_seq *v = s->prev; v; v = v->prev)
         if (v->waiting && !v->paused) return true;
     return false;
@@ -338,37 +335,43 @@ static int32_t fill_rows(node_core *c, int32_t wanted, int64_t now_us) {
 
 static bool is_decode(const eng_rows *r) { return r->logits == r->count; }
 
-static void average(double *rate, double now) { *rate = *rate == 0 ? now : *rate + 0.1 * (now - *rate); }
+/* What a step had. */
+typedef struct step_sum {
+    int32_t decode, prefill, logits;         /* rows */
+    int64_t positions;                       /* of its prefill rows, added up */
+} step_sum;
 
-static void count_step(node_core *c, int32_t n, int64_t took_us) {
+static step_sum sum_step(const node_core *c, int32_t n) {
+    step_sum sum = {0};
+    for (int32_t i = 0; i < n; i++) {
+        const eng_rows *r = &c->rows[i];
+        sum.logits += r->logits;
+        *(is_decode(r) ? &sum.decode : &sum.prefill) += r->count;
+        if (!is_decode(r)) sum.positions += (int64_t)r->count * (r->position + r->count / 2);
+    }
+    return sum;
+}
+
+static void count_step(node_core *c, const step_sum *sum, int64_t took_us) {
     const node_speculator *x = c->io.speculator;
-    int64_t prefill = 0, decode = 0;
-    for (int32_t i = 0; i < n; i++) *(is_decode(&c->rows[i]) ? &decode : &prefill) += c->rows[i].count;
     c->figures.steps++;
-    c->figures.prefill_tokens += prefill;
-    c->figures.decode_tokens += decode;
+    c->figures.prefill_tokens += sum->prefill;
+    c->figures.decode_tokens += sum->decode;
     metric_add(&metric_steps, 1);
-    metric_add(&metric_prefill, prefill);
-    metric_add(&metric_decode, decode);
+    metric_add(&metric_prefill, sum->prefill);
+    metric_add(&metric_decode, sum->decode);
     if (took_us <= 0) return;
-    if (prefill) average(&c->figures.prefill_tokens_per_s, (double)prefill * 1e6 / (double)took_us);
-    if (!prefill) average(&c->figures.decode_steps_per_s, 1e6 / (double)took_us);
-    if (!prefill && x) x->stepped(x->ctx, (int32_t)decode, took_us);
+    if (sum->prefill) node_cost_average(&c->figures.prefill_tokens_per_s, (double)sum->prefill * 1e6 / (double)took_us);
+    else node_cost_average(&c->figures.decode_steps_per_s, 1e6 / (double)took_us);
+    if (!sum->prefill && x) x->stepped(x->ctx, sum->decode, took_us);
 }
 
 /* What rows cost. Only of steps with logits: a device may still be at a step that had none. */
-static void learn(node_core *c, int32_t n, int64_t took_us) {
-    int32_t decode = 0, prompt = 0, logits = 0;
-    int64_t positions = 0;
-    for (int32_t i = 0; i < n; i++) {
-        const eng_rows *r = &c->rows[i];
-        logits += r->logits;
-        *(is_decode(r) ? &decode : &prompt) += r->count;
-        if (!is_decode(r)) positions += (int64_t)r->count * (r->position + r->count / 2);
-    }
-    if (logits) node_cost_step(&c->cost, decode, prompt, prompt ? (int32_t)(positions / prompt) : 0, took_us);
+static void learn(node_core *c, const step_sum *sum, int32_t n, int64_t took_us) {
+    int32_t position = sum->prefill ? (int32_t)(sum->positions / sum->prefill) : 0;
+    if (sum->logits) node_cost_step(&c->cost, sum->decode, sum->prefill, position, took_us);
     for (int32_t i = 0; i < n; i++)
-        if (is_decode(&c->rows[i])) c->batch[i]->service_us += took_us * c->rows[i].count / (decode + prompt);
+        if (is_decode(&c->rows[i])) c->batch[i]->service_us += took_us * c->rows[i].count / (sum->decode + sum->prefill);
 }
 
 bool node_core_step(node_core *c, int64_t now_us) {
@@ -390,8 +393,9 @@ bool node_core_step(node_core *c, int64_t now_us) {
     status st = c->io.step(c->io.ctx, c->rows, n, &logits);
     int64_t took_us = c->io.step_us ? c->io.step_us(c->io.ctx) : 0;
     if (st == ST_OK) {
-        count_step(c, n, took_us);
-        learn(c, n, took_us);
+        step_sum sum = sum_step(c, n);
+        count_step(c, &sum, took_us);
+        learn(c, &sum, n, took_us);
     }
 
     for (int32_t i = 0; i < n; i++) {

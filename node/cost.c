@@ -1,8 +1,7 @@
 /* cost.c -- see cost.h. */
 #include "node/cost.h"
 
-/* A tenth of each sample: a step that was disturbed moves the figure little, ten steps move it most of the way. */
-static void average(double *figure, double sample) { *figure = *figure == 0 ? sample : *figure + 0.1 * (sample - *figure); }
+void node_cost_average(double *figure, double sample) { *figure = *figure == 0 ? sample : *figure + 0.1 * (sample - *figure); }
 
 static int log2_of(int32_t n) { return 31 - __builtin_clz((unsigned)n); }
 
@@ -29,7 +28,7 @@ static double nearest(const double *figures, int count, int i) {
 void node_cost_step(node_cost *c, int32_t decode_rows, int32_t prompt_rows, int32_t position, int64_t took_us) {
     if (took_us <= 0) return;
     if (prompt_rows == 0) {
-        average(&c->decode_us[batch_of(decode_rows)], (double)took_us);
+        node_cost_average(&c->decode_us[batch_of(decode_rows)], (double)took_us);
         return;
     }
     /* What any step takes must be known first: a prompt alone says little of what it adds to others. */
@@ -38,11 +37,11 @@ void node_cost_step(node_cost *c, int32_t decode_rows, int32_t prompt_rows, int3
     double us = ((double)took_us - beside_us) / tiles_of(prompt_rows);
     /* Never for nothing: a step that took less than decoding alone was expected to says that rows are cheap. */
     double least_us = (double)took_us / (decode_rows + prompt_rows);
-    average(&c->tile_us[place_of(position)], us > least_us ? us : least_us);
+    node_cost_average(&c->tile_us[place_of(position)], us > least_us ? us : least_us);
 }
 
 void node_cost_swap(node_cost *c, int32_t tokens, int64_t took_us) {
-    if (tokens > 0 && took_us > 0) average(&c->swap_us, (double)took_us / tokens);
+    if (tokens > 0 && took_us > 0) node_cost_average(&c->swap_us, (double)took_us / tokens);
 }
 
 /* ---- what is to be expected ------------------------------------------------------------------------- */

@@ -23,6 +23,10 @@ typedef struct node_cost {
     double swap_us;                          /* a token's KV to host memory, or back */
 } node_cost;
 
+/* Takes a tenth of the sample in: a step that was disturbed moves the figure little, ten steps move it most of the way.
+ * 0: it was not measured. */
+void node_cost_average(double *figure, double sample);
+
 /* One step took so long. position: mean of the prompt rows'. */
 void node_cost_step(node_cost *c, int32_t decode_rows, int32_t prompt_rows, int32_t position, int64_t took_us);
 void node_cost_swap(node_cost *c, int32_t tokens, int64_t took_us);

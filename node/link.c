@@ -8,6 +8,7 @@
  * All on the engine thread: this rank's reports come by the mailbox, the others' are asked for (node_link_turn). */
 #include "node/internal.h"
 #include "node/note.h"
+#include "node/seq.h"
 #include <assert.h>
 #include <string.h>
 
@@ -227,7 +228,7 @@ static void send_abort(void *ctx, void *send) { give_up(ctx, send); }
 
 static int64_t swap(void *ctx, bool out, const int32_t *blocks, const int32_t *slots, int32_t token_first, int32_t token_end) {
     node_process *p = ctx;
-    int32_t pages = (token_end + p->limits.page_tokens - 1) / p->limits.page_tokens;
+    int32_t pages = node_seq_pages(p->core, token_end);
     node_note n = {.kind = out ? NODE_NOTE_SWAP_OUT : NODE_NOTE_SWAP_IN, .blocks_count = 2 * pages, .token_first = token_first,
                    .token_end = token_end};
     int64_t began_us = clock_now_us();

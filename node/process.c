@@ -111,7 +111,6 @@ static void *run_engine(void *process) {
 
 /* ---- open --------------------------------------------------------------------------------------------------- */
 
-static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t or_default(int32_t value, int32_t fallback) { return value > 0 ? value : fallback; }
 
 void node_limits_set(node_limits *l, const node_options *o) {

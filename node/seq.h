@@ -10,7 +10,7 @@ const node_limits *node_core_limits(const node_core *c);   /* context: cut to wh
 const node_io *node_core_io(const node_core *c);
 void node_core_emit(node_core *c, const node_event *e);
 /* A sequence in front of s waits for pages: s must not pass it. */
-bool node_core_waits(const node_core *c, const node_seq *s);
+bool node_core_waits(const node_seq *s);
 /* Text for a refusal with numbers in it, valid until the next one. */
 const char *node_core_text(node_core *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 

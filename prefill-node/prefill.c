@@ -31,8 +31,6 @@
 
 enum { PREFILL_COMPUTING, PREFILL_WAITING, PREFILL_SENDING, PREFILL_ENDING };
 
-static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
-
 /* Pushes what of [skip, send_end) became final. */
 static void push(node_core *c, node_seq *s) {
     const node_io *io = node_core_io(c);
@@ -79,7 +77,7 @@ static void admit(node_core *c, node_seq *s, int64_t now_us) {
                                     r->skip, r->send_end, s->count));
         return;
     }
-    if (!node_core_waits(c, s) && resume(c, s, now_us)) return;
+    if (!node_core_waits(s) && resume(c, s, now_us)) return;
     s->state = PREFILL_WAITING;
     s->waiting = true;
 }

@@ -107,12 +107,7 @@ static void long_prompts_are_looked_at_in_places(void **state) {
 enum { NODES = 12, NODE_PAGES = 24, CHAINS = 30, DEPTH = 6, OPS = 60000 };
 
 static uint64_t dice;
-static int roll(int sides) {     /* splitmix64 */
-    uint64_t z = dice += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return (int)((z ^ (z >> 31)) % (uint64_t)sides);
-}
+static int roll(int sides) { return (int)(mix64(dice += 0x9E3779B97F4A7C15u) % (uint64_t)sides); }     /* splitmix64 */
 
 static uint64_t naive[NODES][NODE_PAGES];
 

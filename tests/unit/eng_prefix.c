@@ -94,12 +94,7 @@ static int P;
 static long now;
 static uint64_t dice;
 
-static int roll(int sides) {     /* splitmix64 */
-    uint64_t z = dice += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return (int)((z ^ (z >> 31)) % (uint64_t)sides);
-}
+static int roll(int sides) { return (int)(mix64(dice += 0x9E3779B97F4A7C15u) % (uint64_t)sides); }     /* splitmix64 */
 
 /* b holds all of a's tokens and then more, or exactly them. */
 static bool extends(const naive_page *b, const naive_page *a) {
