@@ -170,7 +170,12 @@ void mailbox_destroy(mailbox *m);                          /* must be empty */
 
 /* A metric is a static variable that registers itself on first use; counters and gauges are one
  * relaxed atomic each. Names follow Prometheus: baton_*, units last. */
-typedef enum metric_kind { METRIC_COUNTER, METRIC_GAUGE, METRIC_HISTOGRAM } metric_kind;
+typedef enum metric_kind {
+    METRIC_COUNTER,
+    METRIC_GAUGE,
+    METRIC_HISTOGRAM,
+    METRIC_SECONDS,              /* a counter of microseconds, written in seconds */
+} metric_kind;
 
 typedef struct metric {
     const char *name;            /* "baton_kv_frames_refused_total" */
@@ -189,7 +194,11 @@ typedef struct metric {
 
 #define METRIC(var, name_, labels_, kind_, help_)                                                   \
     static metric var = {.name = name_, .labels = labels_, .help = help_, .kind = kind_}
+#define METRIC_BUCKETS(var, name_, labels_, bounds_, help_)                                          \
+    static metric var = {.name = name_, .labels = labels_, .help = help_, .kind = METRIC_HISTOGRAM, \
+                         .bounds = bounds_, .bounds_count = sizeof bounds_ / sizeof *bounds_}
 
+void metric_show(metric *m);                               /* it is there from now on, as 0 */
 void metric_add(metric *m, int64_t n);
 void metric_set(metric *m, int64_t value);
 void metric_observe(metric *m, double value);              /* histogram */
@@ -197,8 +206,10 @@ int64_t metric_get(const metric *m);
 
 /* Walks every metric registered so far. */
 void metrics_each(void (*visit)(const metric *m, void *ctx), void *ctx);
-/* Prometheus text format 0.0.4. */
+/* Prometheus text format 0.0.4: all of them; one name's HELP and TYPE; m's series under another name and labels. */
 void metrics_write(FILE *out);
+void metric_write_head(FILE *out, const char *name, metric_kind kind, const char *help);
+void metric_write_as(FILE *out, const metric *m, const char *name, const char *labels);
 
 /* ---- config ----------------------------------------------------------------------------------- */
 

@@ -22,7 +22,7 @@ static int64_t load(const int64_t *value) { return __atomic_load_n(value, __ATOM
 static void increase(int64_t *value, int64_t n) { __atomic_fetch_add(value, n, __ATOMIC_RELAXED); }
 
 /* Only the thread that turns `registered` from 0 to 1 pushes. */
-static void enter(metric *m) {
+void metric_show(metric *m) {
     int none = 0;
     if (__atomic_load_n(&m->registered, __ATOMIC_RELAXED)) return;
     if (!__atomic_compare_exchange_n(&m->registered, &none, 1, false, __ATOMIC_RELAXED,
@@ -35,12 +35,12 @@ static void enter(metric *m) {
 }
 
 void metric_add(metric *m, int64_t n) {
-    enter(m);
+    metric_show(m);
     increase(&m->value, n);
 }
 
 void metric_set(metric *m, int64_t value) {
-    enter(m);
+    metric_show(m);
     __atomic_store_n(&m->value, value, __ATOMIC_RELAXED);
 }
 
@@ -72,7 +72,7 @@ void metric_observe(metric *m, double value) {
     do more = sum + value;
     while (!__atomic_compare_exchange(&m->sum, &sum, &more, true, __ATOMIC_RELAXED,
                                       __ATOMIC_RELAXED));
-    enter(m);
+    metric_show(m);
 }
 
 void metrics_each(void (*visit)(const metric *m, void *ctx), void *ctx) {
@@ -95,55 +95,56 @@ static void write_escaped(FILE *out, const char *text, bool backslash) {
 }
 
 /* name_suffix{labels,le="bound"} without the value; le NULL: no such label. */
-static void write_series(FILE *out, const metric *m, const char *suffix, const char *le) {
-    bool labels = m->labels && *m->labels;
-    fprintf(out, "%s%s", m->name, suffix);
-    if (labels || le) fputc('{', out);
-    if (labels) write_escaped(out, m->labels, false);
-    if (le) fprintf(out, "%sle=\"%s\"", labels ? "," : "", le);
-    if (labels || le) fputc('}', out);
+static void write_series(FILE *out, const char *name, const char *suffix, const char *labels, const char *le) {
+    bool some = labels && *labels;
+    fprintf(out, "%s%s", name, suffix);
+    if (some || le) fputc('{', out);
+    if (some) write_escaped(out, labels, false);
+    if (le) fprintf(out, "%sle=\"%s\"", some ? "," : "", le);
+    if (some || le) fputc('}', out);
     fputc(' ', out);
 }
 
 /* The count is the sum of the buckets as read here, so that +Inf and _count always agree. */
-static void write_histogram(FILE *out, const metric *m) {
+static void write_histogram(FILE *out, const metric *m, const char *name, const char *labels) {
     const int64_t *buckets = __atomic_load_n(&m->buckets, __ATOMIC_ACQUIRE);
     int64_t count = 0;
     for (int i = 0; i <= m->bounds_count; i++) {
         char le[32] = "+Inf";
         if (i < m->bounds_count) snprintf(le, sizeof le, "%.15g", m->bounds[i]);
         if (buckets) count += load(&buckets[i]);
-        write_series(out, m, "_bucket", le);
+        write_series(out, name, "_bucket", labels, le);
         fprintf(out, "%lld\n", (long long)count);
     }
     double sum;
     __atomic_load(&m->sum, &sum, __ATOMIC_RELAXED);
-    write_series(out, m, "_sum", NULL);
+    write_series(out, name, "_sum", labels, NULL);
     if (isinf(sum))
         fprintf(out, "%s\n", sum > 0 ? "+Inf" : "-Inf");
     else
         fprintf(out, "%.17g\n", sum);
-    write_series(out, m, "_count", NULL);
+    write_series(out, name, "_count", labels, NULL);
     fprintf(out, "%lld\n", (long long)count);
 }
 
-static void write_metric(FILE *out, const metric *m) {
+void metric_write_as(FILE *out, const metric *m, const char *name, const char *labels) {
     if (m->kind == METRIC_HISTOGRAM) {
-        write_histogram(out, m);
+        write_histogram(out, m, name, labels);
         return;
     }
-    write_series(out, m, "", NULL);
-    fprintf(out, "%lld\n", (long long)load(&m->value));
+    write_series(out, name, "", labels, NULL);
+    if (m->kind == METRIC_SECONDS) fprintf(out, "%.6f\n", (double)load(&m->value) / 1e6);
+    else fprintf(out, "%lld\n", (long long)load(&m->value));
 }
 
-static void write_head(FILE *out, const metric *m) {
-    static const char *const kinds[] = {"counter", "gauge", "histogram"};
-    if (m->help) {
-        fprintf(out, "# HELP %s ", m->name);
-        write_escaped(out, m->help, true);
+void metric_write_head(FILE *out, const char *name, metric_kind kind, const char *help) {
+    static const char *const kinds[] = {"counter", "gauge", "histogram", "counter"};
+    if (help) {
+        fprintf(out, "# HELP %s ", name);
+        write_escaped(out, help, true);
         fputc('\n', out);
     }
-    fprintf(out, "# TYPE %s %s\n", m->name, kinds[m->kind]);
+    fprintf(out, "# TYPE %s %s\n", name, kinds[kind]);
 }
 
 /* The format wants all series of one name together under one HELP and TYPE: the first of a name in
@@ -154,8 +155,8 @@ void metrics_write(FILE *out) {
         const metric *first = head;
         while (strcmp(first->name, m->name) != 0) first = first->next;
         if (first != m) continue;
-        write_head(out, m);
+        metric_write_head(out, m->name, m->kind, m->help);
         for (const metric *same = m; same; same = same->next)
-            if (strcmp(same->name, m->name) == 0) write_metric(out, same);
+            if (strcmp(same->name, m->name) == 0) metric_write_as(out, same, same->name, same->labels);
     }
 }

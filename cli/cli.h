@@ -21,7 +21,7 @@ enum { CLI_PATH_MAX = 4096 };
 
 /* Every option of every command has its place here; each command fills those of its rows. */
 typedef struct cli_options {
-    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *device, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group, *registry;
+    const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *device, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group, *registry, *http;
     const char *schedule, *preemption;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
     const char *out, *system, *type, *cache_dir, *only, *svg, *trace, *prompt_lengths, *answer_lengths, *speculate, *draft, *route;
@@ -33,7 +33,7 @@ typedef struct cli_options {
     const char *seed;
     double rate, duration, slo_ttft, slo_itl;
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-    bool prefix_cache, cache, speculate_adapt, json, ignore_eos, explain, chat, special, force, quick, dry_run;
+    bool vllm_metrics, prefix_cache, cache, speculate_adapt, json, ignore_eos, explain, chat, special, force, quick, dry_run;
 } cli_options;
 
 typedef struct cli_command {
@@ -64,6 +64,11 @@ typedef struct cli_command {
     CLI_TEXT("registry", registry, "embedded", "WHERE",                                             \
              embedded "; or etcd://[USER:PASSWORD@]HOST:PORT,...[/PREFIX]: nodes register there and " \
              "coordinators find them")
+#define CLI_HTTP(fallback, about)                                                                   \
+    CLI_TEXT("http", http, fallback, "HOST:PORT", "where /metrics, /healthz and /readyz are; port 0 takes a free one; " about), \
+    CLI_SWITCH("vllm-metrics", vllm_metrics, "true", "/metrics has the vllm:* names, too")
+#define CLI_HTTP_AUTO CLI_HTTP("auto", "off: nowhere; auto: " CLI_HTTP_DEFAULT ", or nowhere while another process has that")
+#define CLI_HTTP_DEFAULT "127.0.0.1:8000"
 #define CLI_GRACE CLI_INT("grace-ms", grace_ms, "10000", 0, 3600000, "MS", "how long accepted work may run on after SIGTERM")
 #define CLI_ENGINE                                                                                  \
     CLI_INT("threads", threads, "0", 0, 1024, "N", "threads of a node's engine; 0: its share of the cores"), \

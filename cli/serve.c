@@ -9,9 +9,11 @@
 #include "coordinator/coord.h"
 #include "decode-node/decode.h"
 #include "engine/cpus.h"
+#include "http/http.h"
 #include "node/node.h"
 #include "prefill-node/prefill.h"
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -30,6 +32,7 @@ static const config_row coordinator_rows[] = {
     CLI_MODEL,
     CLI_TEXT("listen", listen, "127.0.0.1:50051", "HOST:PORT",
              "where clients connect; port 0 takes a free one"),
+    CLI_HTTP_AUTO,
     CLI_TEXT("nodes", nodes, NULL, "HOST:PORT,...", "addresses of the prefill and decode nodes"),
     CLI_REGISTRY("embedded: the nodes are those of --nodes"),
     CLI_TEXT("id", id, "coordinator-1", "NAME", "its name in logs and `baton nodes`"),
@@ -48,6 +51,7 @@ static const config_row coordinator_rows[] = {
         CLI_TEXT("listen", listen, "127.0.0.1:0", "HOST:PORT",                                     \
                  "where coordinators connect; port 0 takes a free one"),                           \
         CLI_TEXT("kv-listen", kv_listen, "127.0.0.1:0", "HOST:PORT", "where KV pages arrive"),     \
+        CLI_HTTP("off", "off: nowhere"),                                                           \
         CLI_REGISTRY("embedded: coordinators know it by --nodes"),                                 \
         CLI_TEXT("id", id, role "-1", "NAME", "its name in logs and `baton nodes`"), CLI_TP,       \
         CLI_RANK, CLI_ENGINE,                                                                      \
@@ -84,14 +88,60 @@ static bool asked_to_stop(int64_t timeout_ms) {
     return which > 0;
 }
 
-/* To whoever started the process: `up` on the descriptor it gave, a user on stdout. kv: NULL for none. */
-static void say_ready(const cli_options *o, const char *address, const char *kv) {
-    char line[600];
+/* To whoever started the process: `up` on the descriptor it gave, a user on stdout. kv, http: NULL for none. */
+static void say_ready(const cli_options *o, const char *address, const char *kv, const http_service *http) {
+    char line[900];
     int fd = o->ready_fd < 0 ? STDOUT_FILENO : (int)o->ready_fd;
-    int bytes = snprintf(line, sizeof line, "ready grpc=%s%s%s\n", address, kv ? " kv=" : "", kv ? kv : "");
+    int bytes = snprintf(line, sizeof line, "ready grpc=%s%s%s%s%s\n", address, kv ? " kv=" : "", kv ? kv : "",
+                         http ? " http=" : "", http ? http_address(http) : "");
     if (write(fd, line, (size_t)bytes) != bytes)
         log_write(LOG_WARN, NULL, "ready.unheard", "descriptor %d: %s", fd, strerror(errno));
     if (fd != STDOUT_FILENO) close(fd);
+}
+
+/* ---- HTTP --------------------------------------------------------------------------------------- */
+
+/* Whom /readyz speaks of, one of the two, until SIGTERM: HTTP answers longer than they live. */
+typedef struct readiness {
+    pthread_mutex_t lock;
+    const coord_service *coordinator;
+    const node_process *node;
+    bool stopping;
+} readiness;
+
+static bool is_ready(void *ctx, char why[HTTP_WHY_MAX]) {
+    readiness *r = ctx;
+    const char *text = NULL;
+    pthread_mutex_lock(&r->lock);
+    if (r->stopping) text = "shutting down";
+    else if (r->coordinator && coord_service_ready(r->coordinator, COORD_DECODE) == 0) text = "no decode node is ready";
+    else if (r->node && node_process_draining(r->node)) text = "draining: no new requests";
+    pthread_mutex_unlock(&r->lock);
+    if (text) snprintf(why, HTTP_WHY_MAX, "%s", text);
+    return !text;
+}
+
+static void say_stopping(readiness *r) {
+    pthread_mutex_lock(&r->lock);
+    r->stopping = true;
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* *out is NULL where there shall be none. auto: the port may be another process'; then this one goes without. */
+static status open_http(const cli_options *o, readiness *r, http_service **out, error *err) {
+    char model[COORD_MODEL_NAME_MAX];
+    error cause = {0};
+    bool is_auto = strcmp(o->http, "auto") == 0;
+    const char *listen = is_auto ? CLI_HTTP_DEFAULT : o->http;
+    *out = NULL;
+    if (strcmp(o->http, "off") == 0) return ST_OK;
+    coord_model_name(o->model, model);
+    http_options options = {.listen = listen, .model = o->vllm_metrics ? model : NULL, .ready = is_ready, .ctx = r};
+    status st = http_open(&options, out, &cause);
+    if (st != ST_OK && !is_auto) return error_set(err, st, "--http: %s", cause.text);
+    if (st != ST_OK) log_write(LOG_WARN, NULL, "http.none", "%s: no /metrics; --http HOST:PORT names another address", cause.text);
+    else log_write(LOG_INFO, NULL, "http.listening", "address=%s", http_address(*out));
+    return ST_OK;
 }
 
 /* ---- coordinator ----------------------------------------------------------------------------- */
@@ -141,13 +191,21 @@ static cli_exit coordinator(const cli_options *o, const char *const *words, int 
     cli_client_hold_signals();
     if (coord_service_open(&options, &s, &err) != ST_OK)
         return cli_complain(CLI_FAILED, "%s", err.text);
+    readiness about = {.coordinator = s, .lock = PTHREAD_MUTEX_INITIALIZER};
+    http_service *http = NULL;
+    if (open_http(o, &about, &http, &err) != ST_OK) {
+        coord_service_close(s, 0);
+        return cli_complain(CLI_FAILED, "%s", err.text);
+    }
     bool stop = false;
     while (!stop && (coord_service_ready(s, COORD_PREFILL) < o->expect_prefill ||
                      coord_service_ready(s, COORD_DECODE) < o->expect_decode))
         stop = asked_to_stop(5);
-    if (!stop) say_ready(o, coord_service_address(s), NULL);
+    if (!stop) say_ready(o, coord_service_address(s), NULL, http);
     if (!stop) asked_to_stop(-1);
+    say_stopping(&about);
     coord_service_close(s, (int)o->grace_ms);
+    http_close(http);
     return CLI_OK;
 }
 
@@ -268,11 +326,16 @@ static cli_exit serve_first(const cli_options *o, node_options *options) {
     status st = open_speculator(o, options, &speculator, &err);
     options->speculator = decode_speculator_table(speculator);
     if (st == ST_OK) st = node_process_open(options, services, 2, &p, &err);
+    readiness about = {.node = p, .lock = PTHREAD_MUTEX_INITIALIZER};
+    http_service *http = NULL;
+    if (st == ST_OK) st = open_http(o, &about, &http, &err);
     if (st == ST_OK) {
-        say_ready(o, node_process_address(p), node_process_kv_address(p));
+        say_ready(o, node_process_address(p), node_process_kv_address(p), http);
         asked_to_stop(-1);
-        node_process_close(p, (int)o->grace_ms);
+        say_stopping(&about);
     }
+    if (p) node_process_close(p, st == ST_OK ? (int)o->grace_ms : 0);
+    http_close(http);
     decode_speculator_close(speculator);
     if (st != ST_OK) return cli_complain(CLI_FAILED, "%s", err.text);
     if (atomic_load(&displaced)) return cli_complain(CLI_REFUSED, "%s: a later process has this id", o->id);

@@ -42,6 +42,7 @@ static const config_row rows[] = {
     CLI_INT("decode-tp", decode_tp, "0", 0, 16, "N", "ranks of a decode node; 0: as --tp says"),
     CLI_TEXT("listen", listen, "127.0.0.1:50051", "HOST:PORT",
              "where clients connect; port 0 takes a free one"),
+    CLI_HTTP_AUTO,
     CLI_ENGINE,
     CLI_PAGES,
     CLI_SPECULATE,
@@ -141,6 +142,7 @@ static cli_options options_of(const supervisor *u, const child *c) {
         return o;
     }
     o.kv_listen = "127.0.0.1:0";
+    if (strcmp(o.http, "off") != 0) o.http = "127.0.0.1:0";      /* the flag is the coordinator's */
     o.tp = c->tp;
     o.threads = u->threads;
     o.pin = c->cpus[0] ? c->cpus : "off";

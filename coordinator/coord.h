@@ -204,6 +204,9 @@ status coord_service_open(const coord_options *o, coord_service **out, error *er
 const char *coord_service_address(const coord_service *s);
 /* Nodes that are ready, by role: what `baton up` waits for. Any thread. */
 int coord_service_ready(const coord_service *s, coord_role role);
+enum { COORD_MODEL_NAME_MAX = 128 };
+/* How clients call the model: the file's name without .gguf. */
+void coord_model_name(const char *path, char out[COORD_MODEL_NAME_MAX]);
 /* Refuses new requests, lets accepted ones finish for up to grace_ms, then cancels them. Blocks. */
 void coord_service_close(coord_service *s, int grace_ms);
 

@@ -337,8 +337,10 @@ void coord_generate_emit(coord_branch *b, const coord_action *action) {
         b->tokens_count++;
         metric_add(&tokens_total, 1);
     }
-    b->last_us = clock_now_us();
-    if (b->first_us == 0) b->first_us = b->last_us;
+    int64_t now_us = clock_now_us();
+    coord_figures_piece(b, now_us);
+    b->last_us = now_us;
+    if (b->first_us == 0) b->first_us = now_us;
     if (b->answer.text.stopped) {
         b->want_stop = true;
         coord_service_due(b);
@@ -380,6 +382,7 @@ void coord_generate_finish(coord_branch *b, const coord_action *a) {
     b->attempts = a->finish.attempts;
     close_branch(b);
     status st = a->finish.st;
+    coord_figures_finish(b, st);
     if (st == ST_OK) st = coord_text_end(&b->answer.text);
     if (st == ST_OK) {
         coord_generate_fan_out(c, b->decode_node);

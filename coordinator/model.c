@@ -4,12 +4,12 @@
 #include "coordinator/service.h"
 #include <string.h>
 
-static void name_model(coord_model *m, const char *path) {
+void coord_model_name(const char *path, char out[COORD_MODEL_NAME_MAX]) {
     const char *slash = strrchr(path, '/');
     const char *name = slash ? slash + 1 : path;
     size_t bytes = strlen(name), suffix = strlen(".gguf");
     if (bytes > suffix && strcmp(name + bytes - suffix, ".gguf") == 0) bytes -= suffix;
-    snprintf(m->id, sizeof m->id, "%.*s", (int)(bytes < 127 ? bytes : 127), name);
+    snprintf(out, COORD_MODEL_NAME_MAX, "%.*s", (int)(bytes < COORD_MODEL_NAME_MAX ? bytes : COORD_MODEL_NAME_MAX - 1), name);
 }
 
 static status read_context(coord_model *m, error *err) {
@@ -48,7 +48,7 @@ static status read_template(coord_model *m, error *err) {
 status coord_model_open(const char *path, coord_model *out, error *err) {
     coord_model m = {0};
     TRY(eng_gguf_open(path, &m.gguf, err));
-    name_model(&m, path);
+    coord_model_name(path, m.id);
     m.digest = eng_gguf_digest(m.gguf);
     status st = read_context(&m, err);
     if (st == ST_OK) st = eng_vocab_open(m.gguf, &m.vocab, err);

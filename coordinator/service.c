@@ -180,6 +180,7 @@ void coord_service_settle(coord_service *s) {
         }
     }
     set_tick(s);
+    coord_figures_load(s->core);
 }
 
 void coord_service_feed(coord_service *s, const coord_event *e) {
@@ -324,6 +325,7 @@ static status copy_options(coord_service *s, const coord_options *o) {
 
 static status open_server(coord_service *s, error *err) {
     enum { SERVICES = sizeof service_names / sizeof *service_names };
+    coord_figures_open();
     TRY(rpc_server_open(s->loop, s->options.listen, inference_methods, INFERENCE_METHODS, s,
                         &s->server, err));
     status st = rpc_server_add(s->server, coord_cluster_methods, coord_cluster_methods_count, s);

@@ -4,6 +4,7 @@
  *   leg.c       one Decode or Prefill stream to a node
  *   generate.c  one client's Generate or GenerateOnce call and its n branches
  *   answer.c    tokens of one branch on their way to the client
+ *   figures.c   what it counts, for /metrics
  *   text.c      tokens to text: whole characters, stop strings
  *   check.c     is a GenerateRequest one we can serve, and what exactly does it ask for
  *   model.c     tokenizer, template and figures of the model file
@@ -33,7 +34,7 @@ typedef struct coord_model {
     eng_template *chat;          /* NULL: see chat_why */
     char *chat_source;           /* "" : the file has none */
     error chat_why;
-    char id[128];                /* the file's name without .gguf */
+    char id[COORD_MODEL_NAME_MAX];
     const char *digest;
     int32_t context;
 } coord_model;
@@ -209,6 +210,14 @@ void coord_leg_cancel(coord_branch *b, coord_leg_kind kind, uint32_t attempt);
 /* The branch is over: its legs are canceled and not listened to any more. */
 void coord_leg_drop(coord_branch *b);
 void coord_leg_pause(coord_branch *b, bool paused);
+
+/* ---- figures.c ----------------------------------------------------------------------------------- */
+
+void coord_figures_open(void);       /* from now on all are listed: a rate needs their zero */
+/* Before first_us and last_us of the branch are set. */
+void coord_figures_piece(const coord_branch *b, int64_t now_us);
+void coord_figures_finish(const coord_branch *b, status st);
+void coord_figures_load(const coord_core *core);
 
 /* ---- service.c, cluster_service.c, tokens_service.c ------------------------------------------------ */
 

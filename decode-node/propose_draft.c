@@ -15,7 +15,7 @@
 #include "decode-node/draft.h"
 #include <assert.h>
 
-METRIC(metric_time, "baton_node_draft_microseconds_total", NULL, METRIC_COUNTER, "time of the draft model");
+METRIC(metric_time, "baton_node_draft_seconds_total", NULL, METRIC_SECONDS, "time of the draft model");
 
 enum { BEHIND_MAX = 8, CHUNK = 64, ENTRIES = 64 };
 

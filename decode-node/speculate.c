@@ -12,6 +12,10 @@
 
 METRIC(metric_drafts, "baton_node_speculated_steps_total", NULL, METRIC_COUNTER, "sequences' steps that verified proposed tokens");
 METRIC(metric_proposed, "baton_node_proposed_tokens_total", NULL, METRIC_COUNTER, "tokens proposed by speculation and verified");
+#define AT(i) {.name = "baton_node_accepted_tokens_at_total", .labels = "position=\"" #i "\"", .kind = METRIC_COUNTER, \
+               .help = "proposed tokens that the target drew, too, by their place among the proposed"}
+static metric metric_accepted_at[] = {AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), AT(7), AT(8), AT(9), AT(10), AT(11), AT(12), AT(13), AT(14)};
+enum { ACCEPTED_AT = sizeof metric_accepted_at / sizeof *metric_accepted_at };
 METRIC(metric_accepted, "baton_node_accepted_tokens_total", NULL, METRIC_COUNTER, "proposed tokens that the target drew, too");
 
 /* After so many steps with proposed tokens one has none: what it would take without is measured again. */
@@ -105,6 +109,7 @@ static void judge(void *ctx, node_seq *s, int32_t proposed, int32_t accepted, co
     metric_add(&metric_drafts, 1);
     metric_add(&metric_proposed, proposed);
     metric_add(&metric_accepted, accepted);
+    for (int32_t i = 0; i < accepted && i < ACCEPTED_AT; i++) metric_add(&metric_accepted_at[i], 1);
     if (!rest) return;                                     /* cut short by the answer's end: says nothing of the odds */
     decode_odds_add(&g->odds, proposed, accepted);
     g->accepted = accepted;

@@ -30,6 +30,7 @@ if ! read -r -t 60 line <&"$out" || [[ $line != ready\ grpc=* ]]; then
 fi
 server=${line#ready grpc=}
 server=${server%% *}
+server=${server%% *}
 echo "    $line"
 ./build/baton nodes --server "$server"
 

@@ -26,6 +26,9 @@
 METRIC(metric_steps, "baton_node_steps_total", NULL, METRIC_COUNTER, "forward passes");
 METRIC(metric_prefill, "baton_node_tokens_total", "kind=\"prefill\"", METRIC_COUNTER, "rows computed");
 METRIC(metric_decode, "baton_node_tokens_total", "kind=\"decode\"", METRIC_COUNTER, "rows computed");
+static const double step_rows[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
+METRIC_BUCKETS(metric_rows, "baton_node_step_tokens", NULL, step_rows, "rows of a step");
+METRIC(metric_landed, "baton_node_landed_tokens_total", NULL, METRIC_COUNTER, "prompt tokens whose KV came from a prefill node");
 METRIC(metric_promoted, "baton_node_promotions_total", NULL, METRIC_COUNTER,
        "mlfq: sequences that had waited for too long and went to the highest level");
 
@@ -218,6 +221,7 @@ void node_core_landing(node_core *c, uint64_t handle) {
 
 void node_core_landed(node_core *c, uint64_t handle, status st, int32_t tokens, int64_t now_us) {
     node_seq *s = find(c, handle);
+    if (st == ST_OK) metric_add(&metric_landed, tokens);
     if (s && s->role->landed) s->role->landed(c, s, st, tokens, now_us);
 }
 
@@ -358,6 +362,7 @@ static void count_step(node_core *c, const step_sum *sum, int64_t took_us) {
     c->figures.prefill_tokens += sum->prefill;
     c->figures.decode_tokens += sum->decode;
     metric_add(&metric_steps, 1);
+    metric_observe(&metric_rows, sum->prefill + sum->decode);
     metric_add(&metric_prefill, sum->prefill);
     metric_add(&metric_decode, sum->decode);
     if (took_us <= 0) return;

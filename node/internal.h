@@ -96,7 +96,8 @@ struct node_process {
     node_table tables[NODE_SERVICES_MAX];
     rpc_method methods[2];       /* Watch, Control */
     char role[16];
-    bool draining, closing;      /* closing: draining for good */
+    atomic_bool draining;        /* the loop writes, any thread reads */
+    bool closing;                /* draining for good */
     node_watch watch;
     bool closed;                 /* server is closed; guarded by outbox.lock, tells node_process_close() */
     /* between them */
@@ -121,6 +122,7 @@ void node_link_close(node_process *p);
  * one had something to say, so there may be something to compute or to tell. */
 bool node_link_turn(node_process *p);
 void node_link_figures(const node_process *p, node_rank_figures out[COLL_RANKS_MAX]);     /* as of the last time they were heard */
+void node_gauges_set(const node_core *c);                 /* gauges.c */
 int node_link_sleep_ms(const node_process *p);           /* how long the engine thread may wait for a message */
 
 #endif

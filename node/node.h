@@ -278,6 +278,7 @@ status node_process_open(const node_options *o, const node_service *const *servi
                          node_process **out, error *err);
 const char *node_process_address(const node_process *p);
 const char *node_process_kv_address(const node_process *p);
+bool node_process_draining(const node_process *p);       /* any thread: it takes no new requests */
 /* Refuses new work, lets running work finish for up to grace_ms, ends the rest, takes back its registration. Blocks. */
 void node_process_close(node_process *p, int grace_ms);
 

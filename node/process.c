@@ -105,6 +105,7 @@ static void *run_engine(void *process) {
         busy = node_core_step(p->core, clock_now_us());
         flush_outbox(p);
         busy = node_link_turn(p) || busy;
+        node_gauges_set(p->core);
     }
     return NULL;
 }
@@ -300,6 +301,7 @@ status node_process_open(const node_options *o, const node_service *const *servi
 
 const char *node_process_address(const node_process *p) { return rpc_server_address(p->server); }
 const char *node_process_kv_address(const node_process *p) { return p->facts.kv_address; }
+bool node_process_draining(const node_process *p) { return atomic_load(&p->draining); }
 
 /* ---- close ---------------------------------------------------------------------------------------------------- */
 

@@ -15,7 +15,7 @@ set(header_flags -Wall -Wextra -Wpedantic -Werror -fsyntax-only -I ${CMAKE_SOURC
 foreach(dir ${PROTOBUFC_INCLUDE_DIRS} ${GRPC_INCLUDE_DIRS})
   list(APPEND header_flags -isystem ${dir})
 endforeach()
-foreach(header base/base.h engine/engine.h kvtransfer/kvtransfer.h collective/collective.h rpc/rpc.h cluster/cluster.h
+foreach(header base/base.h engine/engine.h kvtransfer/kvtransfer.h collective/collective.h rpc/rpc.h http/http.h cluster/cluster.h
                coordinator/coord.h node/node.h)
   add_test(NAME header/c11/${header} COMMAND ${CMAKE_C_COMPILER} -x c -std=c11
            -Wstrict-prototypes ${header_flags} ${CMAKE_SOURCE_DIR}/${header})

@@ -24,6 +24,17 @@ if [ ! -f "$venv/$stamp" ]; then
     touch "$venv/$stamp"
 fi
 
+# promtool is in a package with a server that would start by itself: only the tool is taken out of it.
+if [ ! -x build/promtool ]; then
+    fetched=$(mktemp -d)
+    if (cd "$fetched" && apt-get download -qq prometheus >/dev/null 2>&1 && dpkg-deb -x prometheus_*.deb .); then
+        cp "$fetched/usr/bin/promtool" build/promtool
+    else
+        echo "promtool: cannot be fetched; its check of /metrics is skipped"
+    fi
+    rm -rf "$fetched"
+fi
+
 build() { # preset extra-cmake-flags...
     local log
     log=$(mktemp)

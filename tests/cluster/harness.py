@@ -113,7 +113,9 @@ class Cluster(Client):
         if not line.startswith('ready grpc='):
             self.process.wait(10)
             raise AssertionError(f'no ready line but {line!r}; log:\n{self.log_text()[-3000:]}')
-        super().__init__(line.split()[1].removeprefix('grpc='))
+        places = dict(word.split('=', 1) for word in line.split()[1:])
+        self.http = places.get('http')           # None: it has no HTTP
+        super().__init__(places['grpc'])
 
     def __exit__(self, kind, *_):
         if kind is not None:
