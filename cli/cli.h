@@ -28,6 +28,7 @@ typedef struct cli_options {
     int64_t prefill, decode, tp, prefill_tp, decode_tp, rank, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
     int64_t itl_target, swap_bytes, priority, speculate_tokens, draft_pages;
     int64_t queue, requests, queue_tokens, tenant_requests, tenant_queue_tokens, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
+    int64_t interval_ms, count;
     int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
     int64_t burst, shared_tokens, slow_readers, streams, wait_ms;
     const char *seed;
@@ -143,7 +144,7 @@ typedef struct cli_command {
 #define CLI_ROWS(rows) rows, (int)(sizeof rows / sizeof *rows)
 
 extern const cli_command cli_up, cli_coordinator, cli_prefill, cli_decode, cli_generate, cli_chat;
-extern const cli_command cli_nodes, cli_drain, cli_undrain, cli_role;
+extern const cli_command cli_nodes, cli_top, cli_drain, cli_undrain, cli_role;
 extern const cli_command cli_bench, cli_tokenize, cli_perplexity, cli_logits, cli_quantize;
 extern const cli_command *const cli_commands[];
 extern const int cli_commands_count;
@@ -226,6 +227,8 @@ status cli_client_call(cli_client *c, const rpc_method *method, const ProtobufCM
                        void *user, error *err, int64_t *retry_after_ms);
 /* For a command that makes calls of its own: from now on Ctrl-C runs fn(arg) on the loop; NULL: as before. */
 void cli_client_on_interrupt(cli_client *c, void (*fn)(void *arg), void *arg);
+/* Ends the call in hand as Ctrl-C does. On the loop, while there is one. */
+void cli_client_stop(cli_client *c);
 rpc_loop *cli_client_loop(cli_client *c);
 rpc_channel *cli_client_channel(cli_client *c);
 /* The exit code for how a call ended, said on stderr in one line. started: part of the answer came. */

@@ -96,6 +96,7 @@ void cli_client_on_interrupt(cli_client *c, void (*fn)(void *arg), void *arg) {
     c->interrupt_arg = arg;
 }
 
+void cli_client_stop(cli_client *c) { interrupt(c); }
 rpc_loop *cli_client_loop(cli_client *c) { return c->loop; }
 rpc_channel *cli_client_channel(cli_client *c) { return c->channel; }
 

@@ -1,5 +1,5 @@
 """What operators see over HTTP: /metrics of a coordinator and of nodes, held against what the requests were, /healthz and
-/readyz while nodes come and go. promtool judges the text where it is there (tests/run.sh fetches it)."""
+/readyz while nodes come and go. promtool judges the text where it is there (tests/run.sh fetches it). And `baton top`."""
 import shutil, subprocess, urllib.error, urllib.request
 
 from harness import *
@@ -69,3 +69,13 @@ with Cluster(args, '--prefill', 1, '--decode', 1, '--prefill-policy', 'remote', 
     # who asks for an address that is taken is told
     second = subprocess.run([args.baton, 'up', '--model', args.model, '--listen', '127.0.0.1:0', '--http', here], capture_output=True, text=True, timeout=60)
     assert second.returncode == 1 and f'--http: cannot listen on {here}' in second.stderr, (second.returncode, second.stderr[-2000:])
+    # baton top: two screens, the second with rates; a stream of requests runs meanwhile
+    load = subprocess.Popen([args.baton, 'bench', 'load', '--server', cluster.server, '--rate', '20', '--duration', '4', '--prompt-lengths', 'list:64',
+                             '--answer-lengths', 'list:16', '--json'], stdout=subprocess.PIPE)
+    screens = subprocess.run([args.baton, 'top', '--server', cluster.server, '--count', '3', '--interval-ms', '1200'], capture_output=True, text=True, timeout=60)
+    assert screens.returncode == 0, screens.stderr
+    load.communicate(timeout=120)
+    first, *_, last = screens.stdout.split('baton top  ')[1:]
+    for screen in (first, last):
+        assert re.search(r'^prefill-1 +prefill +ready ', screen, re.M) and re.search(r'^decode-1 +decode +ready ', screen, re.M), screen
+    assert float(re.search(r'([\d.]+) requests/s', last)[1]) > 0 and not re.search(r'\x1b', last), last

@@ -135,7 +135,7 @@ static void refusals(void **state) {
 static void help(void **state) {
     (void)state;
     static const struct { const char *words, *has, *lacks; } rows[] = {
-        {"--help", "quantize", "etcd"},      {"help", "exit codes", "certs"},
+        {"--help", "top  ", "etcd"},      {"help", "exit codes", "certs"},
         {"up --help", "BATON_DRAFT", "--grpc"}, {"help up", "--prefill N", "--grpc"},
         {"generate --help", "--top-p", "--draft"}, {"help --markdown", "| `--listen HOST:PORT`", "certs"},
         {"version", "baton ", "help"},
