@@ -49,7 +49,7 @@ static void refusals(void **state) {
     (void)state;
     static const struct { const char *words; int code; const char *part; } rows[] = {
         {"no-such-command", 2, "no-such-command"},
-        {"top", 2, "top"},
+        {"toop", 2, "toop"},
         {"generate --no-such-flag", 2, "--no-such-flag"},
         {"generate", 2, "--prompt"},
         {"generate --prompt a --tokens 1", 2, "expected one of"},
@@ -135,7 +135,7 @@ static void refusals(void **state) {
 static void help(void **state) {
     (void)state;
     static const struct { const char *words, *has, *lacks; } rows[] = {
-        {"--help", "top  ", "etcd"},      {"help", "exit codes", "certs"},
+        {"--help", "top  ", "etcd"}, {"help", "exit codes", "certs"},
         {"up --help", "BATON_DRAFT", "--grpc"}, {"help up", "--prefill N", "--grpc"},
         {"generate --help", "--top-p", "--draft"}, {"help --markdown", "| `--listen HOST:PORT`", "certs"},
         {"version", "baton ", "help"},
