@@ -1,7 +1,7 @@
 /* Tests decode-node/propose_draft.c with a draft that is the fake engine again, over pages of its own: with right KV it draws
  * exactly what the target draws, so each token it is not made to get wrong must be right. */
 #include "decode-node/draft.h"
-#include "tests/unit/node_fake.h"
+#include "tests/unit/chi_square.h"
 
 static const node_limits limits = {.V = FAKE_V, .context = 256, .pages = 64, .page_tokens = 4, .sequences_max = 8,
                                    .step_tokens_max = 64, .chunk_tokens = 8, .logits_max = 64, .prefix_cache = true};
@@ -34,7 +34,7 @@ static void draw(fake_draft *m, const decode_draft_rows *r, uint64_t hash) {
     }
     m->drawn++;
     m->chance = fake_mix(m->chance, 5);
-    *r->token = (int)(m->chance >> 60) < m->wrong_of_16 ? (got.token + 1) % (FAKE_V - 1) : got.token;
+    *r->token = (int)(m->chance >> 60) < m->wrong_of_16 ? fake_wrong(got.token) : got.token;
 }
 
 static status step(void *ctx, const decode_draft_rows *rows, int count) {
@@ -161,6 +161,36 @@ static void does_without(void **state) {
     assert_true(preemptions > 10);
 }
 
+/* Chi-square over 100,000 answers at temperature 1 (chi_square.h); half of what the draft draws is made wrong. */
+static void keeps_the_distribution(void **state) {
+    (void)state;
+    enum { COUNT = 13, HANDLE = 1 };
+    fake_draft *m = draft_create(PAGES, 8);
+    fake_node *f = fake_create_with(&limits, &m->x->table);
+    int32_t *all = m->tokens[HANDLE], seen[FAKE_V] = {0};
+    int64_t proposed = 0, accepted = 0;
+    m->x->fixed = true;
+    fake_prompt(all, COUNT, 0, HANDLE);
+    for (int32_t i = 0; i < CHI_SAMPLES; i++) {
+        node_request *r = fake_request(HANDLE, all, COUNT, CHI_ANSWER);
+        r->sampling = chi_sampling;
+        r->sampling.seed = (uint64_t)i;
+        fake_expect(&r->sampling, -1, all, COUNT, CHI_ANSWER, all + COUNT);
+        f->events_count = 0;
+        node_core_submit(f->core, &decode_role, r, f->now_us);
+        fake_run(f, 20);
+        int32_t got[TOKENS];
+        assert_int_equal(fake_tokens(f, HANDLE, COUNT, got), CHI_ANSWER);
+        seen[got[2]]++;
+        const node_event *e = fake_event(f, HANDLE, NODE_DONE);
+        proposed += e->done.proposed;
+        accepted += e->done.accepted;
+    }
+    chi_assert_kept(seen, all, COUNT, proposed, accepted);
+    assert_true(proposed > CHI_SAMPLES && accepted * 4 > proposed && accepted * 4 < 3 * proposed);
+    finish(f, m);
+}
+
 static void modes_and_drafts_that_do_not_fit(void **state) {
     (void)state;
     decode_speculator *x;
@@ -183,6 +213,7 @@ static void modes_and_drafts_that_do_not_fit(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(draws_what_the_target_draws), cmocka_unit_test(reads_while_pages_land),
-                                       cmocka_unit_test(does_without), cmocka_unit_test(modes_and_drafts_that_do_not_fit)};
+                                       cmocka_unit_test(does_without), cmocka_unit_test(keeps_the_distribution),
+                                       cmocka_unit_test(modes_and_drafts_that_do_not_fit)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,6 @@
 /* Tests the verifier in decode-node/decode.c and the rows for it in node/core.c: whatever is proposed, however much of it
  * is right and wherever the answer ends, the answer is that of no speculation. The proposer here is told the answer. */
-#include <math.h>
-#include "tests/unit/node_fake.h"
+#include "tests/unit/chi_square.h"
 
 static const node_limits limits = {.V = FAKE_V, .context = 256, .pages = 64, .page_tokens = 4, .sequences_max = 8,
                                    .step_tokens_max = 64, .chunk_tokens = 8, .logits_max = 64, .prefix_cache = true};
@@ -45,7 +44,7 @@ static void propose(void *ctx, node_seq *const *seqs, int32_t *counts, int n) {
         int32_t good = o->right >= 0 ? o->right : (int32_t)(o->chance % (uint64_t)(o->propose + 1));
         assert_true(counts[i] > 0 && s->count + counts[i] < s->tokens_max);
         if (o->right < 0 && o->chance >> 60 == 0) counts[i] = 0;       /* after all */
-        for (int32_t k = 0; k < counts[i]; k++) s->tokens[s->count + k] = k < good ? right[k] : (right[k] + 1) % (FAKE_V - 1);
+        for (int32_t k = 0; k < counts[i]; k++) s->tokens[s->count + k] = k < good ? right[k] : fake_wrong(right[k]);
     }
 }
 
@@ -253,58 +252,25 @@ static void canceled_and_failed(void **state) {
     }
 }
 
-/* P(token) behind hash at temperature 1. */
-static void probabilities(uint64_t hash, double *p) {
-    float logits[FAKE_V];
-    double mass = 0;
-    fake_logits(hash, logits);
-    for (int i = 0; i < FAKE_V; i++) mass += p[i] = exp((double)logits[i]);
-    for (int i = 0; i < FAKE_V; i++) p[i] /= mass;
-}
-
-/* Exactly how the third token of the answer is distributed: over all first and second ones. */
-static void third_token(const int32_t *prompt, int32_t count, double *out) {
-    static double first[FAKE_V], second[FAKE_V], third[FAKE_V];
-    uint64_t hash = 1;
-    for (int32_t i = 0; i < count; i++) hash = fake_row(hash, prompt[i], 0);
-    probabilities(hash, first);
-    memset(out, 0, FAKE_V * sizeof *out);
-    for (int32_t a = 0; a < FAKE_V; a++) {
-        uint64_t at = fake_row(hash, a, 0);
-        probabilities(at, second);
-        for (int32_t b = 0; b < FAKE_V; b++) {
-            probabilities(fake_row(at, b, 0), third);
-            for (int i = 0; i < FAKE_V; i++) out[i] += first[a] * second[b] * third[i];
-        }
-    }
-}
-
-/* Chi-square over 100,000 answers at temperature 1, each with its own seed: the third token, which is drawn behind accepted
- * and behind refused ones, is distributed as without speculation. Half of the proposals are the target's own draws, as a
- * draft with the same randomness makes them, half are wrong. 63 degrees of freedom: 103.4 is exceeded once in 1,000. */
+/* Chi-square over 100,000 answers at temperature 1, each with its own seed. Half of the proposals are the target's own draws,
+ * as a draft with the same randomness makes them, half are wrong. What the proposers themselves propose: decode_speculate.c. */
 static void keeps_the_distribution(void **state) {
     (void)state;
-    enum { SAMPLES = 100000, COUNT = 8 };
+    enum { COUNT = 8 };
     oracle *o = oracle_create(3, -1);
     fake_node *f = fake_create_with(&limits, &o->table);
-    eng_sampling how = warm;
-    double want[FAKE_V], chi = 0;
+    eng_sampling how = chi_sampling;
     int32_t seen[FAKE_V] = {0};
-    how.repetition = 1;
-    how.frequency = 0;
-    for (int32_t i = 0; i < SAMPLES; i++) {
+    for (int32_t i = 0; i < CHI_SAMPLES; i++) {
         how.seed = (uint64_t)i;
         f->events_count = 0;
-        ask(f, o, 1, &how, COUNT, 4);
+        ask(f, o, 1, &how, COUNT, CHI_ANSWER);
         fake_run(f, 10);
         int32_t got[TOKENS];
-        assert_int_equal(fake_tokens(f, 1, COUNT, got), 4);
+        assert_int_equal(fake_tokens(f, 1, COUNT, got), CHI_ANSWER);
         seen[got[2]]++;
     }
-    third_token(o->tokens[1], COUNT, want);
-    for (int i = 0; i < FAKE_V; i++) chi += pow(seen[i] - SAMPLES * want[i], 2) / (SAMPLES * want[i]);
-    print_message("  chi-square %.1f, %lld of %lld proposed tokens accepted\n", chi, (long long)o->accepted, (long long)o->judged);
-    assert_true(chi < 103.4);
+    chi_assert_kept(seen, o->tokens[1], COUNT, o->judged, o->accepted);
     assert_true(o->accepted * 4 > o->judged && o->accepted * 4 < 3 * o->judged);
     finish(f, o);
 }

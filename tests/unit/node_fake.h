@@ -275,6 +275,9 @@ static inline void fake_prompt(int32_t *out, int32_t count, int32_t shared, uint
         out[i] = (int32_t)(fake_mix(i < shared ? 7 : seed + 100, (uint64_t)i) % (FAKE_V - 1));
 }
 
+/* A token other than the right one: nearly always the same, so that a verifier which takes it would say it too often. */
+static inline int32_t fake_wrong(int32_t right) { return right == 7 ? 8 : 7; }
+
 /* The answer that is right: what a lone sequence with fresh pages gives, its prompt but for the last token computed by
  * `reader`. Returns how many tokens. */
 static inline int32_t fake_expect_apart(const eng_sampling *p, int32_t end_token, const int32_t *prompt,
