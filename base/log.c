@@ -29,18 +29,25 @@ bool log_level_parse(const char *text, log_level *out) {
 
 int64_t log_dropped(void) { return atomic_load(&dropped); }
 
+/* "2026-11-22T02:54:00", worked out once a second: it costs as much as the rest of a line. */
+static const char *date_of(time_t second) {
+    static _Thread_local time_t known = -1;
+    static _Thread_local char text[32];
+    struct tm utc;
+    if (second != known) strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", gmtime_r(&second, &utc));
+    known = second;
+    return text;
+}
+
 void log_write(log_level level, const char *id, const char *event, const char *fmt, ...) {
     if (level > least) return;
     struct timespec now;
-    struct tm utc;
     clock_gettime(CLOCK_REALTIME, &now);
-    gmtime_r(&now.tv_sec, &utc);
 
     char line[1024];
-    size_t used = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &utc);
-    used += (size_t)snprintf(line + used, sizeof line - used, ".%03ldZ %s %s %s%s%s%s ",
-                             now.tv_nsec / 1000000, level_names[level], process_name,
-                             id ? "req=" : "", id ? id : "", id ? " " : "", event);
+    size_t used = (size_t)snprintf(line, sizeof line, "%s.%03ldZ %s %s %s%s%s%s ", date_of(now.tv_sec),
+                                   now.tv_nsec / 1000000, level_names[level], process_name,
+                                   id ? "req=" : "", id ? id : "", id ? " " : "", event);
     if (used > sizeof line - 1) used = sizeof line - 1;
     va_list args;
     va_start(args, fmt);
