@@ -391,6 +391,7 @@ void coord_generate_finish(coord_branch *b, const coord_action *a) {
             c->retry_after_ms = a->finish.retry_after_ms;
         coord_generate_cancel(c, st, a->finish.text ? a->finish.text : status_text(st));
     }
+    if (c->live == 0 && !c->ended) rpc_call_hold(c->call);
     flush(c);
     end(c);
 }

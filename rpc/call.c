@@ -61,6 +61,7 @@ struct rpc_call {
     bool drained;                /* the client has sent its last */
     bool known;                  /* on_request ran: whoever serves knows this call */
     bool full;                   /* ST_AGAIN was said and on_writable not yet */
+    bool holding;                /* what is sent waits for the status */
     bool initial_sent, finished, status_sent;
     grpc_status_code code;
     grpc_slice text;
@@ -243,6 +244,7 @@ static void add_status(rpc_call *c, grpc_op *op) {
 static void pump(rpc_call *c) {
     if (c->sending || c->canceled || c->status_sent) return;
     if (c->method && c->method->kind == RPC_UNARY && !c->finished) return;
+    if (c->holding && !c->finished && !c->full) return;
     outgoing *o = c->head;
     bool last = c->finished && (!o || !o->next);
     if (!o && !last) return;
@@ -294,10 +296,12 @@ status rpc_call_send(rpc_call *c, const ProtobufCMessage *reply) {
     *c->tail = o;
     c->tail = &o->next;
     c->waiting += o->bytes;
-    pump(c);
     c->full = c->waiting >= RPC_WINDOW;
+    pump(c);
     return c->full ? ST_AGAIN : ST_OK;
 }
+
+void rpc_call_hold(rpc_call *c) { c->holding = true; }
 
 void rpc_call_finish(rpc_call *c, status s, const char *text, int64_t retry_after_ms) {
     assert(!c->finished);

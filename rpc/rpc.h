@@ -99,6 +99,8 @@ const char *rpc_call_header(const rpc_call *c, const char *name);
  * sent. ST_NO_MEMORY: nothing was sent, finish the call. A unary reply leaves with rpc_call_finish().
  * No initial metadata leaves before the first message. */
 status rpc_call_send(rpc_call *c, const ProtobufCMessage *reply);
+/* The call is about to be finished: what is sent from now on leaves with the status, in one go, unless it fills the window. */
+void rpc_call_hold(rpc_call *c);
 /* Bytes taken by rpc_call_send() and not yet handed to the transport. */
 size_t rpc_call_waiting(const rpc_call *c);
 /* Ends the call, after what is still waiting. retry_after_ms >= 0 adds grpc-retry-pushback-ms. c must not

@@ -99,6 +99,28 @@ static void slow_reader_is_not_buffered_for(void **state) {
     fixture_close(&f);
 }
 
+/* What is sent after rpc_call_hold() leaves with the status; but not more than a window waits for that. */
+static void held_messages_leave_with_the_status(void **state) {
+    (void)state;
+    fixture f;
+    answer a = {0};
+    fixture_open(&f);
+    assert_int_equal(ask(&f, STREAM, "held count 3", 0, true, &a), ST_OK);
+    assert_true(run_until(&f, was_served, &f, 5000));
+    run_until(&f, never, NULL, 50);
+    assert_int_equal(a.messages, 0);
+    assert_true(rpc_call_waiting(f.held) > 0);
+    rpc_call_finish(f.held, ST_OK, NULL, -1);
+    assert_true(run_until(&f, is_true, &a.ended, 5000));
+    assert_int_equal(a.messages, 3);
+    for (int i = 0; i < 3; i++) assert_int_equal(a.tokens[i], i);
+    ask_and_wait(&f, STREAM, "held flood 100", &a);
+    assert_int_equal(a.messages, 100);
+    assert_true(f.again > 0);
+    assert_in_range(f.waiting_max, RPC_WINDOW, RPC_WINDOW + 9000);
+    fixture_close(&f);
+}
+
 static void too_big_a_message_is_refused(void **state) {
     (void)state;
     fixture f;
@@ -262,6 +284,7 @@ int main(void) {
         cmocka_unit_test(cancel_reaches_a_quiet_server),
         cmocka_unit_test(deadline_ends_both_sides),
         cmocka_unit_test(slow_reader_is_not_buffered_for),
+        cmocka_unit_test(held_messages_leave_with_the_status),
         cmocka_unit_test(too_big_a_message_is_refused),
         cmocka_unit_test(no_memory_fails_one_call),
         cmocka_unit_test(refusal_is_trailers_only),

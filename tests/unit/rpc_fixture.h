@@ -7,7 +7,8 @@
  *   "count N"   N replies {i}, OK
  *   "flood N"   N replies of about 8 KB as fast as the window allows, OK
  *   "hang"      nothing, until canceled
- *   "big"       one reply above the message limit */
+ *   "big"       one reply above the message limit
+ *   "held ..."  count or flood after rpc_call_hold(); a count is finished by the test */
 #ifndef BATON_TESTS_RPC_FIXTURE_H
 #define BATON_TESTS_RPC_FIXTURE_H
 
@@ -26,6 +27,7 @@ typedef struct fixture {
     int served, canceled, freed;     /* callbacks seen by the server's side */
     size_t waiting_max;              /* of rpc_call_waiting() */
     int again, writable;
+    rpc_call *held;                  /* the last "held count" */
     int64_t canceled_us;             /* when on_cancel last came */
     int64_t time_left_ms;
     char header[100];                /* the last call's user-agent */
@@ -103,6 +105,8 @@ static inline void serve(rpc_call *c, const ProtobufCMessage *request, void *ctx
     snprintf(f->token, sizeof f->token, "%s", token ? token : "");
     rpc_call_watch(c, &hang_events, f);
     if (strcmp(text, "hang") == 0) return;
+    bool held = strncmp(text, "held ", 5) == 0;
+    if (held) rpc_call_hold(c), text += 5;
     if (strncmp(text, "flood ", 6) == 0) {
         flood *fl = malloc(sizeof *fl);
         *fl = (flood){f, atoi(text + 6)};
@@ -124,7 +128,8 @@ static inline void serve(rpc_call *c, const ProtobufCMessage *request, void *ctx
     } else {
         send_tokens(c, ids, 3, &st);
     }
-    rpc_call_finish(c, st, NULL, -1);
+    if (held) f->held = c;
+    else rpc_call_finish(c, st, NULL, -1);
 }
 
 static const rpc_method methods[] = {
