@@ -18,7 +18,7 @@ enum { ROWS_MAX = 64, ARG_BYTES = CLI_PATH_MAX + 64 };
 typedef struct arguments {
     char *at[ROWS_MAX + 4];      /* "baton", the command, its word, its flags, NULL */
     int count;
-    char **environment;          /* this process's without BATON_ variables: what those said is in the flags */
+    char **environment;          /* this process's without BATON_ variables, whose values are in the flags, and without systemd's socket */
     arena *memory;
 } arguments;
 
@@ -45,7 +45,7 @@ static bool add_environment(arguments *a) {
     while (environ[count]) count++;
     a->environment = arena_alloc(a->memory, (count + 1) * sizeof *a->environment);
     for (size_t i = 0; a->environment && i < count; i++)
-        if (strncmp(environ[i], "BATON_", 6) != 0) a->environment[kept++] = environ[i];
+        if (strncmp(environ[i], "BATON_", 6) != 0 && strncmp(environ[i], "NOTIFY_SOCKET=", 14) != 0) a->environment[kept++] = environ[i];
     return a->environment != NULL;
 }
 

@@ -214,6 +214,10 @@ cli_exit cli_usage(const char *command, const char *fmt, ...) __attribute__((for
 status cli_kv_type(const char *flag, const char *name, eng_kv_type *out, error *err);
 cli_exit cli_log_setup(const cli_options *o, const char *command, const char *process);
 
+/* ---- notify.c ------------------------------------------------------------------------------------ */
+
+void cli_notify(const char *state);          /* to systemd: "READY=1", "STOPPING=1" */
+
 /* ---- client.c ------------------------------------------------------------------------------------ */
 
 /* A connection to a coordinator; the calling thread is its loop's. Ctrl-C cancels what runs. */

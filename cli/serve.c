@@ -97,6 +97,7 @@ static void say_ready(const cli_options *o, const char *address, const char *kv,
     if (write(fd, line, (size_t)bytes) != bytes)
         log_write(LOG_WARN, NULL, "ready.unheard", "descriptor %d: %s", fd, strerror(errno));
     if (fd != STDOUT_FILENO) close(fd);
+    cli_notify("READY=1");
 }
 
 /* ---- HTTP --------------------------------------------------------------------------------------- */
@@ -125,6 +126,7 @@ static void say_stopping(readiness *r) {
     pthread_mutex_lock(&r->lock);
     r->stopping = true;
     pthread_mutex_unlock(&r->lock);
+    cli_notify("STOPPING=1");
 }
 
 /* *out is NULL where there shall be none. auto: the port may be another process'; then this one goes without. */

@@ -210,6 +210,7 @@ static void hear(supervisor *u) {
     if (!whole || u->state != UP_STARTING) return;
     fputs(u->line, stdout);
     fflush(stdout);
+    cli_notify("READY=1");
     u->state = UP_RUNNING;
 }
 
@@ -229,6 +230,7 @@ static void stop(supervisor *u, int which) {
     }
     log_write(LOG_INFO, NULL, "up.draining", "signal=%d grace_ms=%lld", which,
               (long long)u->o->grace_ms);
+    cli_notify("STOPPING=1");
     u->state = UP_DRAINING;
     u->kill_ms = clock_now_ms() + 2 * u->o->grace_ms + KILL_EXTRA_MS;
     signal_children(u, 0, 1, SIGTERM);
