@@ -40,7 +40,9 @@ extern "C" {
     X(ST_NO_MEMORY,    "out of memory",                8  /* RESOURCE_EXHAUSTED  */)                \
     X(ST_IO,           "input/output error",           13 /* INTERNAL            */)                \
     X(ST_DEVICE,       "device error",                 13 /* INTERNAL            */)                \
-    X(ST_INTERNAL,     "internal error",               13 /* INTERNAL            */)
+    X(ST_INTERNAL,     "internal error",               13 /* INTERNAL            */)                \
+    /* this request, again */                                                                       \
+    X(ST_UNAUTHENTICATED, "no valid credential",       16 /* UNAUTHENTICATED     */)
 
 typedef enum status {
 #define X(name, text, code) name,

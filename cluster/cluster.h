@@ -49,6 +49,11 @@ status cluster_member_open(rpc_loop *l, const char *registry, const Baton__Node_
 /* Takes the entry away, if etcd can be reached within two seconds, then calls done(arg). m is gone after it. */
 void cluster_member_leave(cluster_member *m, void (*done)(void *arg), void *arg);
 
+/* ---- access: who may call what ------------------------------------------------------------------ */
+
+extern const rpc_access cluster_access[];        /* every method of proto/ that baton serves */
+extern const int cluster_access_count;
+
 /* ---- view --------------------------------------------------------------------------------------- */
 
 enum { CLUSTER_NODES_MAX = 1024, CLUSTER_HEARTBEATS_MISSED = 3 };

@@ -107,9 +107,9 @@ static void submit(coord_branch *b, int prefer_node) {
 static void take_on(coord_service *s, coord_client *c) {
     static const rpc_call_events events = {on_cancel, on_writable, on_free};
     int64_t left_ms = rpc_call_time_left_ms(c->call);
-    const char *tenant = rpc_call_header(c->call, "baton-tenant");
+    const char *tenant = rpc_call_tenant(c->call);
     c->service = s;
-    c->tenant = tenant && *tenant ? coord_service_number(tenant) | 1 : 0;
+    c->tenant = *tenant ? coord_service_number(tenant) | 1 : 0;
     c->deadline_ms = left_ms == INT64_MAX ? INT64_MAX : clock_now_ms() + left_ms;
     c->next = s->clients;
     if (c->next) c->next->prev = c;

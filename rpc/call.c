@@ -67,6 +67,7 @@ struct rpc_call {
     grpc_slice text;
     grpc_metadata pushback;
     bool has_pushback;
+    rpc_caller caller;           /* empty where calls need no credential */
     header *headers;
     char *peer;
 };
@@ -150,6 +151,16 @@ static void receive(rpc_call *c) {
     start(c, &op, 1, &c->received);
 }
 
+/* Before the method hears of it. Nobody without a credential learns which methods there are. */
+static status admit(rpc_call *c, error *err) {
+    rpc_security *security = c->server->security;
+    bool guarded = rpc_security_guards(security);
+    if (guarded) TRY(rpc_caller_find(security, c->grpc, rpc_call_header(c, "authorization"), &c->caller, err));
+    if (!c->method) return error_set(err, ST_UNSUPPORTED, "no such method");
+    if (!guarded) return ST_OK;
+    return rpc_caller_check(security, &c->caller, c->method->path, rpc_call_header(c, "baton-tenant"), err);
+}
+
 static void arrived(void *owner, bool ok) {
     rpc_call *c = owner;
     rpc_server *s = c->server;
@@ -164,12 +175,14 @@ static void arrived(void *owner, bool ok) {
                   .data.recv_close_on_server.cancelled = &c->close_canceled};
     start(c, &op, 1, &c->closed);
     c->method = rpc_server_find(s, c->details.method, &c->ctx);
+    error err;
+    status st;
     if (!rpc_server_arm(s))
         rpc_call_finish(c, ST_NO_MEMORY, "no memory for another call", 1000);
     else if (s->calls > RPC_CALLS_MAX)
         rpc_call_finish(c, ST_AGAIN, "too many calls at once", 1000);
-    else if (!c->method)
-        rpc_call_finish(c, ST_UNSUPPORTED, "no such method", -1);
+    else if ((st = admit(c, &err)) != ST_OK)
+        rpc_call_finish(c, st, err.text, -1);
     else
         receive(c);
     settle(c);
@@ -339,6 +352,12 @@ bool rpc_call_canceled(const rpc_call *c) { return c->canceled; }
 const char *rpc_call_peer(const rpc_call *c) {
     if (!c->peer) ((rpc_call *)(uintptr_t)c)->peer = grpc_call_get_peer(c->grpc); /* kept for later */
     return c->peer;
+}
+
+const char *rpc_call_tenant(const rpc_call *c) {
+    if (c->caller.roles) return c->caller.name;
+    const char *named = rpc_call_header(c, "baton-tenant");
+    return named ? named : "";
 }
 
 int64_t rpc_call_time_left_ms(const rpc_call *c) {

@@ -20,6 +20,10 @@
 struct rpc_channel {
     rpc_loop *loop;
     grpc_channel *grpc;
+    rpc_security *security;
+    uint64_t generation;         /* of the certificates it was made with */
+    const grpc_channel_args *args;
+    char target[RPC_HOST_MAX + 32];
     rpc_stream *streams;
     grpc_metadata headers[RPC_HEADERS_MAX];
     size_t headers_count;
@@ -54,28 +58,49 @@ static void write_target(char *target, size_t bytes, const char *host, int port)
     else snprintf(target, bytes, "dns:///%s:%d", host, port);
 }
 
-static status open_channel(rpc_loop *l, const char *address, const grpc_channel_args *args, rpc_channel **out, error *err) {
-    char host[RPC_HOST_MAX], target[RPC_HOST_MAX + 32];
+static status connect_with(rpc_channel *c) {
+    grpc_channel_credentials *credentials = rpc_security_channel_credentials(c->security, &c->generation);
+    if (!credentials) return ST_NO_MEMORY;
+    c->grpc = grpc_channel_create(c->target, credentials, c->args);
+    grpc_channel_credentials_release(credentials);
+    return ST_OK;
+}
+
+static status open_channel(rpc_loop *l, rpc_security *security, const char *address, const grpc_channel_args *args, rpc_channel **out,
+                           error *err) {
+    char host[RPC_HOST_MAX];
     int port;
     TRY(rpc_options_address("server address", address, host, &port, err));
+    TRY(rpc_security_check_dial(security, address, host, err));
     rpc_channel *c = mem_zalloc(1, sizeof *c);
     if (!c) return error_set(err, ST_NO_MEMORY, "no memory for a channel to %.100s", address);
     c->loop = l;
-    write_target(target, sizeof target, host, port);
-    grpc_channel_credentials *credentials = rpc_options_channel_credentials();
-    c->grpc = grpc_channel_create(target, credentials, args);
-    grpc_channel_credentials_release(credentials);
+    c->security = security;
+    c->args = args;
+    write_target(c->target, sizeof c->target, host, port);
+    if (connect_with(c) != ST_OK) {
+        mem_free(c);
+        return error_set(err, ST_NO_MEMORY, "no memory for a channel to %.100s", address);
+    }
+    rpc_security_take(security);
     rpc_loop_join(l);
     *out = c;
     return ST_OK;
 }
 
 status rpc_channel_open(rpc_loop *l, const char *address, rpc_channel **out, error *err) {
-    return open_channel(l, address, rpc_options_client(), out, err);
+    return open_channel(l, rpc_security_current(), address, rpc_options_client(), out, err);
 }
 
 status rpc_channel_open_foreign(rpc_loop *l, const char *address, rpc_channel **out, error *err) {
-    return open_channel(l, address, rpc_options_foreign(), out, err);
+    return open_channel(l, NULL, address, rpc_options_foreign(), out, err);
+}
+
+/* Certificates were renewed: what runs goes on over its connection, new calls get another one. */
+static void renew(rpc_channel *c) {
+    if (rpc_security_generation(c->security) == c->generation) return;
+    grpc_channel *before = c->grpc;
+    if (connect_with(c) == ST_OK) grpc_channel_destroy(before);
 }
 
 status rpc_channel_add_header(rpc_channel *c, const char *name, const char *value) {
@@ -93,6 +118,7 @@ static void free_if_idle(rpc_channel *c) {
         grpc_slice_unref(c->headers[i].key);
         grpc_slice_unref(c->headers[i].value);
     }
+    rpc_security_close(c->security);
     rpc_loop_leave(c->loop);
     mem_free(c);
 }
@@ -211,11 +237,15 @@ static void ended(void *owner, bool ok) {
 
 static void start_batches(rpc_stream *s, bool wait_for_ready) {
     grpc_op ops[5], end;
+    grpc_metadata headers[RPC_HEADERS_MAX + 1];
+    size_t count = s->channel->headers_count;
+    memcpy(headers, s->channel->headers, count * sizeof *headers);
+    bool token = rpc_security_header(s->channel->security, &headers[count]);
     memset(ops, 0, sizeof ops);
     memset(&end, 0, sizeof end);
     ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
-    ops[0].data.send_initial_metadata.metadata = s->channel->headers;
-    ops[0].data.send_initial_metadata.count = s->channel->headers_count;
+    ops[0].data.send_initial_metadata.metadata = headers;
+    ops[0].data.send_initial_metadata.count = count + token;
     if (wait_for_ready)
         ops[0].flags = GRPC_INITIAL_METADATA_WAIT_FOR_READY |
                        GRPC_INITIAL_METADATA_WAIT_FOR_READY_EXPLICITLY_SET;
@@ -226,6 +256,7 @@ static void start_batches(rpc_stream *s, bool wait_for_ready) {
     ops[3].data.recv_initial_metadata.recv_initial_metadata = &s->initial;
     ops[4] = receive_op(s);
     start(s, ops, 5, &s->received);
+    if (token) grpc_slice_unref(headers[count].value);   /* gRPC has its own reference */
     end.op = GRPC_OP_RECV_STATUS_ON_CLIENT;
     end.data.recv_status_on_client.trailing_metadata = &s->trailing;
     end.data.recv_status_on_client.status = &s->code;
@@ -243,6 +274,7 @@ status rpc_stream_start(rpc_channel *c, const rpc_method *method, const Protobuf
         mem_free(s);
         return ST_NO_MEMORY;
     }
+    renew(c);
     s->channel = c;
     s->method = method;
     s->events = events;

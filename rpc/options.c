@@ -1,4 +1,4 @@
-/* options.c -- what is asked of gRPC for every server and channel, credentials, and addresses.
+/* options.c -- what is asked of gRPC for every server and channel, and addresses.
  *
  * Each row has its reason; the sum of flow control is: 64 KB of ours per call (RPC_WINDOW) plus one HTTP/2
  * stream window of 64 KB at the reader. */
@@ -67,14 +67,6 @@ const grpc_channel_args *rpc_options_client(void) {
 const grpc_channel_args *rpc_options_foreign(void) {
     static const grpc_channel_args args = {sizeof foreign_args / sizeof *foreign_args, foreign_args};
     return &args;
-}
-
-grpc_server_credentials *rpc_options_server_credentials(void) {
-    return grpc_insecure_server_credentials_create();
-}
-
-grpc_channel_credentials *rpc_options_channel_credentials(void) {
-    return grpc_insecure_credentials_create();
 }
 
 status rpc_options_address(const char *what, const char *text, char *host, int *port, error *err) {

@@ -28,6 +28,57 @@ enum {
     RPC_CALLS_MAX = 16384,               /* calls of a server; more are refused with RESOURCE_EXHAUSTED */
 };
 
+/* ---- security: who this process is, and whom it lets in ------------------------------------------- */
+
+/* What the holder of a credential is: in certificates a URI baton://ROLE/NAME of the alternative names, one for each role.
+ * A bearer token stands for a client, and for an admin if its line says so. */
+enum { RPC_COORDINATOR = 1, RPC_NODE = 2, RPC_CLIENT = 4, RPC_ADMIN = 8, RPC_NAME_MAX = 64 };
+
+unsigned rpc_role_find(const char *name);                /* "node": RPC_NODE; 0: there is no such role */
+const char *rpc_role_text(unsigned roles, char *out, size_t bytes);      /* "coordinator,node" */
+bool rpc_name_valid(const char *name);                   /* letters, digits, '.', '_', '-': of a tenant or a certificate */
+
+typedef struct rpc_access { const char *path; unsigned roles; } rpc_access; /* who may call a method */
+
+typedef struct rpc_security_options {
+    const char *ca, *cert, *key; /* PEM files. All NULL: no TLS; ca alone: a client that has a token or none */
+    unsigned roles;              /* cert must have them all */
+    unsigned peers;              /* servers that are called must have one of these */
+    const char *tokens;          /* file of bearer tokens that are let in; NULL: none */
+    const char *token;           /* file with the token that calls carry; NULL: none */
+    const rpc_access *access;    /* borrowed for ever. With cert or tokens, a method that is not in it is called by nobody */
+    int access_count;
+    bool insecure;               /* without TLS beyond loopback, too */
+    int look_ms;                 /* files are looked at again so often, when there are calls; below 0: every second */
+} rpc_security_options;
+
+typedef struct rpc_security rpc_security;
+
+/* The error names the file and its fault: missing, readable by others, expired, another's key, from another CA, without
+ * the role. */
+status rpc_security_open(const rpc_security_options *o, rpc_security **out, error *err);
+/* What servers and channels opened from now on have, as long as they live; NULL, as at first: no TLS, and servers on
+ * loopback only. Not while another thread opens any. */
+void rpc_security_use(rpc_security *s);
+void rpc_security_close(rpc_security *s);                /* NULL is fine; in use it lives on */
+/* ST_DENIED: a server may not listen there: beyond loopback that takes TLS or --insecure. */
+status rpc_security_check_listen(const char *listen, error *err);
+/* ST_DENIED: bytes would travel there unencrypted, which only --insecure allows beyond loopback. what: as the error
+ * calls it, e.g. "--kv-listen". Any thread. */
+status rpc_security_check_clear(const char *what, const char *address, error *err);
+
+typedef struct rpc_issue_options {
+    const char *ca_cert, *ca_key;    /* files; NULL: what is made is a CA */
+    const char *cert, *key;          /* files that are written; neither may be there */
+    unsigned roles;
+    const char *name;                /* the subject's, and of each role */
+    const char *hosts;               /* "name,10.0.0.1": further alternative names; NULL: none */
+    int64_t begins_s, ends_s;        /* of the Unix clock */
+} rpc_issue_options;
+
+/* A new P-256 key and its certificate; the key's file has mode 0600. */
+status rpc_issue(const rpc_issue_options *o, error *err);
+
 /* ---- loop --------------------------------------------------------------------------------------- */
 
 typedef struct rpc_loop rpc_loop;
@@ -75,7 +126,9 @@ typedef struct rpc_call_events {
 } rpc_call_events;
 
 /* methods: borrowed until close. listen: "host:port", port 0 takes a free one. Unknown methods answer
- * UNIMPLEMENTED; undecodable requests INVALID_ARGUMENT. ST_IO: port in use, said with the address. */
+ * UNIMPLEMENTED; undecodable requests INVALID_ARGUMENT; calls without the credential for them UNAUTHENTICATED or
+ * PERMISSION_DENIED, before any method hears of them. ST_IO: port in use, said with the address. ST_DENIED: not loopback
+ * and not secured. */
 status rpc_server_open(rpc_loop *l, const char *listen, const rpc_method *methods, int count,
                        void *ctx, rpc_server **out, error *err);
 /* Another table on the same server, before the first rpc_server_start(). */
@@ -90,6 +143,8 @@ void rpc_server_close(rpc_server *s, void (*done)(void *arg), void *arg);
 void rpc_call_watch(rpc_call *c, const rpc_call_events *events, void *user);
 void *rpc_call_user(const rpc_call *c);
 const char *rpc_call_peer(const rpc_call *c);            /* "ipv4:127.0.0.1:4711" */
+/* Whose call it is: by its credential; where none is asked for, by the header baton-tenant; "": nobody said. */
+const char *rpc_call_tenant(const rpc_call *c);
 /* Milliseconds until the client's deadline; INT64_MAX: none. */
 int64_t rpc_call_time_left_ms(const rpc_call *c);
 /* Value of an ASCII request header, NULL: absent. Valid while the call is. */

@@ -29,6 +29,7 @@ static void free_server(rpc_server *s) {
         mem_free(t);
     }
     if (s->grpc) grpc_server_destroy(s->grpc);
+    rpc_security_close(s->security);
     mem_free(s);
 }
 
@@ -62,15 +63,17 @@ status rpc_server_open(rpc_loop *l, const char *listen, const rpc_method *method
     char host[RPC_HOST_MAX];
     int port;
     TRY(rpc_options_address("listen address", listen, host, &port, err));
+    TRY(rpc_security_check_listen(listen, err));
     rpc_server *s = mem_zalloc(1, sizeof *s);
     if (!s || (s->loop = l, rpc_server_add(s, methods, count, ctx)) != ST_OK) {
         mem_free(s);
         return error_set(err, ST_NO_MEMORY, "no memory for a server on %.100s", listen);
     }
     s->shutdown = (rpc_tag){shut, s};
+    s->security = rpc_security_take(rpc_security_current());
     s->grpc = grpc_server_create(rpc_options_server(), NULL);
     grpc_server_register_completion_queue(s->grpc, rpc_loop_queue(l), NULL);
-    grpc_server_credentials *credentials = rpc_options_server_credentials();
+    grpc_server_credentials *credentials = rpc_security_server_credentials(s);
     int bound = grpc_server_add_http2_port(s->grpc, listen, credentials);
     grpc_server_credentials_release(credentials);
     if (bound <= 0) {

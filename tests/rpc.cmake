@@ -5,3 +5,6 @@ baton_test(unit/rpc_call rpc)
 baton_test(unit/rpc_server rpc PkgConfig::GRPC)  # likewise
 baton_test(unit/rpc_client rpc)
 baton_test(unit/rpc_reflection rpc)
+baton_test(unit/rpc_pem rpc PkgConfig::GRPC)     # likewise
+baton_test(unit/rpc_tokens rpc PkgConfig::GRPC)  # likewise
+baton_test(unit/rpc_security rpc)

@@ -33,8 +33,13 @@ static void port_in_use_and_bad_addresses(void **state) {
         rpc_channel *c;
         assert_int_equal(rpc_channel_open(f.loop, bad[i], &c, &err), ST_BAD_INPUT);
     }
+    rpc_security *insecure;
+    assert_int_equal(rpc_security_open(&(rpc_security_options){.insecure = true}, &insecure, &err), ST_OK);
+    rpc_security_use(insecure);
     assert_int_equal(rpc_server_open(f.loop, "no.such.host.invalid:0", methods, 3, &f, &s, &err), ST_BAD_INPUT);
     assert_int_equal(rpc_server_open(f.loop, "192.0.2.1:0", methods, 3, &f, &s, &err), ST_IO);
+    rpc_security_use(NULL);
+    rpc_security_close(insecure);
     assert_null(s);
     fixture_close(&f);
 }

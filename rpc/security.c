@@ -1,0 +1,319 @@
+/* security.c -- who this process is, whom it lets in, and what its servers and channels get of that.
+ *
+ *   files -> rpc_pem, rpc_tokens   [load]     checked before gRPC sees them
+ *   changed files                  [look]     at most every look_ms, when a connection or a call begins: the new ones if
+ *                                             they are sound, else the old ones go on and a log line says why
+ *   server                         [fetch]    gRPC asks for certificates before each handshake
+ *   channel                        [generation]  connects anew for the first call after a change (client.c)
+ *
+ * A server asks its clients for a certificate and takes connections without one: caller.c refuses their calls, with a
+ * text, unless they have a token. A certificate that is not from the CA ends the handshake. Channels check the server's
+ * role in its certificate and not its host name: nodes are where the registry says, and their role is what counts. */
+#include "rpc/internal.h"
+#include <assert.h>
+#include <grpc/support/alloc.h>
+#include <grpc/support/string_util.h>
+#include <openssl/crypto.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+enum { CA, CERT, KEY, TOKENS, TOKEN, FILES };
+enum { LOOK_MS = 1000 };
+
+/* Any thread. Born in rpc_security_open(), gone with the last of its servers and channels. */
+struct rpc_security {
+    atomic_int references;
+    char *paths[FILES];          /* NULL: there is none */
+    unsigned roles, peers;
+    const rpc_access *access;
+    int access_count;
+    bool insecure;
+    int look_ms;
+    pthread_mutex_t lock;        /* guards all below: handshakes and calls run on any loop's thread */
+    int64_t looked_ms;
+    rpc_file_stamp stamps[FILES];
+    uint64_t generation;         /* of pem, from 1 */
+    rpc_pem *pem;
+    rpc_tokens *tokens;
+    char *bearer;                /* "Bearer TOKEN" */
+};
+
+static rpc_security *current;    /* of what is opened from now on */
+
+/* ---- files ---------------------------------------------------------------------------------------- */
+
+static bool changed(rpc_security *s, int first, int last) {
+    bool any = false;
+    for (int i = first; i <= last; i++)
+        if (s->paths[i]) any = rpc_file_look(s->paths[i], &s->stamps[i]) || any;
+    return any;
+}
+
+static status load_pem(rpc_security *s, error *err) {
+    rpc_pem_files files = {s->paths[CA], s->paths[CERT], s->paths[KEY]};
+    rpc_pem *fresh;
+    TRY(rpc_pem_load(&files, s->roles, &fresh, err));
+    rpc_pem_free(s->pem);
+    s->pem = fresh;
+    s->generation++;
+    return ST_OK;
+}
+
+static status load_tokens(rpc_security *s, error *err) {
+    rpc_tokens *fresh;
+    TRY(rpc_tokens_load(s->paths[TOKENS], &fresh, err));
+    rpc_tokens_free(s->tokens);
+    s->tokens = fresh;
+    return ST_OK;
+}
+
+static status load_bearer(rpc_security *s, error *err) {
+    char *text;
+    TRY(rpc_file_read(s->paths[TOKEN], true, &text, err));
+    size_t bytes = strcspn(text, " \t\r\n"), room = bytes + sizeof "Bearer ";
+    bool one_word = bytes > 0 && text[bytes + strspn(text + bytes, " \t\r\n")] == 0;
+    char *fresh = one_word ? mem_alloc(room) : NULL;
+    status st = ST_OK;
+    if (!one_word) st = error_set(err, ST_BAD_INPUT, "'%.200s': expected one token and nothing else", s->paths[TOKEN]);
+    else if (!fresh) st = error_set(err, ST_NO_MEMORY, "no memory for a token");
+    else snprintf(fresh, room, "Bearer %.*s", (int)bytes, text);
+    rpc_file_free(text);
+    if (st != ST_OK) return st;
+    rpc_file_free(s->bearer);
+    s->bearer = fresh;
+    return ST_OK;
+}
+
+static void again(rpc_security *s, status (*load)(rpc_security *s, error *err), const char *what) {
+    error err = {0};
+    if (load(s, &err) == ST_OK) log_write(LOG_INFO, NULL, "security.reloaded", "what=%s", what);
+    else log_write(LOG_WARN, NULL, "security.kept", "what=%s: the new one cannot be used: %s", what, err.text);
+}
+
+/* Under the lock. */
+static void look(rpc_security *s) {
+    int64_t now = clock_now_ms();
+    if (now - s->looked_ms < s->look_ms) return;
+    s->looked_ms = now;
+    if (changed(s, CA, KEY)) again(s, load_pem, "certificate");
+    if (changed(s, TOKENS, TOKENS)) again(s, load_tokens, "tokens");
+    if (changed(s, TOKEN, TOKEN)) again(s, load_bearer, "token");
+}
+
+/* ---- open, use, close ----------------------------------------------------------------------------- */
+
+static bool copy_options(rpc_security *s, const rpc_security_options *o) {
+    const char *from[FILES] = {[CA] = o->ca, [CERT] = o->cert, [KEY] = o->key, [TOKENS] = o->tokens, [TOKEN] = o->token};
+    for (int i = 0; i < FILES; i++)
+        if (from[i] && !(s->paths[i] = mem_strdup(from[i]))) return false;
+    s->roles = o->roles;
+    s->peers = o->peers;
+    s->access = o->access;
+    s->access_count = o->access_count;
+    s->insecure = o->insecure;
+    s->look_ms = o->look_ms >= 0 ? o->look_ms : LOOK_MS;
+    return true;
+}
+
+static void give(rpc_security *s) {
+    if (!s || atomic_fetch_sub(&s->references, 1) > 1) return;
+    for (int i = 0; i < FILES; i++) mem_free(s->paths[i]);
+    rpc_pem_free(s->pem);
+    rpc_tokens_free(s->tokens);
+    rpc_file_free(s->bearer);
+    pthread_mutex_destroy(&s->lock);
+    mem_free(s);
+}
+
+status rpc_security_open(const rpc_security_options *o, rpc_security **out, error *err) {
+    if (!o->cert != !o->key) return error_set(err, ST_BAD_INPUT, "--tls-cert and --tls-key: expected both or none");
+    if (o->cert && !o->ca) return error_set(err, ST_BAD_INPUT, "--tls-cert without --tls-ca: expected the CA whose certificates are trusted");
+    rpc_security *s = mem_zalloc(1, sizeof *s);
+    if (!s) return error_set(err, ST_NO_MEMORY, "no memory for certificates");
+    atomic_init(&s->references, 1);
+    pthread_mutex_init(&s->lock, NULL);
+    status st = copy_options(s, o) ? ST_OK : error_set(err, ST_NO_MEMORY, "no memory for certificates");
+    if (st == ST_OK) {
+        changed(s, 0, FILES - 1);
+        s->looked_ms = clock_now_ms();
+        if (o->ca) st = load_pem(s, err);
+    }
+    if (st == ST_OK && o->tokens) st = load_tokens(s, err);
+    if (st == ST_OK && o->token) st = load_bearer(s, err);
+    if (st == ST_OK) *out = s;
+    else give(s);
+    return st;
+}
+
+void rpc_security_use(rpc_security *s) {
+    rpc_security *before = current;
+    current = rpc_security_take(s);
+    give(before);
+}
+
+void rpc_security_close(rpc_security *s) { give(s); }
+
+rpc_security *rpc_security_current(void) { return current; }
+
+rpc_security *rpc_security_take(rpc_security *s) {
+    if (s) atomic_fetch_add(&s->references, 1);
+    return s;
+}
+
+/* ---- what may be in the clear --------------------------------------------------------------------- */
+
+static bool is_loopback(const char *host) {
+    return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 || strcmp(host, "localhost") == 0;
+}
+
+static bool may_be_clear(const rpc_security *s, const char *host) { return is_loopback(host) || (s && s->insecure); }
+
+status rpc_security_check_clear(const char *what, const char *address, error *err) {
+    char host[RPC_HOST_MAX];
+    const char *port;
+    if (!address_split(address, host, sizeof host, &port) || may_be_clear(current, host)) return ST_OK;
+    return error_set(err, ST_DENIED, "%s %.100s: this travels unencrypted: expected a loopback address, or --insecure on a network "
+                     "that nobody else reads", what, address);
+}
+
+status rpc_security_check_listen(const char *listen, error *err) {
+    const rpc_security *s = current;
+    char host[RPC_HOST_MAX];
+    const char *port;
+    if (!address_split(listen, host, sizeof host, &port)) return ST_OK; /* said by who opens the server */
+    if (s && s->paths[CA] && !s->paths[CERT])
+        return error_set(err, ST_BAD_INPUT, "listen address %.100s with --tls-ca: expected --tls-cert and --tls-key too", listen);
+    if ((s && s->paths[CERT]) || may_be_clear(s, host)) return ST_OK;
+    return error_set(err, ST_DENIED, "listen address %.100s is not loopback: expected --tls-ca, --tls-cert and --tls-key (baton certs), "
+                     "or --insecure on a network that nobody else reaches", listen);
+}
+
+status rpc_security_check_dial(const rpc_security *s, const char *address, const char *host, error *err) {
+    if (!s || !s->paths[TOKEN] || s->paths[CA] || may_be_clear(s, host)) return ST_OK;
+    return error_set(err, ST_DENIED, "server address %.100s: a token would travel unencrypted: expected --tls-ca", address);
+}
+
+/* ---- a server ------------------------------------------------------------------------------------- */
+
+static grpc_ssl_certificate_config_reload_status fetch(void *user_data, grpc_ssl_server_certificate_config **out) {
+    rpc_server *server = user_data;
+    rpc_security *s = server->security;
+    grpc_ssl_certificate_config_reload_status answer = GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
+    pthread_mutex_lock(&s->lock);
+    look(s);
+    if (server->generation != s->generation) {
+        grpc_ssl_pem_key_cert_pair pair = {s->pem->key, s->pem->cert};
+        *out = grpc_ssl_server_certificate_config_create(s->pem->ca, &pair, 1);
+        server->generation = s->generation;
+        answer = GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return answer;
+}
+
+grpc_server_credentials *rpc_security_server_credentials(rpc_server *server) {
+    if (!server->security || !server->security->paths[CERT]) return grpc_insecure_server_credentials_create();
+    return grpc_ssl_server_credentials_create_with_options(grpc_ssl_server_credentials_create_options_using_config_fetcher(
+        GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY, fetch, server));
+}
+
+/* ---- a channel ------------------------------------------------------------------------------------ */
+
+typedef struct verifier {
+    grpc_tls_certificate_verifier_external table;
+    unsigned peers;
+} verifier;
+
+static int verify(void *user_data, grpc_tls_custom_verification_check_request *request,
+                  grpc_tls_on_custom_verification_check_done_cb callback, void *callback_arg, grpc_status_code *code, char **details) {
+    (void)callback, (void)callback_arg;
+    const verifier *v = user_data;
+    unsigned set = 0;
+    char name[RPC_NAME_MAX], has[64], wanted[64], text[256];
+    for (size_t i = 0; i < request->peer_info.san_names.uri_names_size; i++)
+        set |= rpc_role_read(request->peer_info.san_names.uri_names[i], name);
+    *code = set & v->peers ? GRPC_STATUS_OK : GRPC_STATUS_UNAUTHENTICATED;
+    if (set & v->peers) return 1;
+    snprintf(text, sizeof text, "the server's certificate has role '%s': expected %s", rpc_role_text(set, has, sizeof has),
+             rpc_role_text(v->peers, wanted, sizeof wanted));
+    *details = gpr_strdup(text);
+    return 1;
+}
+
+static void cancel(void *user_data, grpc_tls_custom_verification_check_request *request) { (void)user_data, (void)request; }
+static void destruct(void *user_data) { mem_free(user_data); }
+
+static grpc_tls_certificate_verifier *create_verifier(unsigned peers) {
+    verifier *v = mem_zalloc(1, sizeof *v);
+    if (!v) return NULL;
+    *v = (verifier){{v, verify, cancel, destruct}, peers};
+    return grpc_tls_certificate_verifier_external_create(&v->table);
+}
+
+static grpc_channel_credentials *tls_credentials(const rpc_pem *pem, unsigned peers) {
+    grpc_tls_certificate_verifier *role = create_verifier(peers);
+    if (!role) return NULL;
+    grpc_tls_identity_pairs *pairs = NULL;
+    if (pem->cert) {
+        pairs = grpc_tls_identity_pairs_create();
+        grpc_tls_identity_pairs_add_pair(pairs, pem->key, pem->cert);
+    }
+    grpc_tls_certificate_provider *files = grpc_tls_certificate_provider_static_data_create(pem->ca, pairs);
+    grpc_tls_credentials_options *o = grpc_tls_credentials_options_create();
+    grpc_tls_credentials_options_set_certificate_provider(o, files);
+    grpc_tls_credentials_options_watch_root_certs(o);
+    if (pem->cert) grpc_tls_credentials_options_watch_identity_key_cert_pairs(o);
+    grpc_tls_credentials_options_set_certificate_verifier(o, role);
+    grpc_tls_credentials_options_set_check_call_host(o, 0);
+    grpc_channel_credentials *c = grpc_tls_credentials_create(o);
+    grpc_tls_certificate_provider_release(files);
+    grpc_tls_certificate_verifier_release(role);
+    return c;
+}
+
+grpc_channel_credentials *rpc_security_channel_credentials(rpc_security *s, uint64_t *generation) {
+    if (!s || !s->paths[CA]) return grpc_insecure_credentials_create();
+    pthread_mutex_lock(&s->lock);
+    grpc_channel_credentials *c = tls_credentials(s->pem, s->peers);
+    *generation = s->generation;
+    pthread_mutex_unlock(&s->lock);
+    return c;
+}
+
+uint64_t rpc_security_generation(rpc_security *s) {
+    if (!s) return 0;
+    pthread_mutex_lock(&s->lock);
+    look(s);
+    uint64_t generation = s->generation;
+    pthread_mutex_unlock(&s->lock);
+    return generation;
+}
+
+bool rpc_security_header(rpc_security *s, grpc_metadata *out) {
+    if (!s || !s->paths[TOKEN]) return false;
+    pthread_mutex_lock(&s->lock);
+    memset(out, 0, sizeof *out);
+    out->key = grpc_slice_from_static_string("authorization");
+    out->value = grpc_slice_from_copied_string(s->bearer);
+    pthread_mutex_unlock(&s->lock);
+    return true;
+}
+
+/* ---- what caller.c asks ---------------------------------------------------------------------------- */
+
+bool rpc_security_guards(const rpc_security *s) { return s && (s->paths[CERT] || s->paths[TOKENS]); }
+
+bool rpc_security_token(rpc_security *s, const char *token, rpc_caller *out) {
+    pthread_mutex_lock(&s->lock);
+    look(s);
+    bool found = s->tokens && rpc_tokens_find(s->tokens, token, out);
+    pthread_mutex_unlock(&s->lock);
+    return found;
+}
+
+unsigned rpc_security_access(const rpc_security *s, const char *path) {
+    for (int i = 0; i < s->access_count; i++)
+        if (strcmp(s->access[i].path, path) == 0) return s->access[i].roles;
+    return 0;
+}

@@ -1,0 +1,247 @@
+/* rpc_security.c -- tests rpc/security.c with both ends of ours: TLS, roles of servers, tokens, what is refused off loopback,
+ * and new files while calls go on. */
+#include "rpc_fixture.h"
+#include "rpc_certs.h"
+
+static const rpc_access echo[] = {
+    {"/test.Echo/Unary", RPC_CLIENT}, {"/test.Echo/Stream", RPC_CLIENT | RPC_COORDINATOR}, {"/test.Echo/Bidi", RPC_CLIENT}};
+
+static rpc_security *secure(rpc_security_options o) {
+    error err = {0};
+    rpc_security *s;
+    o.access = echo;
+    o.access_count = 3;
+    if (rpc_security_open(&o, &s, &err) != ST_OK) fail_msg("%s", err.text);
+    return s;
+}
+
+/* A server with one end's options and a channel with the other's. */
+static void open_pair(fixture *f, rpc_security_options server, rpc_security_options client) {
+    error err;
+    rpc_security *s = secure(server), *c = secure(client);
+    *f = (fixture){0};
+    assert_int_equal(rpc_loop_create(&f->loop, &err), ST_OK);
+    rpc_security_use(s);
+    assert_int_equal(rpc_server_open(f->loop, "127.0.0.1:0", methods, 3, f, &f->server, &err), ST_OK);
+    rpc_server_start(f->server);
+    rpc_security_use(c);
+    assert_int_equal(rpc_channel_open(f->loop, rpc_server_address(f->server), &f->channel, &err), ST_OK);
+    rpc_security_use(NULL);
+    rpc_security_close(s);
+    rpc_security_close(c);
+}
+
+/* Without waiting for a connection that may never be. */
+static status ask_once(fixture *f, int method, const char *text, answer *a) {
+    *a = (answer){0};
+    assert_int_equal(ask(f, method, text, 0, false, a), ST_OK);
+    assert_true(run_until(f, is_true, &a->ended, 20000));
+    return a->st;
+}
+
+static int setup(void **state) {
+    if (certs_setup(state) != 0) return -1;
+    certs_make(NULL, "ca", 0, -1, 48);
+    certs_make(NULL, "ca2", 0, -1, 48);
+    certs_make("ca", "c1", RPC_COORDINATOR, -1, 1);
+    certs_make("ca", "n1", RPC_NODE, -1, 1);
+    certs_make("ca", "team-a", RPC_CLIENT, -1, 1);
+    certs_make("ca2", "c2", RPC_COORDINATOR, -1, 1);
+    certs_make("ca2", "team-b", RPC_CLIENT, -1, 1);
+    certs_write(certs_path("tokens", ""), "token-of-team-a-1 team-a\n", 0600);
+    certs_write(certs_path("token", ""), "token-of-team-a-1\n", 0600);
+    return 0;
+}
+
+static void both_show_certificates(void **state) {
+    (void)state;
+    fixture f;
+    answer a;
+    int64_t before = mem_live();
+    open_pair(&f, certs_options("ca", "c1", RPC_COORDINATOR, 0), certs_options("ca", "team-a", 0, RPC_COORDINATOR));
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_OK);
+    assert_int_equal(ask_once(&f, STREAM, "count 3", &a), ST_OK);
+    assert_int_equal(a.messages, 3);
+    fixture_close(&f);
+    assert_int_equal(mem_live(), before);
+}
+
+static void a_token_instead(void **state) {
+    (void)state;
+    fixture f;
+    answer a;
+    rpc_security_options server = certs_options("ca", "c1", RPC_COORDINATOR, 0), client = certs_options("ca", "", 0, RPC_COORDINATOR);
+    server.tokens = certs_path("tokens", "");
+    open_pair(&f, server, client);
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_UNAUTHENTICATED);
+    assert_non_null(strstr(a.text, "no credential"));
+    assert_int_equal(f.served, 0);
+    fixture_close(&f);
+    client.token = certs_path("token", "");
+    open_pair(&f, server, client);
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_OK);
+    fixture_close(&f);
+    server = (rpc_security_options){.tokens = certs_path("tokens", "")};     /* and without TLS, on loopback */
+    client = (rpc_security_options){.token = certs_path("token", "")};
+    open_pair(&f, server, client);
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_OK);
+    fixture_close(&f);
+}
+
+/* Whoever has a certificate of the CA is not yet a coordinator. */
+static void servers_are_checked(void **state) {
+    (void)state;
+    fixture f;
+    answer a;
+    open_pair(&f, certs_options("ca", "n1", RPC_NODE, 0), certs_options("ca", "team-a", 0, RPC_COORDINATOR));
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_PEER_LOST);
+    assert_non_null(strstr(a.text, "has role 'node': expected coordinator"));
+    fixture_close(&f);
+    open_pair(&f, certs_options("ca2", "c2", RPC_COORDINATOR, 0), certs_options("ca", "team-a", 0, RPC_COORDINATOR));
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_PEER_LOST);
+    assert_non_null(strstr(a.text, "certificate verify failed"));
+    fixture_close(&f);
+    open_pair(&f, (rpc_security_options){0}, certs_options("ca", "team-a", 0, RPC_COORDINATOR));
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_PEER_LOST);
+    assert_int_equal(f.served, 0);
+    fixture_close(&f);
+}
+
+static void beyond_loopback(void **state) {
+    (void)state;
+    error err;
+    rpc_loop *loop;
+    rpc_server *server = NULL;
+    rpc_channel *channel = NULL;
+    static const char *const far[] = {"0.0.0.0:0", "[::]:0", "192.0.2.1:0", "host.example:0"}, *const near[] = {"127.0.0.1:0", "127.9.9.9:0", "[::1]:0", "localhost:0"};
+    assert_int_equal(rpc_loop_create(&loop, &err), ST_OK);
+    rpc_security *tls = secure(certs_options("ca", "c1", RPC_COORDINATOR, 0)), *insecure = secure((rpc_security_options){.insecure = true});
+    rpc_security *token = secure((rpc_security_options){.token = certs_path("token", "")}), *ca = secure(certs_options("ca", "", 0, 0));
+    for (int i = 0; i < 4; i++) {
+        rpc_security_use(NULL);
+        assert_int_equal(rpc_server_open(loop, far[i], methods, 3, NULL, &server, &err), ST_DENIED);
+        assert_non_null(strstr(err.text, "--insecure"));
+        assert_int_equal(rpc_security_check_listen(near[i], &err), ST_OK);
+        assert_int_equal(rpc_security_check_clear("--kv-listen", far[i], &err), ST_DENIED);
+        assert_non_null(strstr(err.text, "--kv-listen"));
+        assert_int_equal(rpc_security_check_clear("--kv-listen", near[i], &err), ST_OK);
+        rpc_security_use(token);
+        assert_int_equal(rpc_server_open(loop, far[i], methods, 3, NULL, &server, &err), ST_DENIED);
+        assert_int_equal(rpc_channel_open(loop, far[i], &channel, &err), ST_DENIED);
+        assert_non_null(strstr(err.text, "a token would travel"));
+        rpc_security_use(ca);
+        assert_int_equal(rpc_security_check_listen(near[i], &err), ST_BAD_INPUT);
+        rpc_security_use(tls);
+        assert_int_equal(rpc_security_check_listen(far[i], &err), ST_OK);
+        assert_int_equal(rpc_security_check_clear("--kv-listen", far[i], &err), ST_DENIED);
+        rpc_security_use(insecure);
+        assert_int_equal(rpc_security_check_listen(far[i], &err), ST_OK);
+        assert_int_equal(rpc_security_check_clear("--kv-listen", far[i], &err), ST_OK);
+    }
+    assert_null(server);
+    assert_null(channel);
+    rpc_security_use(NULL);
+    rpc_security_close(tls), rpc_security_close(insecure), rpc_security_close(token), rpc_security_close(ca);
+    rpc_loop_destroy(loop);
+}
+
+static void flags_fit_together(void **state) {
+    (void)state;
+    error err;
+    rpc_security *s;
+    rpc_security_options rows[] = {{.cert = "x"}, {.key = "x"}, {.ca = "x", .cert = "x"}, {.cert = "x", .key = "x"}};
+    for (int i = 0; i < 4; i++) assert_int_equal(rpc_security_open(&rows[i], &s, &err), ST_BAD_INPUT);
+    assert_int_equal(rpc_security_open(&(rpc_security_options){.tokens = "/no/such/file"}, &s, &err), ST_NOT_FOUND);
+    certs_write(certs_path("two", ""), "one-token-and another\n", 0600);
+    assert_int_equal(rpc_security_open(&(rpc_security_options){.token = certs_path("two", "")}, &s, &err), ST_BAD_INPUT);
+    certs_write(certs_path("two", ""), "\n", 0600);
+    assert_int_equal(rpc_security_open(&(rpc_security_options){.token = certs_path("two", "")}, &s, &err), ST_BAD_INPUT);
+    certs_write(certs_path("two", ""), "token-for-everyone", 0644);
+    assert_int_equal(rpc_security_open(&(rpc_security_options){.token = certs_path("two", "")}, &s, &err), ST_DENIED);
+}
+
+/* ---- new files ------------------------------------------------------------------------------------ */
+
+static void move(const char *from, const char *to) {
+    static const char *const endings[] = {".crt", ".key"};
+    for (int i = 0; i < 2; i++) {
+        char *text;
+        FILE *f = fopen(certs_path(from, endings[i]), "re");
+        assert_non_null(f);
+        assert_non_null(text = calloc(1, 8192));
+        assert_true(fread(text, 1, 8191, f) > 0);
+        fclose(f);
+        certs_write(certs_path(to, endings[i]), text, 0600);
+        free(text);
+    }
+}
+
+/* Over a connection of its own. */
+static status ask_anew(fixture *f, rpc_security_options client) {
+    answer a;
+    error err;
+    rpc_channel *before = f->channel;
+    rpc_security *s = secure(client);
+    rpc_security_use(s);
+    assert_int_equal(rpc_channel_open(f->loop, rpc_server_address(f->server), &f->channel, &err), ST_OK);
+    rpc_security_use(NULL);
+    rpc_security_close(s);
+    status st = ask_once(f, UNARY, "echo", &a);
+    rpc_channel_close(f->channel);
+    f->channel = before;
+    return st;
+}
+
+static bool serves_two(void *arg) { return ((fixture *)arg)->served == 2; }
+
+static void certificates_are_renewed(void **state) {
+    (void)state;
+    fixture f;
+    answer a, hanging = {0};
+    move("ca", "live-ca"), move("c1", "live"), move("team-a", "live-client");
+    rpc_security_options server = certs_options("live-ca", "live", RPC_COORDINATOR, 0);
+    rpc_security_options client = certs_options("live-ca", "live-client", 0, RPC_COORDINATOR);
+    open_pair(&f, server, client);
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_OK);
+    assert_int_equal(ask(&f, STREAM, "hang", 0, false, &hanging), ST_OK);
+    assert_true(run_until(&f, serves_two, &f, 20000));
+    certs_write(certs_path("live", ".crt"), "broken", 0600);         /* half of a change: the old ones go on */
+    assert_int_equal(ask_anew(&f, certs_options("ca", "team-a", 0, RPC_COORDINATOR)), ST_OK);
+    assert_int_equal(ask_anew(&f, certs_options("ca2", "team-b", 0, RPC_COORDINATOR)), ST_PEER_LOST);
+    move("ca2", "live-ca"), move("c2", "live"), move("team-b", "live-client");
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_OK);        /* the same channel connects anew */
+    assert_int_equal(ask_anew(&f, certs_options("ca2", "team-b", 0, RPC_COORDINATOR)), ST_OK);
+    assert_int_equal(ask_anew(&f, certs_options("ca", "team-a", 0, RPC_COORDINATOR)), ST_PEER_LOST);
+    assert_false(hanging.ended);
+    rpc_stream_cancel(hanging.stream);
+    assert_true(run_until(&f, is_true, &hanging.ended, 20000));
+    assert_int_equal(hanging.st, ST_CANCELED);
+    fixture_close(&f);
+}
+
+static void tokens_are_taken_back(void **state) {
+    (void)state;
+    fixture f;
+    answer a;
+    rpc_security_options server = {.tokens = certs_path("live-tokens", "")}, client = {.token = certs_path("live-token", "")};
+    certs_write(server.tokens, "token-of-team-a-1 team-a\n", 0600);
+    certs_write(client.token, "token-of-team-a-1", 0600);
+    open_pair(&f, server, client);
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_OK);
+    certs_write(server.tokens, "token-of-team-b-22 team-b\n", 0600);
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_UNAUTHENTICATED);
+    assert_int_equal(f.served, 1);
+    certs_write(server.tokens, "no token", 0600);                    /* cannot be used: team-b's is kept */
+    certs_write(client.token, "token-of-team-b-22", 0600);
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_OK);
+    fixture_close(&f);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(both_show_certificates), cmocka_unit_test(a_token_instead),          cmocka_unit_test(servers_are_checked),
+        cmocka_unit_test(beyond_loopback),        cmocka_unit_test(flags_fit_together),       cmocka_unit_test(certificates_are_renewed),
+        cmocka_unit_test(tokens_are_taken_back),
+    };
+    return cmocka_run_group_tests(tests, setup, certs_teardown);
+}
