@@ -25,6 +25,7 @@ static const config_row bench_rows[] = {
     CLI_TEXT("server", server, NULL, "HOST:PORT",
              "load: the coordinator to ask, default 127.0.0.1:50051; with --model a cluster is started instead, with "
              "--prefill, --decode, --tp, the engine's flags, and BATON_ variables for what else `baton up` has"),
+    CLI_CREDENTIAL,
     CLI_INT("prefill", prefill, "1", 0, 64, "N", "load --model: prefill nodes"),
     CLI_INT("decode", decode, "1", 1, 64, "N", "load --model: decode nodes"),
     CLI_REAL("rate", rate, "0", "X", "load: requests a second, Poisson; 0: 1, or a trace's own"),

@@ -97,9 +97,12 @@ static cli_exit run(const cli_options *o, const bench_load_plan *p) {
     cli_local local = {.pid = -1};
     const char *server = o->model ? local.server : o->server ? o->server : "127.0.0.1:50051";
     if (o->model && cli_local_start(&local, o, &err) != ST_OK) return cli_complain(CLI_FAILED, "%s", err.text);
-    status st = cli_client_open(server, &c, &err);
-    if (st == ST_BAD_INPUT) return cli_usage("bench", "--server: %s", err.text);
-    if (st == ST_OK) st = run_on(c, o, p, &figures, &err);
+    status st = cli_client_open(o->model ? NULL : o, server, &c, &err);
+    if (st != ST_OK) {
+        cli_local_stop(&local);
+        return cli_client_unopened(st, "bench", &err);
+    }
+    st = run_on(c, o, p, &figures, &err);
     cli_client_close(c);
     cli_local_stop(&local);
     if (st == ST_OK) st = show(o, &figures, &err);

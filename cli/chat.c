@@ -10,6 +10,7 @@ static cli_exit chat(const cli_options *o, const char *const *words, int count);
 
 static const config_row rows[] = {
     CLI_SERVER,
+    CLI_CREDENTIAL,
     CLI_TEXT("system", system, NULL, "TEXT", "a system message before the first line"),
     CLI_INT("max-tokens", max_tokens, "512", 1, 2147483647, "N", "most tokens of an answer"),
     CLI_REAL("temperature", temperature, "0.7", "X", "0: always the likeliest token"),
@@ -120,9 +121,8 @@ static cli_exit chat(const cli_options *o, const char *const *words, int count) 
     (void)count;
     error err = {0};
     cli_client *c;
-    status st = cli_client_open(o->server, &c, &err);
-    if (st == ST_BAD_INPUT) return cli_usage("chat", "--server: %s", err.text);
-    if (st != ST_OK) return cli_complain(CLI_FAILED, "%s", err.text);
+    status st = cli_client_open(o, o->server, &c, &err);
+    if (st != ST_OK) return cli_client_unopened(st, "chat", &err);
     talk *t = mem_zalloc(1, sizeof *t);
     cli_exit code = CLI_FAILED;
     if (t && (!o->system || say(t, "system", mem_strdup(o->system))))

@@ -13,7 +13,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-enum { ROWS_MAX = 64, ARG_BYTES = CLI_PATH_MAX + 64 };
+enum { ROWS_MAX = 96, ARG_BYTES = CLI_PATH_MAX + 64 };
 
 typedef struct arguments {
     char *at[ROWS_MAX + 4];      /* "baton", the command, its word, its flags, NULL */

@@ -32,9 +32,11 @@ typedef struct cli_options {
     int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
     int64_t burst, shared_tokens, slow_readers, streams, wait_ms;
     const char *seed;
+    const char *tls_ca, *tls_cert, *tls_key, *tokens_file, *token_file, *dir, *hosts;
+    int64_t days;
     double rate, duration, slo_ttft, slo_itl;
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-    bool vllm_metrics, prefix_cache, cache, speculate_adapt, json, ignore_eos, explain, chat, special, force, quick, dry_run;
+    bool insecure, vllm_metrics, prefix_cache, cache, speculate_adapt, json, ignore_eos, explain, chat, special, force, quick, dry_run;
 } cli_options;
 
 typedef struct cli_command {
@@ -141,10 +143,28 @@ typedef struct cli_command {
             "prompt tokens of one tenant that may wait for a place"),                               \
     CLI_INT("heartbeat-ms", heartbeat_ms, "500", 10, 60000, "MS", "a node silent for three of these is lost")
 
+/* Of processes that listen. */
+#define CLI_TLS                                                                                     \
+    CLI_TEXT("tls-ca", tls_ca, NULL, "FILE", "certificates (PEM) of the CA that others' must come from; `baton certs` makes one"), \
+    CLI_TEXT("tls-cert", tls_cert, NULL, "FILE", "this process's certificate: TLS, and nobody is let in without a credential"), \
+    CLI_TEXT("tls-key", tls_key, NULL, "FILE", "its private key; new files are taken up while it runs"), \
+    CLI_SWITCH("insecure", insecure, NULL,                                                          \
+               "listen beyond loopback without TLS, and let KV pages and ranks' sums travel there unencrypted: only " \
+               "on a network that nobody else reaches")
+#define CLI_TOKENS                                                                                  \
+    CLI_TEXT("tokens-file", tokens_file, NULL, "FILE",                                              \
+             "who is let in by a bearer token: lines of TOKEN TENANT [admin]; TOKEN may be sha256:HEX")
+/* Of those that call a coordinator. */
+#define CLI_CREDENTIAL                                                                              \
+    CLI_TEXT("tls-ca", tls_ca, NULL, "FILE", "certificates (PEM) of the CA that the coordinator's must come from: TLS"), \
+    CLI_TEXT("tls-cert", tls_cert, NULL, "FILE", "the caller's certificate, a client's or an admin's"), \
+    CLI_TEXT("tls-key", tls_key, NULL, "FILE", "its private key"),                                  \
+    CLI_TEXT("token-file", token_file, NULL, "FILE", "a file with the caller's bearer token, instead of a certificate")
+
 #define CLI_ROWS(rows) rows, (int)(sizeof rows / sizeof *rows)
 
 extern const cli_command cli_up, cli_coordinator, cli_prefill, cli_decode, cli_generate, cli_chat;
-extern const cli_command cli_nodes, cli_top, cli_drain, cli_undrain, cli_role;
+extern const cli_command cli_nodes, cli_top, cli_drain, cli_undrain, cli_role, cli_certs;
 extern const cli_command cli_bench, cli_tokenize, cli_perplexity, cli_logits, cli_quantize;
 extern const cli_command *const cli_commands[];
 extern const int cli_commands_count;
@@ -218,13 +238,24 @@ cli_exit cli_log_setup(const cli_options *o, const char *command, const char *pr
 
 void cli_notify(const char *state);          /* to systemd: "READY=1", "STOPPING=1" */
 
+/* ---- security.c ---------------------------------------------------------------------------------- */
+
+/* What --tls-ca and its like say, for every server and channel of this process. roles: what it is (RPC_NODE, ...). On
+ * failure it has been said. */
+cli_exit cli_security_serve(const cli_options *o, const char *command, unsigned roles);
+/* The same for a client of a coordinator. */
+status cli_security_call(const cli_options *o, error *err);
+
 /* ---- client.c ------------------------------------------------------------------------------------ */
 
 /* A connection to a coordinator; the calling thread is its loop's. Ctrl-C cancels what runs. */
 typedef struct cli_client cli_client;
 
-status cli_client_open(const char *server, cli_client **out, error *err);
+/* o: the caller's credential; NULL: the server is a cluster of this process's own. */
+status cli_client_open(const cli_options *o, const char *server, cli_client **out, error *err);
 void cli_client_close(cli_client *c);
+/* It did not open: said in one line, as a wrong flag's value or as a failure. */
+cli_exit cli_client_unopened(status st, const char *command, const error *err);
 /* One call, messages given to on_message as they come; returns when it has ended. ST_CANCELED: Ctrl-C. */
 status cli_client_call(cli_client *c, const rpc_method *method, const ProtobufCMessage *request,
                        int64_t timeout_ms, void (*on_message)(const ProtobufCMessage *m, void *user),

@@ -61,12 +61,15 @@ void cli_client_hold_signals(void) {
 }
 
 /* One client a process: the signal thread is never joined and ends with it. */
-status cli_client_open(const char *server, cli_client **out, error *err) {
+status cli_client_open(const cli_options *o, const char *server, cli_client **out, error *err) {
     static cli_client client = {.lock = PTHREAD_MUTEX_INITIALIZER};
     pthread_t thread;
+    if (o) TRY(cli_security_call(o, err));
     cli_client_hold_signals();
     TRY(rpc_loop_create(&client.loop, err));
-    status st = rpc_channel_open(client.loop, server, &client.channel, err);
+    error cause;
+    status st = rpc_channel_open(client.loop, server, &client.channel, &cause);
+    if (st != ST_OK) error_set(err, st, "--server: %s", cause.text);
     if (st == ST_OK && pthread_create(&thread, NULL, wait_signals, &client) != 0)
         st = error_set(err, ST_NO_MEMORY, "no thread for signals");
     if (st != ST_OK) {
@@ -80,6 +83,10 @@ status cli_client_open(const char *server, cli_client **out, error *err) {
     pthread_mutex_unlock(&client.lock);
     *out = &client;
     return ST_OK;
+}
+
+cli_exit cli_client_unopened(status st, const char *command, const error *err) {
+    return st == ST_BAD_INPUT ? cli_usage(command, "%s", err->text) : cli_complain(CLI_FAILED, "%s", err->text);
 }
 
 void cli_client_close(cli_client *c) {
@@ -150,6 +157,7 @@ cli_exit cli_client_report(status st, const error *err, const char *server, int6
     case ST_BAD_INPUT:
     case ST_NOT_FOUND:
     case ST_DENIED:
+    case ST_UNAUTHENTICATED:
     case ST_REFUSED:
     case ST_UNSUPPORTED:
         return cli_complain(CLI_REFUSED, "refused by %s: %s", server, err->text);

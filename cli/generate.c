@@ -9,6 +9,7 @@ static cli_exit generate(const cli_options *o, const char *const *words, int cou
 
 static const config_row rows[] = {
     CLI_SERVER,
+    CLI_CREDENTIAL,
     CLI_TEXT("prompt", prompt, NULL, "TEXT", "the prompt as text"),
     CLI_TEXT("prompt-file", prompt_file, NULL, "FILE", "the prompt from a file; - reads stdin"),
     CLI_TEXT("tokens", tokens, NULL, "1,2,3", "the prompt as token ids"),
@@ -361,11 +362,9 @@ static cli_exit ask(const cli_options *o, const ProtobufCMessage *request) {
     cli_client *c = NULL;
     int64_t retry_ms = -1;
     answers w = {.stream = !o->json && o->n == 1, .explain = !o->json && o->explain};
-    status st = cli_client_open(o->server, &c, &err);
-    if (st == ST_BAD_INPUT) return cli_usage("generate", "--server: %s", err.text);
-    if (st == ST_OK)
-        st = cli_client_call(c, &cli_generate_method, request, o->timeout_ms, on_chunk, &w, &err,
-                             &retry_ms);
+    status st = cli_client_open(o, o->server, &c, &err);
+    if (st != ST_OK) return cli_client_unopened(st, "generate", &err);
+    st = cli_client_call(c, &cli_generate_method, request, o->timeout_ms, on_chunk, &w, &err, &retry_ms);
     cli_client_close(c);
     if (st == ST_OK && w.failed) st = error_set(&err, ST_NO_MEMORY, "no memory for the answer");
     if (st == ST_OK)

@@ -19,6 +19,7 @@ static status fill_options(const cli_options *o, arena *a, cli_options *up, erro
     TRY(config_parse(cli_up.rows, cli_up.rows_count, 1, argv, a, up, words, 0, &count, err));
     up->model = o->model;
     up->listen = "127.0.0.1:0";
+    up->tls_ca = up->tls_cert = up->tls_key = up->tokens_file = NULL; /* its only client is the command */
     up->log_level = "warn";
     up->prefill = o->prefill;
     up->decode = o->decode;

@@ -13,7 +13,8 @@
 const cli_command *const cli_commands[] = {
     &cli_up,       &cli_generate,   &cli_chat,        &cli_nodes, &cli_top,   &cli_drain,
     &cli_undrain,  &cli_role,       &cli_coordinator, &cli_prefill, &cli_decode,
-    &cli_tokenize, &cli_perplexity, &cli_logits,      &cli_quantize,   &cli_bench,
+    &cli_certs,    &cli_tokenize,   &cli_perplexity,  &cli_logits,  &cli_quantize,
+    &cli_bench,
 };
 const int cli_commands_count = sizeof cli_commands / sizeof *cli_commands;
 

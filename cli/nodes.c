@@ -9,7 +9,7 @@ static cli_exit drain(const cli_options *o, const char *const *words, int count)
 static cli_exit undrain(const cli_options *o, const char *const *words, int count);
 static cli_exit role(const cli_options *o, const char *const *words, int count);
 
-static const config_row rows[] = {CLI_SERVER, CLI_JSON};
+static const config_row rows[] = {CLI_SERVER, CLI_CREDENTIAL, CLI_JSON};
 
 const cli_command cli_nodes = {
     "nodes", "", "The processes of a cluster: roles, states, pages.", CLI_ROWS(rows), 0, 0, nodes};
@@ -137,11 +137,9 @@ static cli_exit ask(const cli_options *o, const rpc_method *method, const Protob
     error err = {0};
     cli_client *c = NULL;
     int64_t retry_ms = -1;
-    status st = cli_client_open(o->server, &c, &err);
-    if (st == ST_BAD_INPUT) return cli_usage(cli_nodes.name, "--server: %s", err.text);
-    if (st == ST_OK)
-        st = cli_client_call(c, method, request, TIMEOUT_MS, on_message, (void *)(uintptr_t)o, &err,
-                             &retry_ms);
+    status st = cli_client_open(o, o->server, &c, &err);
+    if (st != ST_OK) return cli_client_unopened(st, cli_nodes.name, &err);
+    st = cli_client_call(c, method, request, TIMEOUT_MS, on_message, (void *)(uintptr_t)o, &err, &retry_ms);
     cli_client_close(c);
     return cli_client_report(st, &err, o->server, retry_ms, false);
 }

@@ -36,6 +36,8 @@ static const config_row coordinator_rows[] = {
     CLI_TEXT("nodes", nodes, NULL, "HOST:PORT,...", "addresses of the prefill and decode nodes"),
     CLI_REGISTRY("embedded: the nodes are those of --nodes"),
     CLI_TEXT("id", id, "coordinator-1", "NAME", "its name in logs and `baton nodes`"),
+    CLI_TLS,
+    CLI_TOKENS,
     CLI_COORDINATOR,
     CLI_GRACE,
     CLI_INT("expect-prefill", expect_prefill, "0", 0, 1024, "N",
@@ -52,6 +54,7 @@ static const config_row coordinator_rows[] = {
                  "where coordinators connect; port 0 takes a free one"),                           \
         CLI_TEXT("kv-listen", kv_listen, "127.0.0.1:0", "HOST:PORT", "where KV pages arrive"),     \
         CLI_HTTP("off", "off: nowhere"),                                                           \
+        CLI_TLS,                                                                                   \
         CLI_REGISTRY("embedded: coordinators know it by --nodes"),                                 \
         CLI_TEXT("id", id, role "-1", "NAME", "its name in logs and `baton nodes`"), CLI_TP,       \
         CLI_RANK, CLI_ENGINE,                                                                      \
@@ -189,6 +192,7 @@ static cli_exit coordinator(const cli_options *o, const char *const *words, int 
         return cli_usage("coordinator", "--prefill-policy '%.40s': expected auto, local or remote",
                          o->prefill_policy);
     cli_exit code = cli_log_setup(o, "coordinator", o->id);
+    if (code == CLI_OK) code = cli_security_serve(o, "coordinator", RPC_COORDINATOR);
     if (code != CLI_OK) return code;
     cli_client_hold_signals();
     if (coord_service_open(&options, &s, &err) != ST_OK)
@@ -367,6 +371,7 @@ static cli_exit serve_node(const cli_options *o, const cli_command *command) {
     cli_exit code = cli_ranks_check(o, command->name);
     if (code != CLI_OK) return code;
     code = cli_log_setup(o, command->name, o->id);
+    if (code == CLI_OK) code = cli_security_serve(o, command->name, RPC_NODE);
     if (code != CLI_OK) return code;
     if (o->rank == 0) cli_client_hold_signals();
     if (o->tp > 1 && !o->group && cli_ranks_start(&others, command, NULL, &mine, &err) != ST_OK)

@@ -12,6 +12,7 @@ static cli_exit top(const cli_options *o, const char *const *words, int count);
 
 static const config_row rows[] = {
     CLI_SERVER,
+    CLI_CREDENTIAL,
     CLI_INT("interval-ms", interval_ms, "1000", 100, 3600000, "MS", "from one screen to the next"),
     CLI_INT("count", count, "0", 0, 1000000000, "N", "so many screens, then the end; 0: until Ctrl-C"),
 };
@@ -174,16 +175,17 @@ static cli_exit top(const cli_options *o, const char *const *words, int count) {
     if (!s) return cli_complain(CLI_FAILED, "no memory");
     s->o = o;
     s->terminal = isatty(STDOUT_FILENO);
-    status st = cli_client_open(o->server, &s->client, &err);
-    if (st == ST_OK) {
-        if (s->terminal) fputs("\033[?1049h\033[?25l", stdout);      /* alternate buffer, no cursor */
-        st = cli_client_call(s->client, &watch, &r.base, 0, on_topology, s, &err, &retry_ms);
-        if (s->terminal) fputs("\033[?25h\033[?1049l", stdout);
-        fflush(stdout);
+    status st = cli_client_open(o, o->server, &s->client, &err);
+    if (st != ST_OK) {
+        mem_free(s);
+        return cli_client_unopened(st, "top", &err);
     }
+    if (s->terminal) fputs("\033[?1049h\033[?25l", stdout);          /* alternate buffer, no cursor */
+    st = cli_client_call(s->client, &watch, &r.base, 0, on_topology, s, &err, &retry_ms);
+    if (s->terminal) fputs("\033[?25h\033[?1049l", stdout);
+    fflush(stdout);
     cli_client_close(s->client);
     bool ended = st == ST_CANCELED && s->drawn > 0;                 /* by --count or Ctrl-C */
     mem_free(s);
-    if (st == ST_BAD_INPUT) return cli_usage("top", "--server: %s", err.text);
     return ended ? CLI_OK : cli_client_report(st, &err, o->server, retry_ms, false);
 }

@@ -46,6 +46,8 @@ static const config_row rows[] = {
     CLI_ENGINE,
     CLI_PAGES,
     CLI_SPECULATE,
+    CLI_TLS,
+    CLI_TOKENS,
     CLI_COORDINATOR,
     CLI_GRACE,
     CLI_TEXT("log-dir", log_dir, NULL, "DIR",
@@ -384,6 +386,7 @@ static cli_exit up(const cli_options *o, const char *const *words, int count) {
     if (!o->model) return cli_usage("up", "--model FILE is missing");
     if (decode_speculate_check(&speculate, &err) != ST_OK) return cli_usage("up", "%s", err.text);
     cli_exit code = cli_log_setup(o, "up", "up");
+    if (code == CLI_OK) code = cli_security_serve(o, "up", RPC_COORDINATOR | RPC_NODE); /* of its children */
     if (code != CLI_OK) return code;
     supervisor *u = mem_zalloc(1, sizeof *u);
     if (!u) return cli_complain(CLI_FAILED, "no memory");

@@ -21,6 +21,13 @@ static bool are_numeric(const char *list) {
     return count > 0 && !*list;
 }
 
+/* A node without --insecure sends no KV page in the clear to another machine, whoever asks. */
+static status check_clear(const char *list, error *err) {
+    char one[NODE_ADDRESS_MAX];
+    while (node_transfer_next_address(&list, one)) TRY(rpc_security_check_clear("KV pages to", one, err));
+    return ST_OK;
+}
+
 static status read_request(const node_facts *facts, const ProtobufCMessage *message, node_request *r,
                            error *err) {
     const Baton__Node__V1__PrefillRequest *m = (const Baton__Node__V1__PrefillRequest *)message;
@@ -38,6 +45,7 @@ static status read_request(const node_facts *facts, const ProtobufCMessage *mess
     if (m->send_end > m->skip && !are_numeric(m->kv_address))
         return error_set(err, ST_BAD_INPUT, "kv_address '%.80s': expected HOST:PORT with a numeric host, of each of at most %d ranks",
                          m->kv_address, COLL_RANKS_MAX);
+    if (m->send_end > m->skip) TRY(check_clear(m->kv_address, err));
     TRY(node_service_kv_type(facts, m->pairing, &r->kv_type, err));
     r->kv_address = arena_strndup(r->memory, m->kv_address, bytes);
     if (!r->kv_address) return error_set(err, ST_NO_MEMORY, "no memory for the kv_address");

@@ -79,7 +79,7 @@ class Group:
     def start(self, args, rank, namespace):
         command = ['ip', 'netns', 'exec', namespace, args.baton, 'decode', '--model', args.model, '--id', f'tcp.{rank}' if rank else 'tcp',
                    '--tp', '2', '--rank', str(rank), '--group', f'{ADDRESS[R0]}:{GROUP_PORT}', '--no-prefix-cache', '--threads', '1',
-                   '--listen', f'{ADDRESS[namespace]}:{GRPC_PORT}', '--kv-listen', f'{ADDRESS[namespace]}:0']
+                   '--listen', f'{ADDRESS[namespace]}:{GRPC_PORT}', '--kv-listen', f'{ADDRESS[namespace]}:0', '--insecure']
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
 
     def __enter__(self):

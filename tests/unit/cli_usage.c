@@ -115,6 +115,22 @@ static void refusals(void **state) {
         {"bench engine --model x --kv-dtype f8", 2, "f8"},
         {"bench engine --model /no/such/file", 1, "/no/such/file"},
         {"logits --model x --tokens 1", 2, "--out"},
+        {"up --model x --listen 0.0.0.0:1", 2, "--insecure"},
+        {"coordinator --model x --nodes a:1 --listen 192.0.2.1:1", 2, "--tls-ca"},
+        {"coordinator --model x --nodes a:1 --tls-ca /no/such/ca", 1, "/no/such/ca"},
+        {"decode --model x --listen [::]:1", 2, "[::]:1"},
+        {"decode --model x --kv-listen 0.0.0.0:0", 2, "--kv-listen 0.0.0.0:0"},
+        {"prefill --model x --tp 2 --rank 1 --group 192.0.2.1:9", 2, "--group 192.0.2.1:9"},
+        {"up --model x --tls-ca x --tls-cert y", 2, "--tls-key"},
+        {"up --model x --tokens-file /no/such/tokens", 1, "/no/such/tokens"},
+        {"generate --prompt a --tls-ca /no/such/ca", 1, "/no/such/ca"},
+        {"nodes --token-file /no/such/token", 1, "/no/such/token"},
+        {"certs", 2, "ROLE"},
+        {"certs node", 2, "NAME"},
+        {"certs cook x", 2, "cook"},
+        {"certs ca x", 2, "ca: expected no name"},
+        {"certs client a/b", 2, "a/b"},
+        {"certs node x --dir /no/such/dir", 1, "/no/such/dir"},
         {"quantize x", 2, "IN OUT"},
         {"quantize x y", 2, "--type"},
         {"quantize x y --type q6_k", 2, "q6_k"},
@@ -135,9 +151,9 @@ static void refusals(void **state) {
 static void help(void **state) {
     (void)state;
     static const struct { const char *words, *has, *lacks; } rows[] = {
-        {"--help", "top  ", "etcd"}, {"help", "exit codes", "certs"},
+        {"--help", "top  ", "etcd"}, {"help", "exit codes", "--grpc"},
         {"up --help", "BATON_DRAFT", "--grpc"}, {"help up", "--prefill N", "--grpc"},
-        {"generate --help", "--top-p", "--draft"}, {"help --markdown", "| `--listen HOST:PORT`", "certs"},
+        {"generate --help", "--top-p", "--draft"}, {"help --markdown", "| `--listen HOST:PORT`", "--grpc"},
         {"version", "baton ", "help"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

@@ -1,0 +1,36 @@
+/* security.c -- --tls-ca, --tls-cert, --tls-key, --tokens-file, --token-file and --insecure: what a process's servers and
+ * channels get of them. What they mean stands in rpc/security.c. */
+#include "cli/cli.h"
+#include "cluster/cluster.h"
+
+static status use(const cli_options *o, unsigned roles, unsigned peers, error *err) {
+    rpc_security *s;
+    rpc_security_options options = {.ca = o->tls_ca,
+                                    .cert = o->tls_cert,
+                                    .key = o->tls_key,
+                                    .roles = roles,
+                                    .peers = peers,
+                                    .tokens = o->tokens_file,
+                                    .token = o->token_file,
+                                    .access = cluster_access,
+                                    .access_count = cluster_access_count,
+                                    .insecure = o->insecure,
+                                    .look_ms = -1};
+    TRY(rpc_security_open(&options, &s, err));
+    rpc_security_use(s);
+    rpc_security_close(s);
+    return ST_OK;
+}
+
+cli_exit cli_security_serve(const cli_options *o, const char *command, unsigned roles) {
+    error err = {0};
+    status st = use(o, roles, RPC_NODE, &err);
+    if (st == ST_BAD_INPUT) return cli_usage(command, "%s", err.text);
+    if (st != ST_OK) return cli_complain(CLI_FAILED, "%s", err.text);
+    st = rpc_security_check_listen(o->listen, &err);
+    if (st == ST_OK && o->kv_listen) st = rpc_security_check_clear("--kv-listen", o->kv_listen, &err);
+    if (st == ST_OK && o->group) st = rpc_security_check_clear("--group", o->group, &err);
+    return st == ST_OK ? CLI_OK : cli_usage(command, "%s", err.text);
+}
+
+status cli_security_call(const cli_options *o, error *err) { return use(o, 0, RPC_COORDINATOR, err); }
