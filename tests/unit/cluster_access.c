@@ -129,7 +129,9 @@ static grpc_channel *dial(const rpc_server *server, const credential *c) {
 static grpc_status_code ask(grpc_channel *channel, const char *path, const credential *c) {
     grpc_completion_queue *queue = grpc_completion_queue_create_for_pluck(NULL);
     gpr_timespec deadline = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_seconds(20, GPR_TIMESPAN));
-    grpc_call *call = grpc_channel_create_call(channel, NULL, 0, queue, grpc_slice_from_copied_string(path), NULL, deadline, NULL);
+    grpc_slice method = grpc_slice_from_copied_string(path);
+    grpc_call *call = grpc_channel_create_call(channel, NULL, 0, queue, method, NULL, deadline, NULL);
+    grpc_slice_unref(method);
     grpc_slice nothing = grpc_empty_slice(), text;
     grpc_byte_buffer *request = grpc_raw_byte_buffer_create(&nothing, 1), *reply = NULL;
     grpc_metadata_array initial, trailing;

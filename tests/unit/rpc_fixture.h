@@ -32,6 +32,7 @@ typedef struct fixture {
     int64_t time_left_ms;
     char header[100];                /* the last call's user-agent */
     char token[20];                  /* and its "token", "" if it had none */
+    char tenant[RPC_NAME_MAX];       /* and whose it was */
 } fixture;
 
 typedef struct flood { fixture *f; int left; } flood;
@@ -103,6 +104,7 @@ static inline void serve(rpc_call *c, const ProtobufCMessage *request, void *ctx
     if (agent) snprintf(f->header, sizeof f->header, "%s", agent);
     const char *token = rpc_call_header(c, "token");
     snprintf(f->token, sizeof f->token, "%s", token ? token : "");
+    snprintf(f->tenant, sizeof f->tenant, "%s", rpc_call_tenant(c));
     rpc_call_watch(c, &hang_events, f);
     if (strcmp(text, "hang") == 0) return;
     bool held = strncmp(text, "held ", 5) == 0;

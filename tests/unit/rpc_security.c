@@ -209,7 +209,9 @@ static void certificates_are_renewed(void **state) {
     assert_int_equal(ask_anew(&f, certs_options("ca", "team-a", 0, RPC_COORDINATOR)), ST_OK);
     assert_int_equal(ask_anew(&f, certs_options("ca2", "team-b", 0, RPC_COORDINATOR)), ST_PEER_LOST);
     move("ca2", "live-ca"), move("c2", "live"), move("team-b", "live-client");
+    assert_string_equal(f.tenant, "team-a");
     assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_OK);        /* the same channel connects anew */
+    assert_string_equal(f.tenant, "team-b");
     assert_int_equal(ask_anew(&f, certs_options("ca2", "team-b", 0, RPC_COORDINATOR)), ST_OK);
     assert_int_equal(ask_anew(&f, certs_options("ca", "team-a", 0, RPC_COORDINATOR)), ST_PEER_LOST);
     assert_false(hanging.ended);
