@@ -29,6 +29,7 @@ cli_exit cli_security_serve(const cli_options *o, const char *command, unsigned 
     if (st != ST_OK) return cli_complain(CLI_FAILED, "%s", err.text);
     st = rpc_security_check_listen(o->listen, &err);
     if (st == ST_OK && o->kv_listen) st = rpc_security_check_clear("--kv-listen", o->kv_listen, &err);
+    if (st == ST_OK && o->http) st = rpc_security_check_clear("--http", o->http, &err);
     if (st == ST_OK && o->group) st = rpc_security_check_clear("--group", o->group, &err);
     return st == ST_OK ? CLI_OK : cli_usage(command, "%s", err.text);
 }

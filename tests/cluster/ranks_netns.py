@@ -147,7 +147,7 @@ def fault(client, load, group, what, break_it):
 def story(args):
     with contextlib.ExitStack() as stack:
         common = ['--no-prefix-cache', '--threads', 1]
-        prefill = stack.enter_context(node(args, 'prefill', 'prefill-1', '--chunk', 64, *common))
+        prefill = stack.enter_context(node(args, 'prefill', 'prefill-1', '--chunk', 64, '--insecure', *common))
         shared = stack.enter_context(node(args, 'decode', 'shm', '--tp', 2, *common))
         over_tcp = f'{ADDRESS[R0]}:{GRPC_PORT}'
 

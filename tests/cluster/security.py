@@ -179,10 +179,10 @@ def children(pid):
 
 
 def census(cluster):
-    """One port a coordinator, a gRPC and a KV port a node, all told by Topology; on loopback."""
+    """gRPC and HTTP of each process and KV of each rank of a node, all told by Topology or the log; on loopback."""
     def ports(text):
         return {int(a.rpartition(':')[2]) for a in text.split(',')}
-    documented = ports(cluster.server)
+    documented = ports(cluster.server) | {p for a in re.findall(r'http.listening address=(\S+)', cluster.log_text()) for p in ports(a)}
     for n in cluster.nodes():
         if n.role != 'coordinator':
             documented |= ports(n.address) | ports(n.kv_address)
