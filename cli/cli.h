@@ -32,7 +32,7 @@ typedef struct cli_options {
     int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
     int64_t burst, shared_tokens, slow_readers, streams, wait_ms;
     const char *seed;
-    const char *tls_ca, *tls_cert, *tls_key, *tokens_file, *token_file, *dir, *hosts;
+    const char *tls_ca, *tls_cert, *tls_key, *tokens_file, *token_file, *etcd_ca, *etcd_cert, *etcd_key, *dir, *hosts;
     int64_t days;
     double rate, duration, slo_ttft, slo_itl;
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
@@ -66,7 +66,10 @@ typedef struct cli_command {
 #define CLI_REGISTRY(embedded)                                                                      \
     CLI_TEXT("registry", registry, "embedded", "WHERE",                                             \
              embedded "; or etcd://[USER:PASSWORD@]HOST:PORT,...[/PREFIX]: nodes register there and " \
-             "coordinators find them")
+             "coordinators find them"),                                                             \
+    CLI_TEXT("etcd-ca", etcd_ca, NULL, "FILE", "certificates (PEM) of the CA that etcd's must come from, with its host name: TLS"), \
+    CLI_TEXT("etcd-cert", etcd_cert, NULL, "FILE", "the certificate that etcd may ask for"),        \
+    CLI_TEXT("etcd-key", etcd_key, NULL, "FILE", "its private key")
 #define CLI_HTTP(fallback, about)                                                                   \
     CLI_TEXT("http", http, fallback, "HOST:PORT", "where /metrics, /healthz and /readyz are; port 0 takes a free one; " about), \
     CLI_SWITCH("vllm-metrics", vllm_metrics, "true", "/metrics has the vllm:* names, too")
@@ -149,7 +152,7 @@ typedef struct cli_command {
     CLI_TEXT("tls-cert", tls_cert, NULL, "FILE", "this process's certificate: TLS, and nobody is let in without a credential"), \
     CLI_TEXT("tls-key", tls_key, NULL, "FILE", "its private key; new files are taken up while it runs"), \
     CLI_SWITCH("insecure", insecure, NULL,                                                          \
-               "listen beyond loopback without TLS, and let KV pages and ranks' sums travel there unencrypted: only " \
+               "listen beyond loopback without TLS, and let KV pages, ranks' sums and --http be there unencrypted: only " \
                "on a network that nobody else reaches")
 #define CLI_TOKENS                                                                                  \
     CLI_TEXT("tokens-file", tokens_file, NULL, "FILE",                                              \

@@ -28,6 +28,7 @@ static status start(cli_ranks *r, const cli_command *command, const char *word, 
     mine.kv_listen = o->kv_listen ? kv_listen : NULL;
     mine.ready_fd = -1;
     if (o->registry) mine.registry = "embedded";     /* rank 0 registers the node; a password is not for everyone's `ps` */
+    mine.etcd_ca = mine.etcd_cert = mine.etcd_key = NULL;
     cli_child child = {.command = command, .word = word, .options = &mine, .keep_fd = -1};
     pid_t pid = cli_child_start(&child);
     if (pid < 0) return error_set(err, ST_IO, "rank %lld: %s", (long long)mine.rank, strerror(errno));

@@ -1,7 +1,8 @@
-/* security.c -- --tls-ca, --tls-cert, --tls-key, --tokens-file, --token-file and --insecure: what a process's servers and
- * channels get of them. What they mean stands in rpc/security.c. */
+/* security.c -- --tls-ca, --tls-cert, --tls-key, --tokens-file, --token-file, --insecure and --etcd-ca with its like: what
+ * a process's servers and channels get of them. What they mean stands in rpc/security.c. */
 #include "cli/cli.h"
 #include "cluster/cluster.h"
+#include <string.h>
 
 static status use(const cli_options *o, unsigned roles, unsigned peers, error *err) {
     rpc_security *s;
@@ -22,9 +23,22 @@ static status use(const cli_options *o, unsigned roles, unsigned peers, error *e
     return ST_OK;
 }
 
+static status use_etcd(const cli_options *o, error *err) {
+    rpc_security *s;
+    rpc_security_options options = {.ca = o->etcd_ca, .cert = o->etcd_cert, .key = o->etcd_key, .look_ms = -1};
+    if (!o->etcd_ca && !o->etcd_cert && !o->etcd_key) return ST_OK;
+    if (strncmp(o->registry, "etcd:", 5) != 0) return error_set(err, ST_BAD_INPUT, "--etcd-ca, --etcd-cert, --etcd-key: expected --registry etcd://...");
+    if (!o->etcd_ca) return error_set(err, ST_BAD_INPUT, "--etcd-cert without --etcd-ca");
+    TRY(rpc_security_open(&options, &s, err));
+    rpc_security_use_foreign(s);
+    rpc_security_close(s);
+    return ST_OK;
+}
+
 cli_exit cli_security_serve(const cli_options *o, const char *command, unsigned roles) {
     error err = {0};
     status st = use(o, roles, RPC_NODE, &err);
+    if (st == ST_OK) st = use_etcd(o, &err);
     if (st == ST_BAD_INPUT) return cli_usage(command, "%s", err.text);
     if (st != ST_OK) return cli_complain(CLI_FAILED, "%s", err.text);
     st = rpc_security_check_listen(o->listen, &err);

@@ -48,7 +48,7 @@ static status read_endpoints(char *text, cluster_etcd_address *a, error *err) {
         end = strchr(at, ',');
         if (end) *end++ = 0;
         if (strstr(at, "://"))
-            return error_set(err, ST_UNSUPPORTED, "etcd endpoint '%.100s': expected HOST:PORT; there is no TLS to etcd", at);
+            return error_set(err, ST_UNSUPPORTED, "etcd endpoint '%.100s': expected HOST:PORT; TLS to etcd is --etcd-ca FILE", at);
         if (!address_split(at, host, sizeof host, &port) || strcmp(port, "0") == 0)
             return error_set(err, ST_BAD_INPUT, "etcd endpoint '%.100s': expected HOST:PORT, PORT 1 to 65535", at);
         if (a->count == CLUSTER_ETCD_ENDPOINTS_MAX)

@@ -41,7 +41,7 @@ static const registry_kind *find_kind(const char *spec, error *err) {
         if (strlen(kinds[i].scheme) == scheme && memcmp(kinds[i].scheme, spec, scheme) == 0) return &kinds[i];
     bool tls = strncmp(spec, "https:", 6) == 0 || strncmp(spec, "etcds:", 6) == 0;
     error_set(err, ST_UNSUPPORTED, "registry '%.*s%s': expected embedded or etcd://HOST:PORT,...[/PREFIX]%s",
-              (int)(scheme < 40 ? scheme : 40), spec, spec[scheme] ? ":..." : "", tls ? "; there is no TLS to etcd" : "");
+              (int)(scheme < 40 ? scheme : 40), spec, spec[scheme] ? ":..." : "", tls ? "; TLS to etcd is --etcd-ca FILE" : "");
     return NULL;
 }
 

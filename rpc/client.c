@@ -93,7 +93,7 @@ status rpc_channel_open(rpc_loop *l, const char *address, rpc_channel **out, err
 }
 
 status rpc_channel_open_foreign(rpc_loop *l, const char *address, rpc_channel **out, error *err) {
-    return open_channel(l, NULL, address, rpc_options_foreign(), out, err);
+    return open_channel(l, rpc_security_foreign(), address, rpc_options_foreign(), out, err);
 }
 
 /* Certificates were renewed: what runs goes on over its connection, new calls get another one. */

@@ -75,6 +75,7 @@ bool rpc_tokens_find(const rpc_tokens *t, const char *token, rpc_caller *out);
 /* ---- security.c: s may be NULL, which is a process without certificates and tokens --------------- */
 
 rpc_security *rpc_security_current(void);
+rpc_security *rpc_security_foreign(void);
 rpc_security *rpc_security_take(rpc_security *s);        /* a reference more; given back by rpc_security_close() */
 status rpc_security_check_dial(const rpc_security *s, const char *address, const char *host, error *err);
 struct rpc_server;

@@ -43,7 +43,7 @@ typedef struct rpc_access { const char *path; unsigned roles; } rpc_access; /* w
 typedef struct rpc_security_options {
     const char *ca, *cert, *key; /* PEM files. All NULL: no TLS; ca alone: a client that has a token or none */
     unsigned roles;              /* cert must have them all */
-    unsigned peers;              /* servers that are called must have one of these */
+    unsigned peers;              /* servers that are called must have one of these; 0: their host name is checked instead */
     const char *tokens;          /* file of bearer tokens that are let in; NULL: none */
     const char *token;           /* file with the token that calls carry; NULL: none */
     const rpc_access *access;    /* borrowed for ever. With cert or tokens, a method that is not in it is called by nobody */
@@ -60,6 +60,8 @@ status rpc_security_open(const rpc_security_options *o, rpc_security **out, erro
 /* What servers and channels opened from now on have, as long as they live; NULL, as at first: no TLS, and servers on
  * loopback only. Not while another thread opens any. */
 void rpc_security_use(rpc_security *s);
+/* The same for channels to servers that are not baton's. */
+void rpc_security_use_foreign(rpc_security *s);
 void rpc_security_close(rpc_security *s);                /* NULL is fine; in use it lives on */
 /* ST_DENIED: a server may not listen there: beyond loopback that takes TLS or --insecure. */
 status rpc_security_check_listen(const char *listen, error *err);

@@ -8,7 +8,8 @@
  *
  * A server asks its clients for a certificate and takes connections without one: caller.c refuses their calls, with a
  * text, unless they have a token. A certificate that is not from the CA ends the handshake. Channels check the server's
- * role in its certificate and not its host name: nodes are where the registry says, and their role is what counts. */
+ * role in its certificate and not its host name: nodes are where the registry says, and their role is what counts. Of a
+ * server that is not baton's it is the host name. */
 #include "rpc/internal.h"
 #include <assert.h>
 #include <grpc/support/alloc.h>
@@ -39,7 +40,7 @@ struct rpc_security {
     char *bearer;                /* "Bearer TOKEN" */
 };
 
-static rpc_security *current;    /* of what is opened from now on */
+static rpc_security *current, *foreign; /* of what is opened from now on */
 
 /* ---- files ---------------------------------------------------------------------------------------- */
 
@@ -146,15 +147,19 @@ status rpc_security_open(const rpc_security_options *o, rpc_security **out, erro
     return st;
 }
 
-void rpc_security_use(rpc_security *s) {
-    rpc_security *before = current;
-    current = rpc_security_take(s);
+static void replace(rpc_security **at, rpc_security *s) {
+    rpc_security *before = *at;
+    *at = rpc_security_take(s);
     give(before);
 }
+
+void rpc_security_use(rpc_security *s) { replace(&current, s); }
+void rpc_security_use_foreign(rpc_security *s) { replace(&foreign, s); }
 
 void rpc_security_close(rpc_security *s) { give(s); }
 
 rpc_security *rpc_security_current(void) { return current; }
+rpc_security *rpc_security_foreign(void) { return foreign; }
 
 rpc_security *rpc_security_take(rpc_security *s) {
     if (s) atomic_fetch_add(&s->references, 1);
@@ -245,6 +250,7 @@ static void cancel(void *user_data, grpc_tls_custom_verification_check_request *
 static void destruct(void *user_data) { mem_free(user_data); }
 
 static grpc_tls_certificate_verifier *create_verifier(unsigned peers) {
+    if (!peers) return grpc_tls_certificate_verifier_host_name_create();
     verifier *v = mem_zalloc(1, sizeof *v);
     if (!v) return NULL;
     *v = (verifier){{v, verify, cancel, destruct}, peers};
@@ -252,8 +258,8 @@ static grpc_tls_certificate_verifier *create_verifier(unsigned peers) {
 }
 
 static grpc_channel_credentials *tls_credentials(const rpc_pem *pem, unsigned peers) {
-    grpc_tls_certificate_verifier *role = create_verifier(peers);
-    if (!role) return NULL;
+    grpc_tls_certificate_verifier *check = create_verifier(peers);
+    if (!check) return NULL;
     grpc_tls_identity_pairs *pairs = NULL;
     if (pem->cert) {
         pairs = grpc_tls_identity_pairs_create();
@@ -264,11 +270,11 @@ static grpc_channel_credentials *tls_credentials(const rpc_pem *pem, unsigned pe
     grpc_tls_credentials_options_set_certificate_provider(o, files);
     grpc_tls_credentials_options_watch_root_certs(o);
     if (pem->cert) grpc_tls_credentials_options_watch_identity_key_cert_pairs(o);
-    grpc_tls_credentials_options_set_certificate_verifier(o, role);
+    grpc_tls_credentials_options_set_certificate_verifier(o, check);
     grpc_tls_credentials_options_set_check_call_host(o, 0);
     grpc_channel_credentials *c = grpc_tls_credentials_create(o);
     grpc_tls_certificate_provider_release(files);
-    grpc_tls_certificate_verifier_release(role);
+    grpc_tls_certificate_verifier_release(check);
     return c;
 }
 

@@ -231,6 +231,36 @@ def logs_say_nothing(args, cluster, folder, texts):
         assert not any(s in words for s in secrets), words
 
 
+def etcd_with_tls(args, folder):
+    """A node and a coordinator that find each other through an etcd that wants certificates."""
+    if not shutil.which('etcd'):
+        print('no etcd here: not asked over TLS')
+        return
+    run(args, 'certs', 'coordinator', 'etcd', '--hosts', '127.0.0.1', '--dir', folder.path)
+    sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]
+    client, peer = (f'127.0.0.1:{s.getsockname()[1]}' for s in sockets)
+    for s in sockets:
+        s.close()
+    command = ['etcd', '--name', 'm', '--data-dir', folder.path / 'etcd', '--listen-client-urls', f'https://{client}',
+               '--advertise-client-urls', f'https://{client}', '--listen-peer-urls', f'http://{peer}', '--initial-cluster', f'm=http://{peer}',
+               '--initial-advertise-peer-urls', f'http://{peer}', '--cert-file', folder.path / 'etcd.crt', '--key-file', folder.path / 'etcd.key',
+               '--trusted-ca-file', folder.path / 'ca.crt', '--client-cert-auth', '--log-level', 'error', '--logger', 'zap']
+    with tempfile.TemporaryFile() as log:
+        etcd = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            def flags(name):
+                return ['--registry', f'etcd://{client}/tls', '--etcd-ca', folder.path / 'ca.crt', '--etcd-cert', folder.path / f'{name}.crt',
+                        '--etcd-key', folder.path / f'{name}.key', *folder.flags(name)]
+            with node(args, 'decode', 'decode-1', '--tp', 2, *flags('n1')):
+                with process(args, 'coordinator', '--model', args.model, '--listen', '127.0.0.1:0', '--http', 'off', '--expect-decode', 1,
+                             *flags('c1')) as server:
+                    assert 'decode-1' in run(args, 'nodes', '--server', server, *folder.flags('ops'))
+        finally:
+            etcd.kill()
+            etcd.wait()
+    print('etcd over TLS')
+
+
 args = arguments()
 with tempfile.TemporaryDirectory(prefix='bt-certs-') as top:
     os.mkdir(f'{top}/fresh')
@@ -246,6 +276,7 @@ with tempfile.TemporaryDirectory(prefix='bt-certs-') as top:
         renewal(args, cluster, folder, pathlib.Path(f'{top}/fresh'))
         logs_say_nothing(args, cluster, folder, [text] if len(text) > 12 else [])
         cluster.pages_back()
+    etcd_with_tls(args, folder)
     with Cluster(args, '--prefill-tp', 2) as cluster:        # and as it comes, with ranks
         cluster.generate(request(PROMPT, max_tokens=4))
         census(cluster)

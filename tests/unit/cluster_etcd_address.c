@@ -63,7 +63,7 @@ static void checks(void **state) {
     static const struct { const char *spec; status st; bool etcd; const char *part; } rows[] = {
         {"embedded", ST_OK, false, ""},                       {"etcd://h:1/p", ST_OK, true, ""},
         {"embedded:a:1", ST_BAD_INPUT, false, "--nodes"},     {"zookeeper://h:1", ST_UNSUPPORTED, false, "zookeeper"},
-        {"https://me:SECRET@h:1", ST_UNSUPPORTED, false, "no TLS"}, {"etcd:h:1", ST_BAD_INPUT, false, "etcd://"},
+        {"https://me:SECRET@h:1", ST_UNSUPPORTED, false, "--etcd-ca"}, {"etcd:h:1", ST_BAD_INPUT, false, "etcd://"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         error err = {0};

@@ -45,7 +45,7 @@ static void refusals(void **state) {
     (void)state;
     static const struct { const char *spec; status st; const char *part; } bad[] = {
         {"zk://h:1/p", ST_UNSUPPORTED, "zk"},          {"", ST_UNSUPPORTED, "embedded"},
-        {"etcd://h", ST_BAD_INPUT, "'h'"},             {"etcds://u:p@h:1", ST_UNSUPPORTED, "no TLS"},
+        {"etcd://h", ST_BAD_INPUT, "'h'"},             {"etcds://u:p@h:1", ST_UNSUPPORTED, "--etcd-ca"},
         {"embedded:a:1,b", ST_BAD_INPUT, "'b'"},       {"embedded:a:0", ST_BAD_INPUT, "a:0"},
         {"embedded:a:65536", ST_BAD_INPUT, "65536"},   {"embedded::1", ST_BAD_INPUT, "host:port"},
         {"embedded:a:1,,b:2", ST_BAD_INPUT, "''"},     {"embedded:a:1x", ST_BAD_INPUT, "a:1x"},

@@ -38,12 +38,16 @@ static inline const char *certs_path(const char *name, const char *ending) {
 }
 
 /* name.crt and name.key, from the CA of that name (NULL: one of its own), valid from and to so many hours from now. */
-static inline void certs_make(const char *ca, const char *name, unsigned roles, int from_h, int to_h) {
+static inline void certs_make_for(const char *hosts, const char *ca, const char *name, unsigned roles, int from_h, int to_h) {
     error err = {0};
     rpc_issue_options o = {.ca_cert = ca ? certs_path(ca, ".crt") : NULL, .ca_key = ca ? certs_path(ca, ".key") : NULL,
-                           .cert = certs_path(name, ".crt"), .key = certs_path(name, ".key"), .roles = roles, .name = name,
+                           .cert = certs_path(name, ".crt"), .key = certs_path(name, ".key"), .roles = roles, .name = name, .hosts = hosts,
                            .begins_s = (int64_t)time(NULL) + from_h * HOUR_S, .ends_s = (int64_t)time(NULL) + to_h * HOUR_S};
     if (rpc_issue(&o, &err) != ST_OK) fail_msg("%s: %s", name, err.text);
+}
+
+static inline void certs_make(const char *ca, const char *name, unsigned roles, int from_h, int to_h) {
+    certs_make_for(NULL, ca, name, roles, from_h, to_h);
 }
 
 static inline void certs_write(const char *path, const char *text, mode_t mode) {

@@ -107,6 +107,28 @@ static void servers_are_checked(void **state) {
     fixture_close(&f);
 }
 
+/* etcd, say: it has no role. */
+static void others_are_checked_by_name(void **state) {
+    (void)state;
+    static const struct { const char *cert; status st; } rows[] = {{"named", ST_OK}, {"elsewhere", ST_PEER_LOST}, {"c1", ST_PEER_LOST}};
+    certs_make_for("127.0.0.1", "ca", "named", RPC_NODE, -1, 1);
+    certs_make_for("192.0.2.1,a.example", "ca", "elsewhere", RPC_NODE | RPC_COORDINATOR, -1, 1);
+    for (int i = 0; i < 3; i++) {
+        fixture f;
+        answer a;
+        error err;
+        open_pair(&f, certs_options("ca", rows[i].cert, 0, 0), (rpc_security_options){0});
+        rpc_channel_close(f.channel);
+        rpc_security *s = secure(certs_options("ca", "team-a", 0, 0));
+        rpc_security_use_foreign(s);
+        assert_int_equal(rpc_channel_open_foreign(f.loop, rpc_server_address(f.server), &f.channel, &err), ST_OK);
+        rpc_security_use_foreign(NULL);
+        rpc_security_close(s);
+        if (ask_once(&f, UNARY, "echo", &a) != rows[i].st) fail_msg("%s: %s %s", rows[i].cert, status_name(a.st), a.text);
+        fixture_close(&f);
+    }
+}
+
 static void beyond_loopback(void **state) {
     (void)state;
     error err;
@@ -243,7 +265,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(both_show_certificates), cmocka_unit_test(a_token_instead),          cmocka_unit_test(servers_are_checked),
         cmocka_unit_test(beyond_loopback),        cmocka_unit_test(flags_fit_together),       cmocka_unit_test(certificates_are_renewed),
-        cmocka_unit_test(tokens_are_taken_back),
+        cmocka_unit_test(tokens_are_taken_back),  cmocka_unit_test(others_are_checked_by_name),
     };
     return cmocka_run_group_tests(tests, setup, certs_teardown);
 }
