@@ -74,6 +74,9 @@ typedef struct error {
  * well. Text longer than the buffer is cut. */
 status error_set(error *err, status s, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
+/* Of a request, either side of 0: what clients may ask for, and nodes are told. */
+enum { PRIORITY_MAX = 100 };
+
 /* ---- memory ----------------------------------------------------------------------------------- */
 
 /* A request's memory: taken in pieces, dropped whole. One thread at a time. */

@@ -191,7 +191,7 @@ status coord_check_generate(const coord_model *m, const Baton__V1__GenerateReque
     TRY(check_id(r->request_id, err));
     if (r->n_set_case == BATON__V1__GENERATE_REQUEST__N_SET_N) job.n = r->n;
     TRY(check_range("n", job.n, 1, COORD_N_MAX, err));
-    TRY(check_range("priority", r->priority, -COORD_PRIORITY_MAX, COORD_PRIORITY_MAX, err));
+    TRY(check_range("priority", r->priority, -PRIORITY_MAX, PRIORITY_MAX, err));
     job.priority = r->priority;
     TRY(take_sampling(m, r, a, &job, err));
     TRY(take_stops(m, r, a, &job, err));

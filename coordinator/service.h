@@ -56,7 +56,6 @@ status coord_model_tokenize_chat(const coord_model *m, const Baton__V1__Chat *ch
 
 enum {
     COORD_N_MAX = 16,
-    COORD_PRIORITY_MAX = 100,
     COORD_STOPS_MAX = 16,
     COORD_STOP_BYTES_MAX = 256,
     COORD_STOP_TOKENS_MAX = 64,

@@ -33,7 +33,7 @@ typedef struct node_request {
     int32_t count, prompt_count;
     eng_sampling sampling;
     uint64_t salt;
-    int32_t priority;            /* higher goes first: node/schedule.h; NODE_PRIORITY_MAX either side of 0 */
+    int32_t priority;            /* higher goes first: node/schedule.h; PRIORITY_MAX either side of 0 */
     /* decode */
     int32_t max_tokens;          /* answer tokens in all, those in tokens included */
     const int32_t *stop_tokens;

@@ -21,8 +21,7 @@
 
 #include "node/batch.h"
 
-enum { NODE_PRIORITY_MAX = 100, NODE_LEVELS = 10 };
-enum { NODE_PRIORITY_US = 1000000, NODE_QUANTUM_US = 100000, NODE_AGE_US = 2000000 };
+enum { NODE_LEVELS = 10, NODE_PRIORITY_US = 1000000, NODE_QUANTUM_US = 100000, NODE_AGE_US = 2000000 };
 
 typedef struct node_schedule {
     const char *name;

@@ -87,8 +87,8 @@ status node_service_sampling(const node_facts *facts, const Baton__Node__V1__Sam
 }
 
 status node_service_priority(int32_t priority, node_request *r, error *err) {
-    if (priority < -NODE_PRIORITY_MAX || priority > NODE_PRIORITY_MAX)
-        return error_set(err, ST_BAD_INPUT, "priority is %d, expected %d to %d", priority, -NODE_PRIORITY_MAX, NODE_PRIORITY_MAX);
+    if (priority < -PRIORITY_MAX || priority > PRIORITY_MAX)
+        return error_set(err, ST_BAD_INPUT, "priority is %d, expected %d to %d", priority, -PRIORITY_MAX, PRIORITY_MAX);
     r->priority = priority;
     return ST_OK;
 }
