@@ -29,7 +29,7 @@ typedef struct cli_options {
     int64_t itl_target, swap_bytes, priority, speculate_tokens, draft_pages;
     int64_t queue, requests, queue_tokens, tenant_requests, tenant_queue_tokens, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
     int64_t interval_ms, count;
-    int64_t max_tokens, top_k, n, logprobs, timeout_ms, context;
+    int64_t max_tokens, top_k, n, logprobs, prompt_logprobs, timeout_ms, context;
     int64_t burst, shared_tokens, slow_readers, streams, wait_ms;
     const char *seed;
     const char *tls_ca, *tls_cert, *tls_key, *tokens_file, *token_file, *etcd_ca, *etcd_cert, *etcd_key, *dir, *hosts;
@@ -284,6 +284,18 @@ status cli_svg_close(FILE *out, const char *path, error *err);
 /* ---- bench_load.c -------------------------------------------------------------------------------- */
 
 cli_exit cli_bench_load(const cli_options *o);
+
+/* ---- answer.c ------------------------------------------------------------------------------------ */
+
+/* What came of a Generate call so far. */
+typedef struct cli_answers cli_answers;
+
+cli_answers *cli_answers_create(const cli_options *o);       /* NULL: no memory */
+void cli_answers_take(const ProtobufCMessage *chunk, void *answers);         /* for cli_client_call() */
+bool cli_answers_started(const cli_answers *w);
+/* The call ended with st; gives how the command ends. */
+status cli_answers_print(cli_answers *w, status st, error *err);
+void cli_answers_destroy(cli_answers *w);
 
 /* ---- generate.c, chat.c -------------------------------------------------------------------------- */
 

@@ -1,7 +1,6 @@
-/* generate.c -- baton generate: one prompt, one answer (or n), streamed or as JSON. */
+/* generate.c -- baton generate: one prompt, one answer (or n). What it prints: answer.c. */
 #include "cli/cli.h"
 #include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,6 +34,8 @@ static const config_row rows[] = {
     CLI_INT("n", n, "1", -2147483647, 2147483647, "N", "how many answers"),
     CLI_INT("logprobs", logprobs, "-1", -1, 2147483647, "N",
             "--json: log probabilities, N alternatives a token; -1: none"),
+    CLI_INT("prompt-logprobs", prompt_logprobs, "-1", -1, 2147483647, "N",
+            "log probabilities of the prompt's tokens, N alternatives each: on stderr, or in --json; -1: none"),
     CLI_SWITCH("ignore-eos", ignore_eos, NULL, "go on after an end token"),
     CLI_TEXT("request-id", request_id, NULL, "ID",
              "shown in every node's log; without, the server makes one"),
@@ -197,183 +198,31 @@ static status fill_request(const cli_options *o, arena *a, request_message *m, e
         r->logprobs_set_case = BATON__V1__GENERATE_REQUEST__LOGPROBS_SET_LOGPROBS;
         r->logprobs = (int32_t)o->logprobs;
     }
+    if (o->prompt_logprobs >= 0) {
+        r->prompt_logprobs_set_case = BATON__V1__GENERATE_REQUEST__PROMPT_LOGPROBS_SET_PROMPT_LOGPROBS;
+        r->prompt_logprobs = (int32_t)o->prompt_logprobs;
+    }
     if (o->request_id) r->request_id = text_of(o->request_id);
     m->stop[0] = text_of(o->stop);
     if (o->stop) r->n_stop = 1, r->stop = m->stop;
     return ST_OK;
 }
 
-/* ---- the answer ------------------------------------------------------------------------------ */
-
-enum { ANSWERS_MAX = 16 };
-
-/* An answer in JSON as it grows: open_answer() and on_chunk() set its keys. */
-typedef struct answers {
-    bool stream; /* print text as it comes */
-    bool explain; /* on stderr */
-    bool started;
-    json_t *at[ANSWERS_MAX];
-    int count;
-    char *text[ANSWERS_MAX];
-    size_t bytes[ANSWERS_MAX];
-    bool failed;
-} answers;
-
-static json_t *logprob_json(const Baton__V1__TokenInfo *t) {
-    json_t *top = json_array();
-    for (size_t i = 0; i < t->n_top; i++)
-        json_array_append_new(top,
-                              json_pack("{s:i, s:f, s:s}", "token", t->top[i]->token, "logprob",
-                                        (double)t->top[i]->logprob, "text", t->top[i]->text));
-    return json_pack("{s:i, s:f, s:o}", "token", t->token, "logprob", (double)t->logprob, "top",
-                     top);
-}
-
-static json_t *costs_json(const Baton__V1__Finish *f) {
-    json_t *list = json_array();
-    for (size_t i = 0; i < f->n_costs; i++) {
-        const Baton__V1__RouteCost *c = f->costs[i];
-        json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:i, s:f, s:f, s:f, s:f, s:f}", "node", c->node, "role", c->role,
-                                               "chosen", c->chosen, "cached_tokens", c->cached_tokens, "queue_ms", c->queue,
-                                               "prefill_ms", c->prefill, "transfer_ms", c->transfer, "decode_ms", c->decode,
-                                               "total_ms", c->total));
-    }
-    return list;
-}
-
-/* Beside an answer that is text. */
-static void print_costs(const Baton__V1__GenerateChunk *chunk) {
-    const Baton__V1__Finish *f = chunk->finish;
-    fprintf(stderr, "\nanswer %d: route by %s, in ms; > is where it went\n", chunk->index + 1, f->policy);
-    fprintf(stderr, "  %-16s %-8s %8s %10s %10s %10s %10s %10s\n", "node", "role", "cached", "queue", "prefill", "transfer",
-            "decode", "total");
-    for (size_t i = 0; i < f->n_costs; i++) {
-        const Baton__V1__RouteCost *c = f->costs[i];
-        fprintf(stderr, "%c %-16s %-8s %8d %10.2f %10.2f %10.2f %10.2f %10.2f\n", c->chosen ? '>' : ' ', c->node, c->role,
-                c->cached_tokens, c->queue, c->prefill, c->transfer, c->decode, c->total);
-    }
-}
-
-static void add_finish(json_t *j, const Baton__V1__Finish *f) {
-    const Baton__V1__Usage *u = f->usage;
-    const Baton__V1__Timings *t = f->timings;
-    const char *reason =
-        f->reason == BATON__V1__FINISH_REASON__FINISH_REASON_LENGTH ? "length" : "stop";
-    json_object_set_new(j, "finish_reason", json_string(reason));
-    if (u)
-        json_object_set_new(j, "usage",
-                            json_pack("{s:i, s:i, s:i}", "prompt_tokens", u->prompt_tokens,
-                                      "completion_tokens", u->completion_tokens, "cached_tokens",
-                                      u->cached_tokens));
-    if (t)
-        json_object_set_new(j, "timings_ms",
-                            json_pack("{s:f, s:f, s:f, s:f, s:f}", "queue", t->queue, "prefill",
-                                      t->prefill, "kv_transfer", t->kv_transfer, "ttft", t->ttft,
-                                      "decode", t->decode));
-    if (u && t)
-        json_object_set_new(j, "speculation",
-                            json_pack("{s:i, s:i, s:f}", "proposed_tokens", u->proposed_tokens, "accepted_tokens",
-                                      u->accepted_tokens, "draft_ms", t->draft));
-    json_object_set_new(
-        j, "nodes", json_pack("{s:s, s:s}", "prefill", f->prefill_node, "decode", f->decode_node));
-    json_object_set_new(j, "attempts", json_integer(f->attempts));
-    if (!*f->policy) return;
-    json_object_set_new(j, "policy", json_string(f->policy));
-    json_object_set_new(j, "route", costs_json(f));
-}
-
-static void open_answer(answers *w, const Baton__V1__GenerateChunk *c) {
-    w->at[c->index] = json_pack("{s:s, s:[], s:s, s:s}", "text", "", "tokens", "request_id",
-                                c->request_id, "seed", "");
-    char seed[24];
-    snprintf(seed, sizeof seed, "%llu", (unsigned long long)c->seed); /* JSON numbers end at 2^53 */
-    json_object_set_new(w->at[c->index], "seed", json_string(seed));
-    if (c->index >= w->count) w->count = c->index + 1;
-}
-
-static bool keep_text(answers *w, int k, const char *text) {
-    size_t bytes = strlen(text);
-    char *more = mem_realloc(w->text[k], w->bytes[k] + bytes + 1);
-    if (!more) return false;
-    memcpy(more + w->bytes[k], text, bytes + 1);
-    w->text[k] = more;
-    w->bytes[k] += bytes;
-    return true;
-}
-
-static void on_chunk(const ProtobufCMessage *m, void *user) {
-    const Baton__V1__GenerateChunk *c = (const Baton__V1__GenerateChunk *)m;
-    answers *w = user;
-    if (c->index < 0 || c->index >= ANSWERS_MAX) return;
-    w->started = true;
-    if (w->explain && c->finish) print_costs(c);
-    if (w->stream) {
-        fputs(c->text, stdout);
-        fflush(stdout);
-        return;
-    }
-    if (!w->at[c->index]) open_answer(w, c);
-    json_t *j = w->at[c->index];
-    if (!j || !keep_text(w, c->index, c->text)) {
-        w->failed = true;
-        return;
-    }
-    for (size_t i = 0; i < c->n_tokens; i++) {
-        const Baton__V1__TokenInfo *t = c->tokens[i];
-        json_array_append_new(json_object_get(j, "tokens"), json_integer(t->token));
-        if (t->logprob_set_case != BATON__V1__TOKEN_INFO__LOGPROB_SET_LOGPROB) continue;
-        if (!json_object_get(j, "logprobs")) json_object_set_new(j, "logprobs", json_array());
-        json_array_append_new(json_object_get(j, "logprobs"), logprob_json(t));
-    }
-    if (c->finish) add_finish(j, c->finish);
-}
-
-/* One answer is one object; several are the list `choices`. */
-static void print_json(answers *w) {
-    json_t *whole = w->count == 1 ? w->at[0] : json_pack("{s:[]}", "choices");
-    for (int i = 0; i < w->count; i++) {
-        json_object_set_new(w->at[i], "text",
-                            json_stringn(w->text[i] ? w->text[i] : "", w->bytes[i]));
-        if (w->count > 1) json_array_append(json_object_get(whole, "choices"), w->at[i]);
-    }
-    json_dumpf(whole, stdout, JSON_PRESERVE_ORDER | JSON_COMPACT | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    if (w->count > 1) json_decref(whole);
-}
-
-static void print_answers(answers *w, bool json) {
-    if (json)
-        print_json(w);
-    else if (w->stream)
-        putchar('\n');
-    else
-        for (int i = 0; i < w->count; i++) printf("[%d] %s\n", i + 1, w->text[i] ? w->text[i] : "");
-}
-
-static void free_answers(answers *w) {
-    for (int i = 0; i < ANSWERS_MAX; i++) {
-        json_decref(w->at[i]);
-        mem_free(w->text[i]);
-    }
-}
-
 static cli_exit ask(const cli_options *o, const ProtobufCMessage *request) {
     error err = {0};
     cli_client *c = NULL;
     int64_t retry_ms = -1;
-    answers w = {.stream = !o->json && o->n == 1, .explain = !o->json && o->explain};
     status st = cli_client_open(o, o->server, &c, &err);
     if (st != ST_OK) return cli_client_unopened(st, "generate", &err);
-    st = cli_client_call(c, &cli_generate_method, request, o->timeout_ms, on_chunk, &w, &err, &retry_ms);
-    cli_client_close(c);
-    if (st == ST_OK && w.failed) st = error_set(&err, ST_NO_MEMORY, "no memory for the answer");
+    cli_answers *w = cli_answers_create(o);
+    if (!w) st = error_set(&err, ST_NO_MEMORY, "no memory for the answer");
     if (st == ST_OK)
-        print_answers(&w, o->json);
-    else if (w.started && w.stream)
-        putchar('\n');
-    fflush(stdout);
-    free_answers(&w);
-    return cli_client_report(st, &err, o->server, retry_ms, w.started);
+        st = cli_client_call(c, &cli_generate_method, request, o->timeout_ms, cli_answers_take, w, &err, &retry_ms);
+    cli_client_close(c);
+    bool started = w && cli_answers_started(w);
+    if (w) st = cli_answers_print(w, st, &err);
+    cli_answers_destroy(w);
+    return cli_client_report(st, &err, o->server, retry_ms, started);
 }
 
 static cli_exit generate(const cli_options *o, const char *const *words, int count) {

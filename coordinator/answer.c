@@ -1,6 +1,6 @@
 /* answer.c -- what one branch has to tell its client and has not told yet: tokens, their log
- * probabilities, text. Streaming empties it after every chunk, a slow client or GenerateOnce lets
- * it grow; it never holds more than one answer. */
+ * probabilities, text; the prompt's, too, where they are wanted. Streaming empties it after every chunk, a
+ * slow client or GenerateOnce lets it grow; it never holds more than one prompt and one answer. */
 #include "coordinator/service.h"
 #include <string.h>
 
@@ -16,23 +16,33 @@ static status grow(void **at, int32_t count, int32_t extra, int32_t *max, size_t
     return ST_OK;
 }
 
-status coord_answer_push(coord_answer *w, int32_t token, const Baton__Node__V1__Token *info,
-                         bool silent) {
+static status push(coord_tokens *t, int32_t token, const Baton__Node__V1__Token *info) {
     int32_t tops = info && info->n_top < 1000 ? (int32_t)info->n_top : 0;
-    TRY(grow((void **)&w->told, w->told_count, 1, &w->told_max, sizeof *w->told));
-    TRY(grow((void **)&w->tops, w->tops_count, tops, &w->tops_max, sizeof *w->tops));
-    TRY(coord_text_push(&w->text, token, silent));
-    coord_told *told = &w->told[w->told_count++];
-    *told = (coord_told){.token = token, .top_first = w->tops_count, .top_count = tops};
+    TRY(grow((void **)&t->told, t->count, 1, &t->max, sizeof *t->told));
+    TRY(grow((void **)&t->tops, t->tops_count, tops, &t->tops_max, sizeof *t->tops));
+    coord_told *told = &t->told[t->count++];
+    *told = (coord_told){.token = token, .top_first = t->tops_count, .top_count = tops};
     if (!info) return ST_OK;
     told->has_logprob = info->logprob_set_case == BATON__NODE__V1__TOKEN__LOGPROB_SET_LOGPROB;
     told->logprob = told->has_logprob ? info->logprob : 0;
     for (int32_t i = 0; i < tops; i++)
-        w->tops[w->tops_count++] = (coord_top){info->top[i]->token, info->top[i]->logprob};
+        t->tops[t->tops_count++] = (coord_top){info->top[i]->token, info->top[i]->logprob};
     return ST_OK;
 }
 
-bool coord_answer_empty(const coord_answer *w) { return w->told_count == 0 && w->text.ready == 0; }
+status coord_answer_push(coord_answer *w, int32_t token, const Baton__Node__V1__Token *info,
+                         bool silent) {
+    TRY(push(&w->tokens, token, info));
+    return coord_text_push(&w->text, token, silent);
+}
+
+status coord_answer_push_prompt(coord_answer *w, int32_t token, const Baton__Node__V1__Token *info) {
+    return push(&w->prompt, token, info);
+}
+
+bool coord_answer_empty(const coord_answer *w) {
+    return w->tokens.count == 0 && w->prompt.count == 0 && w->text.ready == 0;
+}
 
 /* A token by itself, whatever it is: control tokens are spelled, broken characters are U+FFFD. */
 static char *spell(const coord_answer *w, int32_t token, arena *a) {
@@ -45,13 +55,13 @@ static char *spell(const coord_answer *w, int32_t token, arena *a) {
     return text;
 }
 
-static bool fill_tops(const coord_answer *w, const coord_told *told, Baton__V1__TokenInfo *info,
-                      arena *a) {
+static bool fill_tops(const coord_answer *w, const coord_top *tops, const coord_told *told,
+                      Baton__V1__TokenInfo *info, arena *a) {
     info->top = arena_alloc(a, (size_t)told->top_count * sizeof *info->top);
     if (!info->top) return false;
     info->n_top = (size_t)told->top_count;
     for (int32_t i = 0; i < told->top_count; i++) {
-        const coord_top *top = &w->tops[told->top_first + i];
+        const coord_top *top = &tops[told->top_first + i];
         Baton__V1__TokenLogprob *out = arena_alloc(a, sizeof *out);
         if (!out) return false;
         baton__v1__token_logprob__init(out);
@@ -64,10 +74,10 @@ static bool fill_tops(const coord_answer *w, const coord_told *told, Baton__V1__
     return true;
 }
 
-Baton__V1__TokenInfo **coord_answer_infos(const coord_answer *w, arena *a) {
-    Baton__V1__TokenInfo **infos = arena_alloc(a, ((size_t)w->told_count + 1) * sizeof *infos);
-    for (int32_t i = 0; infos && i < w->told_count; i++) {
-        const coord_told *told = &w->told[i];
+Baton__V1__TokenInfo **coord_answer_infos(const coord_answer *w, const coord_tokens *t, arena *a) {
+    Baton__V1__TokenInfo **infos = arena_alloc(a, ((size_t)t->count + 1) * sizeof *infos);
+    for (int32_t i = 0; infos && i < t->count; i++) {
+        const coord_told *told = &t->told[i];
         Baton__V1__TokenInfo *info = arena_alloc(a, sizeof *info);
         if (!info) return NULL;
         baton__v1__token_info__init(info);
@@ -76,7 +86,8 @@ Baton__V1__TokenInfo **coord_answer_infos(const coord_answer *w, arena *a) {
             info->logprob_set_case = BATON__V1__TOKEN_INFO__LOGPROB_SET_LOGPROB;
             info->logprob = told->logprob;
         }
-        if (told->top_count && !fill_tops(w, told, info, a)) return NULL;
+        if (told->top_count && !fill_tops(w, t->tops, told, info, a)) return NULL;
+        if (t == &w->prompt && !(info->text = spell(w, told->token, a))) return NULL;
         infos[i] = info;
     }
     return infos;
@@ -87,15 +98,19 @@ char *coord_answer_text(const coord_answer *w, arena *a) {
 }
 
 void coord_answer_sent(coord_answer *w) {
-    w->told_count = w->tops_count = 0;
+    w->tokens.count = w->tokens.tops_count = 0;
+    w->prompt.count = w->prompt.tops_count = 0;
     if (w->text.ready) coord_text_drop(&w->text, w->text.ready);
+}
+
+static void free_tokens(coord_tokens *t) {
+    mem_free(t->told);
+    mem_free(t->tops);
+    *t = (coord_tokens){0};
 }
 
 void coord_answer_free(coord_answer *w) {
     coord_text_free(&w->text);
-    mem_free(w->told);
-    mem_free(w->tops);
-    w->told = NULL;
-    w->tops = NULL;
-    w->told_count = w->tops_count = w->told_max = w->tops_max = 0;
+    free_tokens(&w->tokens);
+    free_tokens(&w->prompt);
 }

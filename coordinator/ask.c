@@ -53,6 +53,7 @@ static coord_ask ask_for(coord_core *c, const coord_request *r) {
 static void look_up(coord_core *c, const coord_request *r, coord_ask *a) {
     if (c->limits.route == COORD_ROUTE_COST) coord_route_average(a);
     memset(c->cached, 0, (size_t)c->nodes_end * sizeof *c->cached);
+    if (coord_request_prompt_here(r)) return;
     for (int32_t i = 0; i < r->marks_count; i++) coord_cache_match(c->cache, &r->marks[i], c->cached);
     if (r->prefer_node >= 0 && r->prefer_node < c->nodes_end) c->cached[r->prefer_node] = r->count;
 }
@@ -68,7 +69,7 @@ bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
     coord_ask ask = ask_for(c, r);
     int decodes = coord_route_candidates(&ask, COORD_DECODE, c->rows[COORD_DECODE]);
     if (decodes == 0) return false;
-    int prefills = coord_route_candidates(&ask, COORD_PREFILL, c->rows[COORD_PREFILL]);
+    int prefills = coord_request_prompt_here(r) ? 0 : coord_route_candidates(&ask, COORD_PREFILL, c->rows[COORD_PREFILL]);
     int any = c->rows[COORD_DECODE][0].node;
     ask.apart = coord_route_apart(&c->limits, c->nodes, c->nodes_end, any) && r->failures < COORD_APART_FAILURES;
     look_up(c, r, &ask);

@@ -186,13 +186,17 @@ static status take_max_tokens(const coord_model *m, const Baton__V1__GenerateReq
 
 status coord_check_generate(const coord_model *m, const Baton__V1__GenerateRequest *r, arena *a,
                             coord_job *out, error *err) {
-    coord_job job = {.n = 1, .ignore_eos = r->ignore_eos, .explain = r->explain};
+    coord_job job = {.n = 1, .ignore_eos = r->ignore_eos, .explain = r->explain, .prompt_logprobs = -1};
     TRY(coord_model_find(m, r->model, err));
     TRY(check_id(r->request_id, err));
     if (r->n_set_case == BATON__V1__GENERATE_REQUEST__N_SET_N) job.n = r->n;
     TRY(check_range("n", job.n, 1, COORD_N_MAX, err));
     TRY(check_range("priority", r->priority, -PRIORITY_MAX, PRIORITY_MAX, err));
     job.priority = r->priority;
+    if (r->prompt_logprobs_set_case == BATON__V1__GENERATE_REQUEST__PROMPT_LOGPROBS_SET_PROMPT_LOGPROBS) {
+        TRY(check_range("prompt_logprobs", r->prompt_logprobs, 0, ENG_LOGPROBS_MAX, err));
+        job.prompt_logprobs = r->prompt_logprobs;
+    }
     TRY(take_sampling(m, r, a, &job, err));
     TRY(take_stops(m, r, a, &job, err));
     TRY(take_prompt(m, r, a, &job, err));

@@ -112,6 +112,7 @@ typedef struct coord_event {
             uint64_t salt;           /* of the tenant's prefix cache */
             uint64_t tenant;         /* a number for it; 0: the clients that named none */
             bool explain;            /* the actions tell the costs compared */
+            bool prompt_here;        /* the decode node is to read the prompt, all of it: its log probabilities are wanted */
         } submit;
         coord_node node_state;
         /* page at[i] holds the prefix numbered numbers[i] now (prefix_number), 0: nothing. whole: and no other does. */

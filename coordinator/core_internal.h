@@ -63,6 +63,7 @@ struct coord_request {
     int32_t marks_count;
     coord_cost *costs;           /* (COORD_COSTS_MAX) of the last placement; NULL: nobody asks */
     int32_t costs_count;
+    bool prompt_here;            /* its prompt is read by a decode node, uncached: rule 7 */
     bool apart;                  /* this attempt's prompt is read by prefill nodes alone: rule 6 */
     int64_t apart_until_ms;      /* until then it waits for one; 0: it does not wait */
     int prefer_node;
@@ -164,6 +165,8 @@ void coord_request_submit(coord_core *c, const coord_event *e);
 bool coord_request_place(coord_core *c, coord_request *r);
 void coord_request_event(coord_core *c, coord_request *r, const coord_event *e);
 void coord_request_due(coord_core *c, coord_request *r);
+/* Rule 7, as long as nothing is answered: then all of the prompt was told. */
+bool coord_request_prompt_here(const coord_request *r);
 void coord_request_side_failed(coord_core *c, coord_request *r, coord_side side, status st,
                                const char *text);
 

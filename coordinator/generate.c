@@ -104,6 +104,15 @@ static void submit(coord_branch *b, int prefer_node) {
     coord_service_due(b);
 }
 
+/* The prompt's first token has nothing before it: no node says anything of it. */
+static void begin(coord_branch *b) {
+    b->prompt_told = 1;
+    if (coord_generate_wants_prompt(b) && coord_answer_push_prompt(&b->answer, b->client->job.tokens[0], NULL) != ST_OK)
+        coord_generate_cancel(b->client, ST_NO_MEMORY, "no memory for the prompt's log probabilities");
+    else
+        submit(b, -1);
+}
+
 static void take_on(coord_service *s, coord_client *c) {
     static const rpc_call_events events = {on_cancel, on_writable, on_free};
     int64_t left_ms = rpc_call_time_left_ms(c->call);
@@ -117,7 +126,7 @@ static void take_on(coord_service *s, coord_client *c) {
     s->clients_count++;
     rpc_call_watch(c->call, &events, c);
     metric_add(&requests_total, 1);
-    submit(&c->branches[0], -1);
+    begin(&c->branches[0]);
     coord_service_settle(s);
 }
 
@@ -228,13 +237,15 @@ static status send_chunk(coord_branch *b) {
     if (!memory) return ST_NO_MEMORY;
     chunk.index = b->index;
     chunk.text = coord_answer_text(&b->answer, memory);
-    chunk.tokens = coord_answer_infos(&b->answer, memory);
-    chunk.n_tokens = (size_t)b->answer.told_count;
+    chunk.tokens = coord_answer_infos(&b->answer, &b->answer.tokens, memory);
+    chunk.n_tokens = (size_t)b->answer.tokens.count;
+    chunk.prompt = coord_answer_infos(&b->answer, &b->answer.prompt, memory);
+    chunk.n_prompt = (size_t)b->answer.prompt.count;
     if (!b->opened) chunk.request_id = b->id;
     if (!b->opened) chunk.seed = b->seed;
     if (b->finished) chunk.finish = fill_finish(b, &finish);
     status st = ST_NO_MEMORY;
-    if (chunk.text && chunk.tokens) st = rpc_call_send(c->call, &chunk.base);
+    if (chunk.text && chunk.tokens && chunk.prompt) st = rpc_call_send(c->call, &chunk.base);
     arena_destroy(memory);
     if (st != ST_OK && st != ST_AGAIN) return st;
     coord_answer_sent(&b->answer);
@@ -270,14 +281,17 @@ static status send_result(coord_client *c) {
         baton__v1__choice__init(&choices[i]);
         choices[i].index = i;
         choices[i].text = coord_answer_text(&b->answer, c->memory);
-        choices[i].tokens = coord_answer_infos(&b->answer, c->memory);
-        choices[i].n_tokens = (size_t)b->answer.told_count;
+        choices[i].tokens = coord_answer_infos(&b->answer, &b->answer.tokens, c->memory);
+        choices[i].n_tokens = (size_t)b->answer.tokens.count;
         choices[i].finish = fill_finish(b, &finishes[i]);
         if (!choices[i].text || !choices[i].tokens) return ST_NO_MEMORY;
         at[i] = &choices[i];
     }
     result.request_id = c->branches[0].id;
     result.seed = c->branches[0].seed;
+    result.prompt = coord_answer_infos(&c->branches[0].answer, &c->branches[0].answer.prompt, c->memory);
+    result.n_prompt = (size_t)c->branches[0].answer.prompt.count;
+    if (!result.prompt) return ST_NO_MEMORY;
     result.choices = at;
     result.n_choices = (size_t)c->job.n;
     status st = rpc_call_send(c->call, &result.base);
@@ -321,6 +335,33 @@ void coord_generate_costs(coord_branch *b, const coord_cost *costs, int32_t coun
     if (!b->costs || !costs) return;
     memcpy(b->costs, costs, (size_t)count * sizeof *costs);
     b->costs_count = count;
+}
+
+bool coord_generate_wants_prompt(const coord_branch *b) { return b->client->job.prompt_logprobs >= 0 && b->index == 0; }
+
+/* ST_INTERNAL: the node said what was not to be said. */
+static status hear_prompt(coord_branch *b, const Baton__Node__V1__Token *info) {
+    const coord_job *job = &b->client->job;
+    if (!coord_generate_wants_prompt(b) || info->index > b->prompt_told || info->index >= job->count ||
+        info->index < 1 || info->token != job->tokens[info->index])
+        return ST_INTERNAL;
+    if (info->index < b->prompt_told) return ST_OK;
+    b->prompt_told++;
+    return coord_answer_push_prompt(&b->answer, info->token, info);
+}
+
+void coord_generate_prompt(coord_branch *b, Baton__Node__V1__Token *const *tokens, size_t count) {
+    coord_client *c = b->client;
+    if (c->st != ST_OK || c->ended) return;
+    for (size_t i = 0; i < count; i++) {
+        status st = hear_prompt(b, tokens[i]);
+        if (st == ST_OK) continue;
+        coord_generate_cancel(c, st, st == ST_NO_MEMORY ? "no memory for the prompt's log probabilities"
+                                                        : "a decode node said log probabilities that were not asked for");
+        coord_service_settle(c->service);
+        return;
+    }
+    flush(c);
 }
 
 void coord_generate_emit(coord_branch *b, const coord_action *action) {

@@ -99,6 +99,9 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
         if (coord_service_branch(leg->service, leg->number)) coord_generate_fan_out(c, leg->node);
         break;
     }
+    case BATON__NODE__V1__DECODE_EVENT__EVENT_PROMPT:
+        coord_generate_prompt(b, m->prompt->tokens, m->prompt->n_tokens);
+        break;
     case BATON__NODE__V1__DECODE_EVENT__EVENT_DONE:
         leg->done = true;
         leg->reason = m->done->reason;
@@ -235,6 +238,10 @@ static status start_decode(coord_leg *leg, coord_branch *b, const coord_action *
     r.lease_ms = LEASE_MS;
     r.prompt_apart = a->decode.apart;
     r.salt = a->decode.salt;
+    Baton__Node__V1__PromptLogprobs prompt = BATON__NODE__V1__PROMPT_LOGPROBS__INIT;
+    prompt.first = b->prompt_told;
+    prompt.top = job->prompt_logprobs;
+    if (coord_generate_wants_prompt(b)) r.prompt_logprobs = &prompt;
     return rpc_stream_start(cluster_view_channel(leg->service->view, leg->node),
                             &methods[LEG_DECODE], &r.base, 0, false, events, leg, &leg->stream);
 }

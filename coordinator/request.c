@@ -27,7 +27,9 @@
  *     computed by prefill nodes only, all but the last, and everything after by decode nodes only, in each attempt
  *     alike: so the bytes stay the same. The prefill node's first token is not said then, and with no prefill node
  *     at hand the request waits for one for apart_ms before a decode node reads the prompt after all; it also does
- *     after COORD_APART_FAILURES attempts that failed: the two may not reach each other. */
+ *     after COORD_APART_FAILURES attempts that failed: the two may not reach each other.
+ *  7. Log probabilities of the prompt come from the decode node, which computes all of it for them; what was told is
+ *     the service's to remember. Where rule 6 holds there are none: the request ends. */
 #include "coordinator/core_internal.h"
 #include <assert.h>
 #include <inttypes.h>
@@ -59,6 +61,7 @@ static coord_request *create(const coord_core *c, const coord_event *e) {
                          .max_tokens = e->submit.max_tokens,
                          .prefer_node = e->submit.prefer_node,
                          .salt = e->submit.salt,
+                         .prompt_here = e->submit.prompt_here,
                          .deadline_ms = e->submit.deadline_ms,
                          .retry_ms = INT64_MAX,
                          .seat = {{.node = -1}, {.node = -1}},
@@ -196,9 +199,19 @@ static void begin_decode(coord_core *c, coord_request *r, int node, int32_t loca
               a->decode.local_tokens_max, r->apart ? " apart" : "");
 }
 
+bool coord_request_prompt_here(const coord_request *r) { return r->prompt_here && r->count == r->prompt_count; }
+
 bool coord_request_place(coord_core *c, coord_request *r) {
     coord_placement p;
     if (!coord_ask_decode(c, r, &p)) return false;
+    if (coord_request_prompt_here(r)) {
+        if (p.differ)
+            finish(c, r, ST_UNSUPPORTED, 0, "prompt_logprobs: decode nodes, which tell them, do not read prompts here: prefill "
+                                            "nodes have other numerics (ranks, KV type or back end)");
+        else
+            begin_decode(c, r, p.node, INT32_MAX);
+        return true;
+    }
     r->apart = p.differ && r->failures < COORD_APART_FAILURES;
     if (waits_for_prefill(c, r, p.prefill_nodes)) return true;
     begin_decode(c, r, p.node, r->apart ? 0 : p.differ ? INT32_MAX : p.local_tokens_max);

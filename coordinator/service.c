@@ -137,6 +137,7 @@ static void submit(coord_service *s, coord_branch *b) {
     e.submit.tenant = c->tenant;
     e.submit.salt = c->tenant;
     e.submit.explain = c->job.explain;
+    e.submit.prompt_here = coord_generate_wants_prompt(b);
     step(s, &e);
 }
 

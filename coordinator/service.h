@@ -70,6 +70,7 @@ typedef struct coord_job {
     int32_t count;
     int32_t max_tokens;          /* at least 1; count + max_tokens fit the context */
     int32_t n, priority;
+    int32_t prompt_logprobs;     /* alternatives of each of the prompt's tokens; -1: none are wanted */
     eng_sampling sampling;
     bool has_seed;
     const char **stops;
@@ -117,21 +118,26 @@ typedef struct coord_told {
     int32_t top_first, top_count;        /* in tops */
 } coord_told;
 
+typedef struct coord_tokens {
+    coord_told *told;
+    int32_t count, max;
+    coord_top *tops;
+    int32_t tops_count, tops_max;
+} coord_tokens;
+
 /* What is not sent yet of one branch. Plain value, starts with text's first fields. */
 typedef struct coord_answer {
     coord_text text;
-    coord_told *told;
-    int32_t told_count, told_max;
-    coord_top *tops;
-    int32_t tops_count, tops_max;
+    coord_tokens tokens, prompt; /* prompt: of which logprobs are wanted */
 } coord_answer;
 
 /* info: what the node said about the token, NULL: nothing. ST_NO_MEMORY. */
 status coord_answer_push(coord_answer *w, int32_t token, const Baton__Node__V1__Token *info,
                          bool silent);
+status coord_answer_push_prompt(coord_answer *w, int32_t token, const Baton__Node__V1__Token *info);
 bool coord_answer_empty(const coord_answer *w);
-/* Messages for what is not sent yet, from arena. NULL: no memory. */
-Baton__V1__TokenInfo **coord_answer_infos(const coord_answer *w, arena *a);
+/* Messages for what is not sent yet of w->tokens or w->prompt, from arena. NULL: no memory. */
+Baton__V1__TokenInfo **coord_answer_infos(const coord_answer *w, const coord_tokens *t, arena *a);
 char *coord_answer_text(const coord_answer *w, arena *a);
 void coord_answer_sent(coord_answer *w);
 void coord_answer_free(coord_answer *w);
@@ -162,6 +168,7 @@ typedef struct coord_branch {
     coord_cost *costs;           /* (COORD_COSTS_MAX) of the last placement; NULL: nobody asks */
     int32_t costs_count;
     int32_t tokens_count, cached, proposed, accepted;
+    int32_t prompt_told;         /* positions of the prompt whose logprobs were heard; the first has none */
     int32_t wanted;              /* tokens of a prefill node */
     rpc_timer *again;            /* waits to be submitted again */
     /* what the core is to be told after the step in hand */
@@ -197,6 +204,9 @@ void coord_generate_once_on_request(rpc_call *call, const ProtobufCMessage *requ
 /* The core's actions. */
 void coord_generate_costs(coord_branch *b, const coord_cost *costs, int32_t count);
 void coord_generate_emit(coord_branch *b, const coord_action *action);
+/* The prompt's logprobs, as the decode node says them; what was heard before is not told again. */
+void coord_generate_prompt(coord_branch *b, Baton__Node__V1__Token *const *tokens, size_t count);
+bool coord_generate_wants_prompt(const coord_branch *b);     /* the branch's logprobs of the prompt are the client's */
 void coord_generate_finish(coord_branch *b, const coord_action *action);
 /* The decode node of a branch said its first token: the others may share its pages. */
 void coord_generate_fan_out(coord_client *c, int node);

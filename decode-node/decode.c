@@ -36,7 +36,10 @@
  *      from the target's logits as ever, its randomness being the position's; while it is the proposed one, the row
  *      behind it had the right token, so its KV and logits are good and the next token is drawn from them. The first that
  *      differs ends it, as does a token that ends the answer. So answers are those of no speculation, whoever proposes.
- *      What was not accepted is written over: s->ready, and with it what is published, ends before it. */
+ *      What was not accepted is written over: s->ready, and with it what is published, ends before it.
+ *   7. Where the prompt's logprobs are wanted, its rows are computed here, each with its logits: nothing of what is still to
+ *      be told is taken from the prefix cache or promised to a prefill node. s->told outlives a preemption, and the next
+ *      attempt begins where it was: each is said once. */
 #include "decode-node/decode.h"
 #include "node/seq.h"
 #include <assert.h>
@@ -89,12 +92,30 @@ static bool say_token(node_core *c, node_seq *s, const float *logits, int *reaso
     return true;
 }
 
+/* Rule 7. logits: of the last r->logits rows. false: s has ended. */
+static bool say_prompt(node_core *c, node_seq *s, const eng_rows *r, const float *logits) {
+    int32_t row = r->position + r->count - r->logits, V = node_core_limits(c)->V;
+    for (; row < s->ready && node_seq_tells(s); row++, logits += V) {
+        if (row + 1 < s->told) continue;                   /* it was said before the pages were given up */
+        assert(row + 1 == s->told);
+        node_event e = {.kind = NODE_PROMPT, .handle = s->request->handle, .token = {.index = s->told}};
+        status st = node_seq_score(c, s, logits, &e.token.sampled);
+        if (st != ST_OK) {
+            node_seq_end(c, s, st, "the logits are not numbers");
+            return false;
+        }
+        node_core_emit(c, &e);
+    }
+    return true;
+}
+
 /* The verifier: rule 6. Each token drawn takes the place in s->tokens of the one that was proposed there. */
 static void answer(node_core *c, node_seq *s, const eng_rows *r, const float *logits, int64_t now_us) {
     const node_speculator *x = node_core_io(c)->speculator;
-    int32_t proposed = r->logits - 1, accepted = 0;
+    int32_t proposed = r->position + r->count - s->target, accepted = 0;
     int reason = REASON_NONE;
-    if (!logits) return;                                   /* more of the prompt is to be computed */
+    if (!say_prompt(c, s, r, logits) || proposed < 0) return;          /* more of the prompt is to be computed */
+    logits += (int64_t)(r->logits - 1 - proposed) * node_core_limits(c)->V;
     if (s->count == s->request->count) s->prefill_us = now_us - s->first_us;
     for (;; accepted++, s->ready++, logits += node_core_limits(c)->V) {
         int32_t guess = accepted < proposed ? s->tokens[s->count] : -1;
@@ -164,7 +185,7 @@ static void admit(node_core *c, node_seq *s, int64_t now_us) {
     }
     s->cached = s->ready;
     if (x) x->join(x->ctx, s);
-    int32_t uncached = wanted_end(s) - s->cached;
+    int32_t uncached = node_seq_tells(s) ? 0 : wanted_end(s) - s->cached;                  /* rule 7 */
     if (uncached > 0 && (s->request->apart || uncached > s->request->local_tokens_max)) {
         promise(c, s);
         return;

@@ -4,6 +4,21 @@
 
 enum { STOP_TOKENS_MAX = 1024, LEASE_MS_MAX = 600000 };
 
+static status read_prompt_logprobs(const Baton__Node__V1__DecodeRequest *m, node_request *r, error *err) {
+    const Baton__Node__V1__PromptLogprobs *p = m->prompt_logprobs;
+    if (!p) return ST_OK;
+    if (m->prompt_apart)
+        return error_set(err, ST_BAD_INPUT, "prompt_logprobs: expected none of a prompt that prefill nodes compute");
+    if (p->first < 1 || p->first > m->prompt_count)
+        return error_set(err, ST_BAD_INPUT, "prompt_logprobs.first is %d, expected 1 to %d (prompt_count)", p->first, m->prompt_count);
+    if (p->top < 0 || p->top > ENG_LOGPROBS_MAX)
+        return error_set(err, ST_BAD_INPUT, "prompt_logprobs.top is %d, expected 0 to %d", p->top, ENG_LOGPROBS_MAX);
+    r->prompt_logprobs = true;
+    r->prompt_first = p->first;
+    r->prompt_tops = p->top;
+    return ST_OK;
+}
+
 static status read_request(const node_facts *facts, const ProtobufCMessage *message, node_request *r,
                            error *err) {
     const Baton__Node__V1__DecodeRequest *m = (const Baton__Node__V1__DecodeRequest *)message;
@@ -21,6 +36,7 @@ static status read_request(const node_facts *facts, const ProtobufCMessage *mess
     if (m->lease_ms < 1 || m->lease_ms > LEASE_MS_MAX)
         return error_set(err, ST_BAD_INPUT, "lease_ms is %u, expected 1 to %d", m->lease_ms, LEASE_MS_MAX);
     TRY(node_service_priority(m->priority, r, err));
+    TRY(read_prompt_logprobs(m, r, err));
     r->epoch = m->epoch;
     r->salt = m->salt;
     r->max_tokens = m->max_tokens;
@@ -55,6 +71,7 @@ static status write_landed(const node_event *e, rpc_call *call) {
     return rpc_call_send(call, &out.base);
 }
 
+/* Of the answer or of the prompt. */
 static status write_token(const node_event *e, rpc_call *call) {
     node_token_message token;
     Baton__Node__V1__Token *tokens[] = {&token.token};
@@ -63,8 +80,13 @@ static status write_token(const node_event *e, rpc_call *call) {
     node_service_token(e, &token);
     m.n_tokens = 1;
     m.tokens = tokens;
-    out.event_case = BATON__NODE__V1__DECODE_EVENT__EVENT_TOKENS;
-    out.tokens = &m;
+    if (e->kind == NODE_PROMPT) {
+        out.event_case = BATON__NODE__V1__DECODE_EVENT__EVENT_PROMPT;
+        out.prompt = &m;
+    } else {
+        out.event_case = BATON__NODE__V1__DECODE_EVENT__EVENT_TOKENS;
+        out.tokens = &m;
+    }
     return rpc_call_send(call, &out.base);
 }
 
@@ -86,6 +108,7 @@ static status write_event(const node_facts *facts, const node_event *e, rpc_call
     switch (e->kind) {
     case NODE_RESERVED: return write_reserved(facts, e, call);
     case NODE_LANDED: return write_landed(e, call);
+    case NODE_PROMPT:
     case NODE_TOKEN: return write_token(e, call);
     case NODE_DONE: return write_done(e, call);
     default: return ST_INTERNAL; /* no such event of this role */

@@ -404,6 +404,9 @@ void eng_sampler_destroy(eng_sampler *s);
  * ST_DEVICE: a logit is NaN, or all are -inf. */
 status eng_sample(eng_sampler *s, const eng_sampling *p, const float *logits, const int32_t *history,
                   int32_t prompt_count, int32_t count, eng_sampled *out);
+/* What these logits say of a token that is given, as one of a prompt: its logprob and `tops` alternatives, of the model's
+ * own distribution, without penalties and bias. Else as eng_sample(). */
+status eng_sample_given(eng_sampler *s, const float *logits, int32_t token, int32_t tops, eng_sampled *out);
 
 /* A token that a step draws itself, where its logits are. */
 typedef struct eng_draw {

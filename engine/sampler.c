@@ -294,3 +294,15 @@ status eng_sample(eng_sampler *s, const eng_sampling *p, const float *logits, co
     *out = result;
     return ST_OK;
 }
+
+status eng_sample_given(eng_sampler *s, const float *logits, int32_t token, int32_t tops, eng_sampled *out) {
+    assert(token >= 0 && token < s->V && tops >= 0 && tops <= ENG_LOGPROBS_MAX);
+    eng_sampling p = eng_sampling_default;
+    eng_sampled result = {.token = token};
+    int32_t greatest;
+    p.logprobs = tops;
+    TRY(adjust(s, &p, logits, NULL, 0, 0, &greatest));
+    report(s, &p, greatest, &result);
+    *out = result;
+    return ST_OK;
+}

@@ -9,8 +9,8 @@
  *      takes all of it. Where several want rows each takes at most a quarter (or a tile), in order, so that a short
  *      one does not wait for a long one; what is left then goes to the first of them.
  *   4. While any prompt wants rows, decode entries leave prompts room (at most half of the step, and a row in any case)
- *      and proposed rows leave them the logits of one: a crowd of decoders slows a prompt down and never starves
- *      it (but where a step has one row only).
+ *      and proposed rows leave them the logits of one; so do decode entries where a prompt wants those of every row. A
+ *      crowd of decoders slows a prompt down and never starves it (but where a step has one row or logits of one only).
  * In order (first come, first served): each takes as many rows as it wants and the step has left. A long prompt holds
  * up everybody behind it.
  * Both: a row that samples costs one of logits_max. A chunk that would reach its prompt's end when too few are left
@@ -22,13 +22,18 @@
 #include "base/base.h"
 #include <assert.h>
 
+static bool wants_all(const node_want *w) { return w->logits == w->rows; }
+
 /* Up to `most` rows more of a prompt; returns how many. */
 static int32_t extend_chunk(const node_want *w, node_share *s, int32_t most, int32_t *logits) {
-    int32_t more = min32(w->rows - s->rows, most);
+    int32_t more = min32(w->rows - s->rows, most), seen = 0;
     bool last = more > 0 && s->rows + more == w->rows;
-    if (last && *logits < w->logits) more--, last = false;
+    if (wants_all(w)) seen = more = min32(more, *logits);
+    else if (last && *logits > 0) seen = 1;
+    else if (last) more--;
     s->rows += more;
-    if (last) *logits -= s->logits = w->logits;
+    s->logits += seen;
+    *logits -= seen;
     return more;
 }
 
@@ -88,16 +93,17 @@ static int32_t share_chunks(const node_budget *b, const node_want *wants, int32_
 
 int32_t node_batch_decode_first(const node_budget *b, const node_want *wants, int32_t count, node_share *shares) {
     assert(b->step_tokens_max > 0 && b->chunk_tokens > 0 && b->logits_max > 0 && b->prefill_tokens > 0);
-    int32_t decoding = 0;
+    int32_t decoding = 0, kept = 0;
     for (int32_t i = 0; i < count; i++) {
-        assert(wants[i].rows > 0 && wants[i].logits > 0 && (!wants[i].decode || wants[i].logits == wants[i].rows));
+        assert(wants[i].rows > 0 && (wants[i].logits == 1 || wants_all(&wants[i])) && (!wants[i].decode || wants_all(&wants[i])));
         decoding += wants[i].decode;
+        if (!wants[i].decode && wants_all(&wants[i]) && b->logits_max > 1) kept = 1;
         shares[i] = (node_share){0};
     }
     int32_t prompts = count - decoding;
     int32_t chunks = min32(b->chunk_tokens, b->prefill_tokens);
     int32_t room = b->step_tokens_max - (prompts ? min32(chunks, b->step_tokens_max / 2) : 0);
-    int32_t rows = share_decode(wants, count, decoding, min32(room, b->logits_max), shares);
+    int32_t rows = share_decode(wants, count, decoding, min32(room, b->logits_max - kept), shares);
     rows += share_proposed(wants, count, min32(room, b->logits_max - (prompts > 0)) - rows, shares);
     int32_t left = b->step_tokens_max - rows;
     if (decoding) left = min32(left, b->prefill_tokens);

@@ -13,7 +13,7 @@ enum { NODE_TILE_ROWS = 16 };
  * the tokens proposed after it: 1 + k rows, all of them with logits. Anything else is a prefill chunk. */
 typedef struct node_want {
     int32_t rows;                /* 1 or more */
-    int32_t logits;              /* of so many of the last of them */
+    int32_t logits;              /* of so many of the last of them: of one, or of all if the prompt's logprobs are wanted */
     bool decode;
     int64_t last_step;           /* when it last had a row */
     int32_t level;               /* 0 is the first: node/schedule.h */
@@ -22,8 +22,8 @@ typedef struct node_want {
 /* The first `rows` rows of those wanted. Of a decode entry at least 1: what is proposed after them is dropped. */
 typedef struct node_share {
     int32_t rows;                /* 0: not in this step */
-    int32_t logits;              /* of the last of these rows; of a decode entry all of them, of a chunk those
-                                    wanted if it is the whole want, else 0 */
+    int32_t logits;              /* of the last of these rows: of all where all are wanted; else, of a chunk, of one if it is
+                                    the whole want, or none */
 } node_share;
 
 typedef struct node_budget {

@@ -106,7 +106,7 @@ bool node_core_waits(const node_seq *s) {
 static int32_t rows_to_come(const node_core *c, const node_seq *s) {
     const node_request *r = s->request;
     int32_t rows = r->count;
-    if (c->limits.prefix_cache) rows -= eng_pool_peek(c->pool, r->salt, r->tokens, r->count - 1);
+    if (c->limits.prefix_cache) rows -= eng_pool_peek(c->pool, r->salt, r->tokens, node_seq_cacheable(s));
     bool remote = s->role->landed && (r->apart || rows > r->local_tokens_max);
     return remote ? 1 : rows;
 }
@@ -249,8 +249,8 @@ static int32_t gather(node_core *c) {
         if (!s->runnable || s->paused || (s->role->prepare && !s->role->prepare(c, s))) continue;
         assert(s->ready < s->target && node_seq_pages(c, s->target) <= s->blocks_count);
         int32_t rows = s->target - s->ready;
-        c->wants[n] = (node_want){.rows = rows, .logits = 1, .decode = rows == 1, .last_step = s->last_step,
-                                  .level = s->place.level};
+        c->wants[n] = (node_want){.rows = rows, .logits = node_seq_tells(s) ? rows : 1, .decode = rows == 1,
+                                  .last_step = s->last_step, .level = s->place.level};
         c->batch[n++] = s;
     }
     return n;
@@ -307,7 +307,7 @@ static void propose(node_core *c, int32_t wanted) {
 
 /* Asks the model for the tokens after s's rows with logits; row: where those stand in the step's. All or none of them. */
 static void ask_draws(node_core *c, node_seq *s, int32_t logits, int32_t row) {
-    bool fine = c->io.draws && logits > 0;
+    bool fine = c->io.draws && logits > 0 && !s->request->prompt_logprobs;
     s->draws = &c->draws[row];
     for (int32_t i = 0; i < logits && fine; i++) {
         s->draws[i] = (eng_draw){.row = row + i, .count = s->count + i, .sampling = &s->request->sampling,
@@ -337,7 +337,8 @@ static int32_t fill_rows(node_core *c, int32_t wanted, int64_t now_us) {
     return n;
 }
 
-static bool is_decode(const eng_rows *r) { return r->logits == r->count; }
+/* Before its role has seen the rows. */
+static bool is_decode(const node_seq *s, const eng_rows *r) { return r->position + 1 == s->target; }
 
 /* What a step had. */
 typedef struct step_sum {
@@ -350,8 +351,8 @@ static step_sum sum_step(const node_core *c, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
         const eng_rows *r = &c->rows[i];
         sum.logits += r->logits;
-        *(is_decode(r) ? &sum.decode : &sum.prefill) += r->count;
-        if (!is_decode(r)) sum.positions += (int64_t)r->count * (r->position + r->count / 2);
+        *(is_decode(c->batch[i], r) ? &sum.decode : &sum.prefill) += r->count;
+        if (!is_decode(c->batch[i], r)) sum.positions += (int64_t)r->count * (r->position + r->count / 2);
     }
     return sum;
 }
@@ -376,7 +377,7 @@ static void learn(node_core *c, const step_sum *sum, int32_t n, int64_t took_us)
     int32_t position = sum->prefill ? (int32_t)(sum->positions / sum->prefill) : 0;
     if (sum->logits) node_cost_step(&c->cost, sum->decode, sum->prefill, position, took_us);
     for (int32_t i = 0; i < n; i++)
-        if (is_decode(&c->rows[i])) c->batch[i]->service_us += took_us * c->rows[i].count / (sum->decode + sum->prefill);
+        if (is_decode(c->batch[i], &c->rows[i])) c->batch[i]->service_us += took_us * c->rows[i].count / (sum->decode + sum->prefill);
 }
 
 bool node_core_step(node_core *c, int64_t now_us) {
@@ -410,7 +411,7 @@ bool node_core_step(node_core *c, int64_t now_us) {
             s->role->stop(c, s, st, "the forward pass failed");
             continue;
         }
-        int32_t final = r->logits ? r->count - r->logits + 1 : r->count;         /* what follows was proposed */
+        int32_t final = min32(r->count, s->target - s->ready);                   /* what follows was proposed */
         s->served_us = now_us + took_us;
         s->ready += final;
         if (s->count == s->request->count) s->computed += final;

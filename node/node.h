@@ -42,6 +42,8 @@ typedef struct node_request {
     int32_t local_tokens_max;
     bool apart;                  /* positions before the prompt's last are computed by prefill nodes only */
     uint32_t lease_ms;
+    bool prompt_logprobs;        /* of the prompt's tokens from position prompt_first (1 or more) on, with so many alternatives */
+    int32_t prompt_first, prompt_tops;
     /* prefill */
     uint64_t ticket;
     const char *kv_address;      /* of the receiving node's ranks, with commas */
@@ -54,6 +56,7 @@ typedef struct node_request {
 typedef enum node_event_kind {
     NODE_RESERVED,               /* decode: pages promised */
     NODE_LANDED,                 /* decode: the transfer is over */
+    NODE_PROMPT,                 /* decode: one token of the prompt, in order; all of them before the first answer token */
     NODE_TOKEN,                  /* decode: one answer token; its logprob is NaN when none was asked for */
     NODE_DONE,                   /* decode: reason and figures; NODE_END follows */
     NODE_FIRST_TOKEN,            /* prefill */
@@ -67,7 +70,7 @@ typedef struct node_event {
     union {
         struct { uint64_t ticket; int32_t cached, wanted; } reserved;
         struct { int32_t tokens; int64_t wait_us; status st; } landed;
-        struct { int32_t index; eng_sampled sampled; int32_t cached; int64_t prefill_us; } token; /* and FIRST_TOKEN */
+        struct { int32_t index; eng_sampled sampled; int32_t cached; int64_t prefill_us; } token; /* and FIRST_TOKEN, PROMPT */
         struct { int32_t reason; int32_t computed; int64_t prefill_us; int32_t proposed, accepted; int64_t draft_us; } done;
         struct { uint64_t bytes; int64_t wire_us, hidden_us; } sent;
         struct { status st; const char *text; } end;   /* text: NULL or borrowed until emit returns */
@@ -212,6 +215,7 @@ struct node_seq {
     int32_t pushed;              /* prefill: tokens of [skip, send_end) given to the send, from skip on */
     int64_t computed_us;         /* prefill: when the last row was computed */
     uint64_t ticket;             /* decode */
+    int32_t told;                /* decode: positions of the prompt whose logprobs were said, or are not wanted, end here */
     void *speculation;           /* decode: the speculator's */
     int32_t proposed, accepted;  /* decode: tokens */
     int64_t draft_us;            /* decode: its part of the draft's time, the speculator's to count */
@@ -226,8 +230,8 @@ struct node_role {
     /* Before its rows are batched: see to the pages they are written to. false: not in this step. NULL:
      * always has them. */
     bool (*prepare)(node_core *c, node_seq *s);
-    /* Rows r are computed. logits: NULL, or when they reached s->target: of the token there, then of those proposed after
-     * it, which s->ready does not count. May end the sequence. */
+    /* Rows r are computed; s->ready counts those up to s->target, and what follows was proposed. logits: of the last
+     * r->logits of them, NULL if that is 0. May end the sequence. */
     void (*computed)(node_core *c, node_seq *s, const eng_rows *r, const float *logits, int64_t now_us);
     void (*landing)(node_core *c, node_seq *s);
     void (*landed)(node_core *c, node_seq *s, status st, int32_t tokens, int64_t now_us);

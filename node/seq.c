@@ -56,6 +56,7 @@ node_seq *node_seq_create(node_core *c, const node_role *role, node_request *r, 
                     .place = {.since_us = node_schedule_since(now_us, r->priority), .number = ++c->numbers},
                     .began_us = now_us,
                     .served_us = now_us,
+                    .told = r->prompt_logprobs && r->prompt_first < r->prompt_count ? r->prompt_first : r->prompt_count,
                     .prev = c->last};
     *(c->last ? &c->last->next : &c->first) = s;
     c->last = s;
@@ -65,6 +66,13 @@ node_seq *node_seq_create(node_core *c, const node_role *role, node_request *r, 
 
 int32_t node_seq_pages(const node_core *c, int32_t tokens) {
     return (int32_t)(((int64_t)tokens + c->limits.page_tokens - 1) / c->limits.page_tokens);
+}
+
+bool node_seq_tells(const node_seq *s) { return s->told < s->request->prompt_count; }
+
+int32_t node_seq_cacheable(const node_seq *s) {
+    if (node_seq_tells(s)) return s->told - 1;
+    return (s->request->apart ? s->request->prompt_count : s->count) - 1;
 }
 
 /* ---- host memory --------------------------------------------------------------------------------- */
@@ -128,7 +136,7 @@ static bool suffices(const node_core *c, const node_seq *s, int32_t pages) {
 static status take_free(node_core *c, node_seq *s, int32_t pages, eng_page_state state) {
     assert(s->blocks_count == 0 && pages <= s->blocks_max && pages >= node_seq_pages(c, s->count));
     int32_t found = 0, tail = -1, tail_tokens = 0;
-    int32_t most = (s->request->apart ? s->request->prompt_count : s->count) - 1;
+    int32_t most = node_seq_cacheable(s);
     if (c->limits.prefix_cache && most > 0)
         found = eng_pool_match(c->pool, s->request->salt, s->tokens, most, s->blocks, &tail, &tail_tokens);
     status st = eng_pool_take(c->pool, pages - found, state, s->blocks + found);
@@ -209,6 +217,13 @@ void node_seq_give(node_core *c, node_seq *s) {
 }
 
 /* ---- tokens and the end -------------------------------------------------------------------------- */
+
+status node_seq_score(node_core *c, node_seq *s, const float *logits, eng_sampled *out) {
+    assert(s->told > 0 && node_seq_tells(s));
+    TRY(eng_sample_given(c->sampler, logits, s->tokens[s->told], s->request->prompt_tops, out));
+    s->told++;
+    return ST_OK;
+}
 
 status node_seq_sample(node_core *c, node_seq *s, const float *logits, eng_sampled *out) {
     const node_request *r = s->request;

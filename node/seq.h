@@ -16,9 +16,12 @@ const char *node_core_text(node_core *c, const char *fmt, ...) __attribute__((fo
 
 int32_t node_seq_pages(const node_core *c, int32_t tokens);          /* how many hold so many tokens */
 
-/* Fills s->blocks with `pages` pages: those the prefix index knows of the first count-1 tokens (the last
- * token is always computed, its logits are needed), a copy of a page that agrees in part, fresh ones for
- * the rest, and what was swapped out. s->ready says how many leading tokens they hold. Where too few are free those
+/* Its prompt's logprobs are not all said: the rows from s->told - 1 on are needed with their logits. */
+bool node_seq_tells(const node_seq *s);
+/* So many leading tokens may come from the prefix cache: of the others logits are needed. */
+int32_t node_seq_cacheable(const node_seq *s);
+/* Fills s->blocks with `pages` pages: those the prefix index knows of the cacheable tokens, a copy of a page that agrees
+ * in part, fresh ones for the rest, and what was swapped out. s->ready says how many leading tokens they hold. Where too few are free those
  * of lower level or priority behind s are preempted, if that is enough. All or nothing: ST_AGAIN. */
 status node_seq_take(node_core *c, node_seq *s, int32_t pages, eng_page_state state);
 /* One page more. ST_AGAIN: none is free. */
@@ -32,6 +35,8 @@ void node_seq_publish(node_core *c, node_seq *s);
 /* Before its pages are given up: keeps their KV in host memory where that is cheaper than to compute it again. */
 void node_seq_swap_out(node_core *c, node_seq *s);
 void node_seq_give(node_core *c, node_seq *s);             /* all pages; nothing is ready any more */
+/* What is to be said of the prompt's token at s->told, from the row before it. */
+status node_seq_score(node_core *c, node_seq *s, const float *logits, eng_sampled *out);
 /* The token after s->tokens[0, count), and appends it when there is room. */
 status node_seq_sample(node_core *c, node_seq *s, const float *logits, eng_sampled *out);
 /* NODE_END, gives every page back, frees s. */

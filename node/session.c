@@ -125,6 +125,7 @@ static void log_event(const session *s, const node_event *e) {
         log_write(LOG_INFO, s->id, "decode.done", "reason=%d computed=%d proposed=%d accepted=%d draft_us=%lld", e->done.reason,
                   e->done.computed, e->done.proposed, e->done.accepted, (long long)e->done.draft_us);
         break;
+    case NODE_PROMPT:
     case NODE_TOKEN:
     case NODE_END: break;
     }

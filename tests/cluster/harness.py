@@ -99,6 +99,23 @@ class Client:
         """(tokens, text, finish) of index 0, through the stream; checks that chunks fit together."""
         return collect(self.inference.Generate(request, timeout=timeout))
 
+    def told(self, request, sink=None):
+        """(what was told of the prompt's tokens, the answer's, finish); sink sees the first as it grows."""
+        prompt = []
+
+        def chunks():
+            for chunk in self.inference.Generate(request, timeout=120):
+                prompt.extend((t.token, t.logprob if t.HasField('logprob') else None, [(a.token, a.logprob) for a in t.top])
+                              for t in chunk.prompt)
+                if sink:
+                    sink(prompt)
+                yield chunk
+
+        tokens, _, finish = collect(chunks())
+        wanted = finish.usage.prompt_tokens if request.HasField('prompt_logprobs') else 0
+        assert len(prompt) == wanted and [p[1] is None for p in prompt].count(True) == (wanted > 0), (len(prompt), wanted)
+        return prompt, tokens, finish
+
 
 class Cluster(Client):
     """`baton up` with its children. Use as a context: leaving it sends SIGTERM and checks exit code 0."""
@@ -193,9 +210,9 @@ def busy_node(cluster, role, seconds=10):
     return found[0]
 
 
-def request(prompt=None, tokens=None, max_tokens=32, ignore_eos=True, request_id='', logprobs=None, **sampling):
-    r = pb.GenerateRequest(max_tokens=max_tokens, ignore_eos=ignore_eos, request_id=request_id,
-                           logprobs=logprobs, sampling=pb.Sampling(**sampling))
+def request(prompt=None, tokens=None, max_tokens=32, ignore_eos=True, request_id='', logprobs=None, prompt_logprobs=None, **sampling):
+    r = pb.GenerateRequest(max_tokens=max_tokens, ignore_eos=ignore_eos, request_id=request_id, logprobs=logprobs,
+                           prompt_logprobs=prompt_logprobs, sampling=pb.Sampling(**sampling))
     if tokens is not None:
         r.tokens.ids.extend(tokens)
     else:

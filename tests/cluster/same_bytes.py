@@ -68,7 +68,25 @@ def repeated(cluster, checker, where):
         assert finish.usage.accepted_tokens <= finish.usage.proposed_tokens
 
 
-def among_others(cluster, checker, where):
+def prompts(cluster, checker, where):
+    """The prompt's logprobs: the same numbers, and the answer's bytes are those of who did not ask for them."""
+    for name in ('short', 'middle'):
+        told, tokens, finish = cluster.told(request(PROMPTS[name], max_tokens=MAX_TOKENS, prompt_logprobs=2, **EXACT))
+        assert finish.prefill_node == finish.decode_node and finish.usage.cached_tokens == 0, finish
+        assert all(logprob <= 0 and len(top) == 2 for _, logprob, top in told[1:]), told
+        checker.check(name, 'prompt', where, told)
+        checker.check(name, 'greedy', where, tokens)
+
+
+def refused_prompts(cluster):
+    try:
+        cluster.generate(request('The capital', prompt_logprobs=0))
+        raise AssertionError('prompt logprobs where decode nodes do not read prompts')
+    except grpc.RpcError as e:
+        assert e.code() == grpc.StatusCode.UNIMPLEMENTED and 'prompt_logprobs' in e.details(), e
+
+
+def among_others(cluster, checker, where, told):
     """Every request at once, their prompts cached by now, and 16 strangers with them."""
     jobs = [(name, way, request(prompt, max_tokens=MAX_TOKENS, **sampling))
             for name, prompt in PROMPTS.items() for way, sampling in WAYS]
@@ -76,6 +94,8 @@ def among_others(cluster, checker, where):
                  for i in range(16)]
     with concurrent.futures.ThreadPoolExecutor(len(jobs) + len(strangers)) as pool:
         others = [pool.submit(cluster.generate, r) for r in strangers]
+        if told:
+            others.append(pool.submit(prompts, cluster, checker, where))
         mine = [(name, way, pool.submit(cluster.generate, r)) for name, way, r in jobs]
         for name, way, future in mine:
             checker.check(name, way, where, future.result()[0])
@@ -137,6 +157,25 @@ def killed_decode(cluster, checker, after, answer_tokens, rank):
         assert any(attempt() for _ in range(6)), f'no kill after {after} tokens hit its answer'
 
 
+def killed_in_prompt(cluster, checker, answer_tokens, rank):
+    """The decode node is killed once it has told a part of the prompt: the rest is told by another, nothing twice."""
+    asked = request(PROMPTS['long'], max_tokens=answer_tokens, prompt_logprobs=2, **EXACT)
+    told, tokens, _ = cluster.told(asked)
+    checker.check('long', 'prompt', 'nobody killed', told)
+    checker.check('long', 'told, long answer', 'nobody killed', tokens)
+
+    def attempt():
+        killer = Killer(cluster, 'Decode', rank)
+        asked.request_id = killer.request_id
+        told, tokens, finish = cluster.told(asked, lambda told: len(told) >= 20 and killer.kill())
+        checker.check('long', 'prompt', f'decode node, rank {rank}, killed in mid-prompt', told)
+        checker.check('long', 'told, long answer', f'decode node, rank {rank}, killed in mid-prompt', tokens)
+        killer.all_back()
+        return finish.attempts > 1
+
+    assert any(attempt() for _ in range(6)), 'no kill hit the prompt or its answer'
+
+
 def killed_prefill(cluster, checker, rank):
     for way, sampling in WAYS:
         asked = request(long_text(3600, 3000), max_tokens=MAX_TOKENS, **sampling)
@@ -158,13 +197,13 @@ def killed_prefill(cluster, checker, rank):
         assert any(attempt() for _ in range(6)), 'the prefill node was never killed in time'
 
 
-def speculating(args, checker, where, layout, *mode):
+def speculating(args, checker, where, layout, told, *mode):
     """Proposed tokens, right and wrong, alone and in a crowd; five a step, whether that gains or not."""
     with Cluster(args, '--threads', 1, '--prefill-policy', 'remote', '--no-speculate-adapt', '--speculate-tokens', 5,
                  *mode, *layout) as cluster:
         repeated(cluster, checker, where)
         each(cluster, checker, where)
-        among_others(cluster, checker, where + ', among others')
+        among_others(cluster, checker, where + ', among others', told)
         repeated(cluster, checker, where + ', cached')
         cluster.pages_back(5)
         accepted = cluster.counter('decode-1', 'baton_node_accepted_tokens_total')
@@ -185,9 +224,10 @@ def unharmed(args, checker, layout, began):
         each(cluster, checker, 'reference')
         each(cluster, checker, 'reference, again')
         repeated(cluster, checker, 'reference')
+        refused_prompts(cluster) if apart else prompts(cluster, checker, 'reference')
     for _ in range(args.rounds):
         for mode, flags in SPECULATION.items():
-            speculating(args, checker, f'speculation by {mode}', layout, '--speculate', mode,
+            speculating(args, checker, f'speculation by {mode}', layout, not apart, '--speculate', mode,
                         *[flag.format(model=args.model) for flag in flags])
         for where, flags in CLUSTERS.items():
             if apart and 'local' in flags:
@@ -196,7 +236,7 @@ def unharmed(args, checker, layout, began):
             with Cluster(args, *threads, *flags, *layout) as cluster:
                 each(cluster, checker, where + ', not cached')
                 partly_cached(cluster, checker, where + ', partly cached')
-                among_others(cluster, checker, where + ', among others')
+                among_others(cluster, checker, where + ', among others', not apart)
                 cluster.pages_back(5)
             print(f'{where}: {checker.comparisons} comparisons, {len(checker.wrong)} differ, '
                   f'{time.monotonic() - began:.0f} s', flush=True)
@@ -213,6 +253,9 @@ def main():
         for after, rank in itertools.product(map(int, args.after.split(',')), killed_ranks(args.decode_tp)):
             with Cluster(args, '--prefill', 1, '--decode', 2, *remote) as cluster:
                 killed_decode(cluster, checker, after, args.long_answer, rank)
+        if args.prefill_tp == args.decode_tp:
+            with Cluster(args, '--prefill', 1, '--decode', 2, '--chunk', 16, *remote) as cluster:
+                killed_in_prompt(cluster, checker, args.long_answer, 0)
         for rank in killed_ranks(args.prefill_tp):
             with Cluster(args, '--prefill', 2, '--decode', 1, '--chunk', 16, *remote) as cluster:
                 killed_prefill(cluster, checker, rank)

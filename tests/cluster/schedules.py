@@ -28,19 +28,21 @@ def requests(args):
         sampling = dict(temperature=0.8, seed=i) if i % 2 else {}
         r = request(long_text(20 + 50 * i % 70, 200 * i), max_tokens=args.tokens - 5 * i, logprobs=0, **sampling)
         r.priority = (i % 3 - 1) * 2
+        if i % 4 == 1:
+            r.prompt_logprobs = 1
         yield r
 
 
 def alone(args, layout):
     with Cluster(args, '--decode', 1, '--threads', 1, '--no-prefix-cache', *layout) as cluster:
-        return [cluster.generate(r)[0] for r in requests(args)]
+        return [cluster.told(r)[:2] for r in requests(args)]
 
 
 def crowded(args, flags):
     """The answers, how many preemptions there were by swap and by recompute, bytes swapped out and in."""
     with Cluster(args, '--decode', 1, '--threads', 1, '--kv-pages', args.pages, *flags) as cluster:
         with concurrent.futures.ThreadPoolExecutor(args.requests) as pool:
-            answers = list(pool.map(lambda r: cluster.generate(r)[0], requests(args)))
+            answers = list(pool.map(lambda r: cluster.told(r)[:2], requests(args)))
         cluster.pages_back(5)
         wait_until(lambda: cluster.node('decode-1').running == 0, 5, 'the node is idle')
         count = lambda how: cluster.counter('decode-1', 'baton_node_preemptions_total', f'by="{how}"')

@@ -12,10 +12,10 @@ b, n = importlib.import_module('baton_pb2'), importlib.import_module('node_pb2')
 pairing = n.Pairing(protocol=1, model_digest='d', numerics='n', kv_layout='k')
 sampling = n.SamplingParams(temperature=0.5, top_k=5, top_p=0.9, repetition=1.1, seed=7, logprobs=2, bias=[n.Bias(token=3, bias=-1)])
 seeds = [
-    b.GenerateRequest(prompt='Hello', max_tokens=5, stop=['\n\n', 'é'], stop_tokens=[2], n=2, logprobs=3, request_id='id',
+    b.GenerateRequest(prompt='Hello', max_tokens=5, stop=['\n\n', 'é'], stop_tokens=[2], n=2, logprobs=3, prompt_logprobs=2, request_id='id',
                       sampling=b.Sampling(temperature=1, top_p=0.5, seed=3, logit_bias=[b.TokenBias(token=4, bias=2)])),
     n.DecodeRequest(pairing=pairing, request_id='a', epoch=1, tokens=range(5, 40), prompt_count=33, max_tokens=20, sampling=sampling,
-                    stop_tokens=[1], lease_ms=5000, local_tokens_max=16),
+                    stop_tokens=[1], lease_ms=5000, local_tokens_max=16, prompt_logprobs=n.PromptLogprobs(first=1, top=2)),
     n.PrefillRequest(pairing=pairing, request_id='a', epoch=1, tokens=range(5, 40), prompt_count=35, sampling=sampling, ticket=9,
                      kv_address='127.0.0.1:7', skip=16, send_end=34),
     b.GenerateChunk(text='x', tokens=[b.TokenInfo(token=3, logprob=-1, top=[b.TokenLogprob(token=1, logprob=-2, text='y')])],

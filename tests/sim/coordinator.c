@@ -71,7 +71,7 @@ static void check_silence(sim *s, const sim_node *n, const sim_stream *st) {
 }
 
 void sim_coordinator_node_event(sim *s, sim_node *n, const node_event *e) {
-    static const char *const names[] = {"reserved", "landed", "token", "done", "first token", "sent", "end"};
+    static const char *const names[] = {"reserved", "landed", "prompt", "token", "done", "first token", "sent", "end"};
     sim_stream *st = s->streams[e->handle - 1];
     message m = {{0}, 0, 0, "", ""};
     sim_trace(s, "node %d: request %d attempt %u: %s", n->slot, st->request, st->attempt, names[e->kind]);
@@ -95,6 +95,7 @@ void sim_coordinator_node_event(sim *s, sim_node *n, const node_event *e) {
         m.e.kind = COORD_SENT;
         say(s, st, &m);
         break;
+    case NODE_PROMPT: sim_fail(s, "node %d: request %d: nobody asked for the prompt's logprobs", n->slot, st->request); break;
     case NODE_TOKEN:
     case NODE_FIRST_TOKEN:
         check_silence(s, n, st);

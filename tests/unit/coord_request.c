@@ -45,6 +45,38 @@ static void policies(void **state) {
     STORY(&limits, NODES, {"submit 1", "D1.1>0:10,L0"});
 }
 
+/* Rule 7: until the answer begins, whatever the policy. */
+static void prompts_read_here(void **state) {
+    (void)state;
+    limits.prefill = COORD_PREFILL_REMOTE;
+    STORY(&limits, NODES, {"node 2 D", ""},
+          {"submit 1 here", "D1.1>0:10,L*"},
+          {"reserved 1.1 0/0", ""},
+          {"lost 0", "xD1.1>0 D1.2>2:10,L*"},
+          {"reserved 1.2 4/4", ""},
+          {"tokens 1.2 @10 7", "E1@10:7"},
+          {"node 0 D epoch=2", ""},
+          {"lost 2", "xD1.2>2 D1.3>0:11,L0"});   /* all of the prompt was told */
+    STORY(&limits, {"node 0 D num=1", ""}, {"node 1 P num=2", ""},
+          {"submit 1 here", "F1:ST_UNSUPPORTED/0"},
+          {"submit 2", "D2.1>0:10,L0A"});
+    limits.prefill = COORD_PREFILL_LOCAL;
+    STORY(&limits, {"node 0 D num=1", ""}, {"node 1 P num=2", ""},
+          {"submit 1 here", "D1.1>0:10,L*"});
+    for (int here = 0; here < 2; here++) {       /* no prefill node is compared */
+        told t = story_begin(&coord_limits_default);
+        coord_event e = {0};
+        coord_actions out;
+        tell(&t, "node 0 D");
+        tell(&t, "node 1 P");
+        tell_submit(&e, here ? "submit 1 here" : "submit 1");
+        e.submit.explain = true;
+        coord_core_step(t.core, &e, 0, &out);
+        assert_int_equal(out.at[0].decode.costs_count, here ? 1 : 2);
+        coord_core_destroy(t.core);
+    }
+}
+
 static void full_decode_node_is_asked_again(void **state) {
     (void)state;
     STORY(&limits, {"node 0 D", ""},
@@ -337,6 +369,7 @@ int main(void) {
         cmocka_unit_test_setup(remote_prefill_to_the_end, setup),
         cmocka_unit_test_setup(local_prefill, setup),
         cmocka_unit_test_setup(policies, setup),
+        cmocka_unit_test_setup(prompts_read_here, setup),
         cmocka_unit_test_setup(full_decode_node_is_asked_again, setup),
         cmocka_unit_test_setup(refusals_never_exhaust_attempts, setup),
         cmocka_unit_test_setup(prefill_node_vanishes_before_it_is_needed, setup),

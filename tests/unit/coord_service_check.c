@@ -61,6 +61,10 @@ static void use_logprobs(built *b, int32_t n) {
     b->r.logprobs_set_case = BATON__V1__GENERATE_REQUEST__LOGPROBS_SET_LOGPROBS;
     b->r.logprobs = n;
 }
+static void use_prompt_logprobs(built *b, int32_t n) {
+    b->r.prompt_logprobs_set_case = BATON__V1__GENERATE_REQUEST__PROMPT_LOGPROBS_SET_PROMPT_LOGPROBS;
+    b->r.prompt_logprobs = n;
+}
 static void use_stops(built *b, size_t count, const char *text) {
     for (size_t i = 0; i < count; i++) b->stops[i] = TEXT(text);
     b->r.stop = b->stops;
@@ -173,6 +177,11 @@ static void limits(void **state) {
     REFUSED(use_logprobs(b, 21), ST_BAD_INPUT, "logprobs is 21");
     TAKEN(use_logprobs(b, 20), job.sampling.logprobs == 20);
     TAKEN((void)b, job.sampling.logprobs == -1);
+    REFUSED(use_prompt_logprobs(b, -1), ST_BAD_INPUT, "prompt_logprobs is -1: expected 0 to 20");
+    REFUSED(use_prompt_logprobs(b, 21), ST_BAD_INPUT, "prompt_logprobs is 21");
+    TAKEN(use_prompt_logprobs(b, 0), job.prompt_logprobs == 0 && job.sampling.logprobs == -1);
+    TAKEN(use_prompt_logprobs(b, 20), job.prompt_logprobs == 20);
+    TAKEN((void)b, job.prompt_logprobs == -1);
     REFUSED(use_stops(b, 17, "x"), ST_BAD_INPUT, "number of stop strings is 17");
     REFUSED(use_stops(b, 1, ""), ST_BAD_INPUT, "stop[0] has 0 bytes: expected 1 to 256");
     REFUSED(use_stops(b, 1, repeat(b, 'x', 257)), ST_BAD_INPUT, "stop[0] has 257 bytes");

@@ -3,7 +3,7 @@
  *
  * Events, request 1 in its attempt 2 being "1.2"; every prompt has 10 tokens:
  *   node N D|P [cap=C] [epoch=E] [num=X] [drain]   lost N   at MS (a tick)   cancel R   stop R
- *   submit R [max=M] [prefer=N] [deadline=MS] [tenant=T]
+ *   submit R [max=M] [prefer=N] [deadline=MS] [tenant=T] [here: the decode node is to read the prompt]
  *   reserved R.A CACHED/WANTED   landed R.A   sent R.A   tokens R.A @INDEX T,T   first R.A @INDEX T
  *   dend R.A STATUS|done         pend R.A STATUS
  * Actions, blank between them, "" for none:
@@ -111,6 +111,7 @@ static inline void tell_submit(coord_event *e, const char *text) {
     e->submit.max_tokens = number_after(text, "max=", 4);
     e->submit.prefer_node = number_after(text, "prefer=", -1);
     e->submit.tenant = (uint64_t)number_after(text, "tenant=", 0);
+    e->submit.prompt_here = strstr(text, " here") != NULL;
     int deadline = number_after(text, "deadline=", 0);
     e->submit.deadline_ms = deadline ? deadline : INT64_MAX;
 }

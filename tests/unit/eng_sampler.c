@@ -96,6 +96,33 @@ static void logprobs_are_of_the_whole_distribution(void **state) {
     assert_int_equal(sample(&p, row).top_count, V - 1);    /* the forbidden one is no alternative */
 }
 
+/* As of a token that was drawn, but for penalties and bias, which have no say. */
+static void a_given_token_is_scored(void **state) {
+    (void)state;
+    double mass = 0;
+    for (int i = 0; i < V; i++) mass += exp((double)row[i]);
+    for (int token = 0; token < V; token++) {
+        eng_sampled out;
+        assert_int_equal(eng_sample_given(sampler, row, token, 3, &out), ST_OK);
+        assert_int_equal(out.token, token);
+        assert_true(out.top_count == 3 && out.top_token[0] == 8 && out.top_token[1] == 1 && out.top_token[2] == 3);
+        if (token == 11) assert_true(out.logprob == -INFINITY);
+        else assert_float_equal(out.logprob, row[token] - log(mass), 1e-6);
+    }
+    eng_sampling p = eng_sampling_default;
+    eng_sampled drawn = {0}, given = {0};
+    p.logprobs = ENG_LOGPROBS_MAX;
+    drawn = sample(&p, row);
+    assert_int_equal(eng_sample_given(sampler, row, drawn.token, ENG_LOGPROBS_MAX, &given), ST_OK);
+    assert_memory_equal(&given, &drawn, sizeof given);     /* the same bits */
+    assert_int_equal(eng_sample_given(sampler, row, 2, 0, &given), ST_OK);
+    assert_int_equal(given.top_count, 0);
+    float broken[V];
+    memcpy(broken, row, sizeof broken);
+    broken[4] = NAN;
+    assert_int_equal(eng_sample_given(sampler, broken, 2, 0, &given), ST_DEVICE);
+}
+
 /* ---- the draw against the exact distribution --------------------------------------------------------- */
 
 static int descending(const void *a, const void *b) {
@@ -305,6 +332,7 @@ int main(void) {
         cmocka_unit_test(greedy_takes_the_greatest),
         cmocka_unit_test(penalties_by_hand),
         cmocka_unit_test(logprobs_are_of_the_whole_distribution),
+        cmocka_unit_test(a_given_token_is_scored),
         cmocka_unit_test(draws_follow_the_distribution),
         cmocka_unit_test(draws_equal_a_full_sort),
         cmocka_unit_test(randomness_is_seed_and_position),

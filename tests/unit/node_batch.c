@@ -19,6 +19,7 @@ typedef struct row {
 /* Wants: a decode entry with k proposed rows after its own, a prompt's rows. */
 #define D(k, last) {1 + (k), 1 + (k), true, last, 0}
 #define C(rows, last) {rows, 1, false, last, 0}
+#define S(rows, last) {rows, rows, false, last, 0}         /* with the logits of all */
 #define ON(level, last) {1, 1, true, last, level}
 
 static const row decode_first[] = {
@@ -57,6 +58,12 @@ static const row decode_first[] = {
     {"logits bound proposed rows", {64, 16, 5, 64}, 2, {D(3, 0), D(3, 0)}, {{4, 4}, {1, 1}}},
     {"which leave a prompt its logits", {64, 16, 5, 64}, 2, {D(7, 0), C(9, 0)}, {{4, 4}, {9, 1}}},
     {"and a chunk", {8, 4, 8, 64}, 2, {D(7, 0), C(9, 0)}, {{4, 4}, {4, 0}}},
+    {"logits of every row", {64, 16, 8, 64}, 1, {S(40, 0)}, {{8, 8}}},
+    {"of a prompt's last rows", {64, 16, 8, 64}, 1, {S(5, 0)}, {{5, 5}}},
+    {"decoders leave it those of one", {64, 16, 4, 64}, 5, {D(0, 1), D(0, 2), D(0, 3), D(0, 4), S(9, 0)},
+     {{1, 1}, {1, 1}, {1, 1}, {0, 0}, {1, 1}}},
+    {"who wants one is left none", {64, 16, 8, 64}, 2, {S(9, 0), C(5, 0)}, {{8, 8}, {4, 0}}},
+    {"or is in front", {64, 16, 8, 64}, 2, {C(5, 0), S(9, 0)}, {{5, 1}, {7, 7}}},
     {"no room for a row, none for its proposals", {2, 16, 8, 64}, 3, {D(4, 3), D(4, 1), D(4, 2)}, {{0, 0}, {1, 1}, {1, 1}}},
 };
 
@@ -66,6 +73,7 @@ static const row in_order[] = {
     {"who is in front has all it wants", {16, 64, 8, 64}, 2, {C(10, 0), D(7, 0)}, {{10, 1}, {6, 6}}},
     {"logits", {64, 64, 2, 64}, 3, {D(0, 0), D(3, 0), C(5, 0)}, {{1, 1}, {1, 1}, {4, 0}}},
     {"a chunk", {64, 4, 8, 64}, 2, {C(40, 0), C(40, 0)}, {{4, 0}, {4, 0}}},
+    {"logits of every row", {64, 64, 4, 64}, 3, {D(0, 0), S(9, 0), C(5, 0)}, {{1, 1}, {3, 3}, {4, 0}}},
     {"no target", {64, 64, 8, 1}, 2, {D(0, 0), C(40, 0)}, {{1, 1}, {40, 1}}},
 };
 
@@ -94,14 +102,15 @@ static void in_order_as_the_table_says(void **state) {
 }
 
 /* A sequence that has so many rows to go, and so many proposed ones when it decodes. */
-static node_want wanted(int32_t rows, int32_t proposed, int64_t last_step) {
-    return rows > 1 ? (node_want)C(rows, last_step) : (node_want)D(proposed, last_step);
+static node_want wanted(int32_t rows, int32_t proposed, bool all, int64_t last_step) {
+    return rows > 1 && all ? (node_want)S(rows, last_step) : rows > 1 ? (node_want)C(rows, last_step) : (node_want)D(proposed, last_step);
 }
 
 static void check_share(const node_budget *b, const node_want *w, const node_share *s) {
     assert_true(s->rows <= w->rows);
-    if (w->decode) {
+    if (w->logits == w->rows) {
         assert_int_equal(s->logits, s->rows);
+        assert_true(w->decode || s->rows <= b->chunk_tokens);
     } else {
         assert_true(s->rows <= b->chunk_tokens);
         assert_int_equal(s->logits, s->rows && s->rows == w->rows);
@@ -134,16 +143,16 @@ static void budgets_hold_and_every_one_comes_round(void **state) {
         node_share shares[40];
         int32_t given[40] = {0};
         seed = seed * 6364136223846793005u + 1442695040888963407u;
-        node_budget b = {(int32_t)(seed >> 60) + 2, (int32_t)(seed >> 56 & 7) + 1, (int32_t)(seed >> 52 & 7) + 1,
+        node_budget b = {(int32_t)(seed >> 60) + 2, (int32_t)(seed >> 56 & 7) + 1, (int32_t)(seed >> 52 & 7) + 2,
                          (int32_t)(seed >> 49 & 7) + 1};
         int count = (int)(seed >> 40 & 31) + 1;
-        for (int i = 0; i < count; i++) wants[i] = wanted((int32_t)(seed >> (i % 32) & 3) * 5 + 1, i % 4, 0);
+        for (int i = 0; i < count; i++) wants[i] = wanted((int32_t)(seed >> (i % 32) & 3) * 5 + 1, i % 4, i % 5 == 3, 0);
         for (int step = 1; step <= 400; step++) {
             check_step(form, &b, wants, count, shares);
             for (int i = 0; i < count; i++) {
                 given[i] += shares[i].rows;
                 int64_t last_step = shares[i].rows ? step : wants[i].last_step;
-                wants[i] = wanted(wants[i].decode ? 1 : wants[i].rows - shares[i].rows, i % 4, last_step);
+                wants[i] = wanted(wants[i].decode ? 1 : wants[i].rows - shares[i].rows, i % 4, i % 5 == 3, last_step);
             }
         }
         for (int i = 0; i < count; i++) assert_true(given[i] > 0 || (i > 0 && form == node_batch_in_order));

@@ -46,11 +46,14 @@ typedef struct request {
     bool no_prefill;             /* the prefill node never comes */
     bool apart;                  /* the decode node reads nothing of the prompt */
     int cancel_after;            /* events; 0: never */
+    int32_t prompt_first, prompt_top;        /* logprobs of the prompt from that position on; 0: none */
     uint32_t lease_ms;
     /* what happened */
     rpc_stream *decode, *prefill;
     int events;
     int32_t answer[ANSWER_MAX], answered;
+    float prompt_logprob[128];
+    int32_t prompt_told;         /* tokens of the prompt */
     int32_t first_token, reason, landed_status, wanted, cached, prefill_cached;
     uint64_t sent_bytes;
     status end, prefill_end;
@@ -141,6 +144,16 @@ static inline void decode_message(rpc_stream *s, const ProtobufCMessage *m, void
         if (r->wanted > r->cached && !r->no_prefill) start_prefill(0, r, e->reserved);
         break;
     case BATON__NODE__V1__DECODE_EVENT__EVENT_LANDED: r->landed_status = e->landed->status; break;
+    case BATON__NODE__V1__DECODE_EVENT__EVENT_PROMPT:
+        for (size_t i = 0; i < e->prompt->n_tokens; i++) {
+            const Baton__Node__V1__Token *t = e->prompt->tokens[i];
+            assert_int_equal(t->index, r->prompt_first + r->prompt_told++);
+            assert_int_equal(t->token, r->prompt[t->index]);
+            assert_int_equal(t->n_top, r->prompt_top);
+            assert_int_equal(r->answered, 0);
+            r->prompt_logprob[t->index] = t->logprob;
+        }
+        break;
     case BATON__NODE__V1__DECODE_EVENT__EVENT_TOKENS:
         for (size_t i = 0; i < e->tokens->n_tokens; i++) {
             assert_int_equal(e->tokens->tokens[i]->index, r->count + r->answered);
@@ -182,6 +195,10 @@ static inline void start_decode(request *r) {
     m.lease_ms = r->lease_ms;
     m.ignore_eos = true;
     m.prompt_apart = r->apart;
+    Baton__Node__V1__PromptLogprobs prompt = BATON__NODE__V1__PROMPT_LOGPROBS__INIT;
+    prompt.first = r->prompt_first;
+    prompt.top = r->prompt_top;
+    if (r->prompt_first) m.prompt_logprobs = &prompt;
     r->landed_status = r->first_token = -1;
     assert_int_equal(rpc_stream_start(channels[1], &decode_method, &m.base, 0, true, &events, r, &r->decode),
                      ST_OK);

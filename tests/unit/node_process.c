@@ -284,6 +284,28 @@ static void a_slow_reader_gets_every_token(void **state) {
     assert_quiet();
 }
 
+/* Logprobs of the prompt, all and the rest of them, to a reader that stops for a while: the same numbers. */
+static void a_prompt_is_told(void **state) {
+    (void)state;
+    request r = make_request(502, 120, 20);
+    r.prompt_first = 1;
+    r.prompt_top = 20;
+    start_decode(&r);
+    rpc_stream_pause(r.decode);
+    resume_when_seen(r.decode);
+    rpc_loop_run(loop);
+    assert_int_equal(r.prompt_told, 119);
+    assert_answer(&r);
+    request rest = make_request(502, 120, 20);
+    rest.prompt_first = 100;
+    start_decode(&rest);
+    rpc_loop_run(loop);
+    assert_int_equal(rest.prompt_told, 20);
+    assert_memory_equal(rest.prompt_logprob + 100, r.prompt_logprob + 100, 20 * sizeof(float));
+    assert_answer(&rest);
+    assert_quiet();
+}
+
 static void refusals_name_the_field(void **state) {
     (void)state;
     request r = make_request(600, 20, 5);
@@ -314,6 +336,20 @@ static void refusals_name_the_field(void **state) {
     start_decode(&r);
     rpc_loop_run(loop);
     assert_int_equal(r.end, ST_BAD_INPUT);
+    static const struct { int32_t first, top; bool apart; const char *part; } prompts[] = {
+        {-1, 0, false, "prompt_logprobs.first is -1"}, {21, 0, false, "prompt_logprobs.first is 21"},
+        {1, 21, false, "prompt_logprobs.top is 21"}, {1, -1, false, "prompt_logprobs.top is -1"},
+        {1, 0, true, "prefill nodes compute"}};
+    for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
+        r = make_request(600, 20, 5);
+        r.prompt_first = prompts[i].first;
+        r.prompt_top = prompts[i].top;
+        r.apart = prompts[i].apart;
+        start_decode(&r);
+        rpc_loop_run(loop);
+        assert_int_equal(r.end, ST_BAD_INPUT);
+        assert_non_null(strstr(r.text, prompts[i].part));
+    }
     static const char *const unusable[] = {"localhost:1", "127.0.0.1", ":1", "[]:1", "a:b:1", "127.0.0.1:1,192.0.2.1:1"};
     for (size_t i = 0; i < sizeof unusable / sizeof *unusable; i++) {  /* a name would need a lookup */
         Baton__Node__V1__Reserved room = BATON__NODE__V1__RESERVED__INIT;
@@ -397,7 +433,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(remote_and_local_give_the_same_bytes), cmocka_unit_test(watchers_know_what_is_cached), cmocka_unit_test(a_crowd_changes_nothing),
         cmocka_unit_test(a_lost_prefill_node_costs_only_time),  cmocka_unit_test(canceled_at_any_event),
-        cmocka_unit_test(a_slow_reader_gets_every_token),       cmocka_unit_test(refusals_name_the_field),
+        cmocka_unit_test(a_slow_reader_gets_every_token),       cmocka_unit_test(a_prompt_is_told), cmocka_unit_test(refusals_name_the_field),
         cmocka_unit_test(every_allocation_may_fail),            cmocka_unit_test(drained_and_back),
         cmocka_unit_test(closed_while_it_works)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
