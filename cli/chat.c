@@ -11,6 +11,7 @@ static cli_exit chat(const cli_options *o, const char *const *words, int count);
 static const config_row rows[] = {
     CLI_SERVER,
     CLI_CREDENTIAL,
+    CLI_TENANT,
     CLI_TEXT("system", system, NULL, "TEXT", "a system message before the first line"),
     CLI_INT("max-tokens", max_tokens, "512", 1, 2147483647, "N", "most tokens of an answer"),
     CLI_REAL("temperature", temperature, "0.7", "X", "0: always the likeliest token"),

@@ -24,10 +24,10 @@ typedef struct cli_options {
     const char *model, *listen, *kv_listen, *nodes, *server, *id, *isa, *device, *pin, *kv_dtype, *prompt_kv_dtype, *kv_transport, *prefill_policy, *group, *registry, *http;
     const char *schedule, *preemption;
     const char *log_level, *log_dir, *prompt, *prompt_file, *tokens, *stop, *request_id, *text, *file;
-    const char *out, *system, *type, *cache_dir, *only, *svg, *trace, *prompt_lengths, *answer_lengths, *speculate, *draft, *route;
+    const char *out, *system, *type, *cache_dir, *only, *svg, *trace, *prompt_lengths, *answer_lengths, *speculate, *draft, *route, *tenant;
     int64_t prefill, decode, tp, prefill_tp, decode_tp, rank, threads, kv_pages, page_tokens, sequences, chunk, step_tokens;
     int64_t itl_target, swap_bytes, priority, speculate_tokens, draft_pages;
-    int64_t queue, requests, queue_tokens, tenant_requests, tenant_queue_tokens, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
+    int64_t queue, requests, queue_tokens, tenant_requests, tenant_queue_tokens, tenant_pages, local_tokens, heartbeat_ms, grace_ms, ready_fd, expect_prefill, expect_decode;
     int64_t interval_ms, count;
     int64_t max_tokens, top_k, n, logprobs, prompt_logprobs, timeout_ms, context;
     int64_t burst, shared_tokens, slow_readers, streams, wait_ms;
@@ -61,6 +61,7 @@ typedef struct cli_command {
 /* Rows that several commands have. */
 #define CLI_MODEL CLI_TEXT("model", model, NULL, "FILE", "model file, GGUF")
 #define CLI_SERVER CLI_TEXT("server", server, "127.0.0.1:50051", "HOST:PORT", "the coordinator to ask")
+#define CLI_TENANT CLI_TEXT("tenant", tenant, NULL, "NAME", "whose request it is: tenants share what there is evenly, and no cached page")
 #define CLI_JSON CLI_SWITCH("json", json, NULL, "print one JSON object instead of text")
 #define CLI_LOG_LEVEL CLI_TEXT("log-level", log_level, "info", "LEVEL", "error, warn, info or debug; lines go to stderr")
 #define CLI_REGISTRY(embedded)                                                                      \
@@ -144,6 +145,8 @@ typedef struct cli_command {
             "requests of one tenant (header baton-tenant) alive at once"),                          \
     CLI_INT("tenant-queue-tokens", tenant_queue_tokens, "4194304", 1, 1e15, "N",                    \
             "prompt tokens of one tenant that may wait for a place"),                               \
+    CLI_INT("tenant-pages", tenant_pages, "1000000000", 1, 1e15, "N",                               \
+            "KV pages that one tenant's requests may take together, prompt and --max-tokens; more wait until some end"), \
     CLI_INT("heartbeat-ms", heartbeat_ms, "500", 10, 60000, "MS", "a node silent for three of these is lost")
 
 /* Of processes that listen. */
@@ -254,7 +257,7 @@ status cli_security_call(const cli_options *o, error *err);
 /* A connection to a coordinator; the calling thread is its loop's. Ctrl-C cancels what runs. */
 typedef struct cli_client cli_client;
 
-/* o: the caller's credential; NULL: the server is a cluster of this process's own. */
+/* o: the caller's credential and tenant; NULL: the server is a cluster of this process's own. */
 status cli_client_open(const cli_options *o, const char *server, cli_client **out, error *err);
 void cli_client_close(cli_client *c);
 /* It did not open: said in one line, as a wrong flag's value or as a failure. */

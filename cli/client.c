@@ -60,6 +60,16 @@ void cli_client_hold_signals(void) {
     pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
+/* Of --tenant: a header that every call carries. */
+static status add_tenant(cli_client *c, const char *name, error *err) {
+    if (!name) return ST_OK;
+    for (const char *at = name; !*name || *at; at++)
+        if (*at <= ' ' || *at > '~')
+            return error_set(err, ST_BAD_INPUT, "--tenant: '%.40s' at byte %td: expected printable ASCII without spaces", name, at - name);
+    status st = rpc_channel_add_header(c->channel, "baton-tenant", name);
+    return st == ST_OK ? st : error_set(err, st, "no memory for --tenant");
+}
+
 /* One client a process: the signal thread is never joined and ends with it. */
 status cli_client_open(const cli_options *o, const char *server, cli_client **out, error *err) {
     static cli_client client = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -70,6 +80,7 @@ status cli_client_open(const cli_options *o, const char *server, cli_client **ou
     error cause;
     status st = rpc_channel_open(client.loop, server, &client.channel, &cause);
     if (st != ST_OK) error_set(err, st, "--server: %s", cause.text);
+    if (st == ST_OK && o) st = add_tenant(&client, o->tenant, err);
     if (st == ST_OK && pthread_create(&thread, NULL, wait_signals, &client) != 0)
         st = error_set(err, ST_NO_MEMORY, "no thread for signals");
     if (st != ST_OK) {

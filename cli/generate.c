@@ -40,6 +40,7 @@ static const config_row rows[] = {
     CLI_TEXT("request-id", request_id, NULL, "ID",
              "shown in every node's log; without, the server makes one"),
     CLI_INT("priority", priority, "0", -PRIORITY_MAX, PRIORITY_MAX, "N", "higher goes first: a step is worth a second of waiting"),
+    CLI_TENANT,
     CLI_INT("timeout-ms", timeout_ms, "0", 0, 2147483647, "MS", "deadline of the call; 0: none"),
     CLI_SWITCH("explain", explain, NULL, "tell which nodes were compared and what each would cost: on stderr, or in --json"),
     CLI_JSON,

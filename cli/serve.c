@@ -185,6 +185,7 @@ static cli_exit coordinator(const cli_options *o, const char *const *words, int 
     options.limits.queue_tokens_max = o->queue_tokens;
     options.limits.tenant_requests_max = (int32_t)o->tenant_requests;
     options.limits.tenant_queue_tokens_max = o->tenant_queue_tokens;
+    options.limits.tenant_pages_max = o->tenant_pages;
     options.limits.local_tokens_max = (int32_t)o->local_tokens;
     if (!coord_route_find(o->route, &options.limits.route))
         return cli_usage("coordinator", "--route '%.40s': expected cost, round-robin, least-loaded or prefix-hash", o->route);

@@ -63,6 +63,7 @@ typedef struct coord_limits {
     int64_t queue_tokens_max;    /* prompt tokens of those that wait; a request beyond them is refused unless it is alone */
     int32_t tenant_requests_max; /* as requests_max, of one tenant */
     int64_t tenant_queue_tokens_max;
+    int64_t tenant_pages_max;    /* KV pages that one tenant's placed requests may come to hold; who would exceed them waits */
     coord_route route;
     int32_t local_tokens_max;    /* AUTO: this few uncached tokens are computed on the decode node; by cost: what a
                                     decode step takes as long as, until rates were measured */

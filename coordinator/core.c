@@ -21,6 +21,7 @@ const coord_limits coord_limits_default = {
     .queue_tokens_max = 4 << 20,
     .tenant_requests_max = 1 << 20,
     .tenant_queue_tokens_max = INT64_MAX,
+    .tenant_pages_max = INT64_MAX,
     .route = COORD_ROUTE_COST,
     .local_tokens_max = 32,
     .avoid_ms = 500,
@@ -72,7 +73,7 @@ void coord_core_destroy(coord_core *c) {
 }
 
 coord_counts coord_core_counts(const coord_core *c) {
-    int32_t waiting = c->heap[HEAP_QUEUE].count + c->delayed;
+    int32_t waiting = c->heap[HEAP_QUEUE].count + c->delayed + c->held;
     return (coord_counts){.waiting = waiting,
                           .placed = c->requests - waiting,
                           .waiting_tokens = c->waiting_tokens,
@@ -147,8 +148,9 @@ void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms) {
 }
 
 void coord_core_dequeue(coord_core *c, coord_request *r) {
-    if (r->retry_ms != INT64_MAX || r->place[HEAP_QUEUE] >= 0) coord_tenant_wait(c, r, -1);
+    if (r->retry_ms != INT64_MAX || r->place[HEAP_QUEUE] >= 0 || r->held) coord_tenant_wait(c, r, -1);
     heap_leave(c, HEAP_QUEUE, r);
+    coord_tenant_unhold(c, r);
     if (r->retry_ms == INT64_MAX) return;
     r->retry_ms = INT64_MAX;
     c->delayed--;
@@ -212,7 +214,7 @@ void coord_core_sit(coord_core *c, coord_request *r, coord_side side, int node) 
     if (seat->next) seat->next->seat[side].prev = r;
     n->first[side] = r;
     if (side == SIDE_DECODE)
-        n->placed++;
+        n->placed++, coord_tenant_take(c, r, node);
     else
         n->prefilling += r->prefilling;
 }
@@ -227,7 +229,7 @@ void coord_core_leave(coord_core *c, coord_request *r, coord_side side) {
     if (seat->next) seat->next->seat[side].prev = seat->prev;
     *seat = (coord_seat){.node = -1};
     if (side == SIDE_DECODE)
-        n->placed--, n->computing -= r->computing, r->computing = 0;
+        n->placed--, n->computing -= r->computing, r->computing = 0, coord_tenant_give(c, r);
     else
         n->prefilling -= r->prefilling;
     n->busy_ms = INT64_MIN; /* one of its requests ended: it may have room */

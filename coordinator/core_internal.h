@@ -59,6 +59,9 @@ struct coord_request {
     int32_t computing;           /* tokens of the prompt that the decode node is computing */
     uint64_t salt, arrival;
     int tenant;                  /* index in the core's */
+    int64_t pages;               /* counted of its tenant's; 0: it is not placed */
+    coord_request *held_next, *held_prev;        /* in its tenant's list of those held back */
+    bool held;
     const coord_marks *marks;    /* (marks_count) what the view is asked for: one for each page size and salt */
     int32_t marks_count;
     coord_cost *costs;           /* (COORD_COSTS_MAX) of the last placement; NULL: nobody asks */
@@ -94,6 +97,8 @@ typedef struct coord_tenant {
     int32_t alive, waiting;      /* requests; alive 0: free */
     int64_t waiting_tokens;
     int64_t finish_tag;          /* of its last request */
+    int64_t pages;               /* that its placed requests may come to hold */
+    coord_request *held_first, *held_last;       /* they wait for those, in the order of the queue */
 } coord_tenant;
 
 /* From a prefill node to a decode node: ms a token after the last row was computed. */
@@ -129,7 +134,7 @@ struct coord_core {
     uint64_t arrivals;
     coord_request **slots;       /* open addressing by request number */
     uint32_t slots_mask;
-    int32_t requests, delayed;
+    int32_t requests, delayed, held;
     coord_heap heap[HEAPS];
     bool changed;                /* something may fit now that did not before */
     coord_request *forgotten;
@@ -151,13 +156,24 @@ void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms);
 void coord_core_dequeue(coord_core *c, coord_request *r);
 
 /* tenant.c */
-/* NULL: the request is welcome. Else why not, written into the core, and when to come back. */
-const char *coord_tenant_refusal(coord_core *c, uint64_t tenant, int32_t tokens, bool room, int64_t *retry_after_ms);
+/* NULL: the SUBMIT event's request is welcome. Else why not, written into the core, and when to come back. room: it need
+ * not wait. */
+const char *coord_tenant_refusal(coord_core *c, const coord_event *e, bool room, int64_t *retry_after_ms);
 /* One of its requests is alive; -1: too many tenants are. And no longer. */
 int coord_tenant_join(coord_core *c, uint64_t tenant);
 void coord_tenant_leave(coord_core *c, int tenant);
 int64_t coord_tenant_start_tag(coord_core *c, int tenant, int64_t tokens);
 void coord_tenant_wait(coord_core *c, const coord_request *r, int sign);     /* +1: it waits, -1: no longer */
+/* NULL: some decode node's pages for so many tokens are within a tenant's. Else why not, written into the core. */
+const char *coord_tenant_too_large(coord_core *c, int32_t prompt, int32_t answer);
+/* The SUBMIT event's request would be held back, on whatever node. */
+bool coord_tenant_would_hold(coord_core *c, const coord_event *e);
+/* It is r's turn, on that node. true: its tenant has too many pages already; r is held back until some come back. */
+bool coord_tenant_hold(coord_core *c, coord_request *r, int node);
+void coord_tenant_unhold(coord_core *c, coord_request *r);
+/* It is placed on a node, and no longer. */
+void coord_tenant_take(coord_core *c, coord_request *r, int node);
+void coord_tenant_give(coord_core *c, coord_request *r);
 
 /* request.c: one arrow each, see the picture at its head */
 void coord_request_submit(coord_core *c, const coord_event *e);

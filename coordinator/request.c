@@ -10,7 +10,8 @@
  *   any placed -> DECODING     [decode_event]         the decode node has what it will get
  *   any placed -> QUEUED       [retry]                a node failed, is full or was lost (coordinator/core.c, lose_node);
  *                                                     emitted tokens are kept
- *   QUEUED stays QUEUED        while no decode node serves: until one does, or the deadline passes
+ *   QUEUED stays QUEUED        while no decode node serves: until one does, or the deadline passes; and while its tenant
+ *                              has too many pages [coord_tenant_hold]
  *   any        -> finished     [finish]               answered, canceled, too late, or given up
  *
  * Rules:
@@ -82,6 +83,13 @@ static void refuse(coord_core *c, const coord_event *e, status st, const char *t
     a->finish.retry_after_ms = retry_after_ms;
 }
 
+/* Nobody waits before it, and some node has room. */
+static bool goes_at_once(coord_core *c, const coord_event *e) {
+    coord_ask ask = {.nodes = c->nodes, .count = c->nodes_end, .now_ms = c->now_ms};
+    return c->heap[HEAP_QUEUE].count == 0 && coord_route_candidates(&ask, COORD_DECODE, c->rows[COORD_DECODE]) > 0 &&
+           !coord_tenant_would_hold(c, e);
+}
+
 void coord_request_submit(coord_core *c, const coord_event *e) {
     enum { MEMORY_MS = 1000 };
     int64_t retry_after_ms;
@@ -89,11 +97,14 @@ void coord_request_submit(coord_core *c, const coord_event *e) {
         refuse(c, e, ST_PEER_LOST, "no decode node is ready", -1);
         return;
     }
-    coord_ask ask = {.nodes = c->nodes, .count = c->nodes_end, .now_ms = c->now_ms};
-    bool room = c->heap[HEAP_QUEUE].count == 0 && coord_route_candidates(&ask, COORD_DECODE, c->rows[COORD_DECODE]) > 0;
-    const char *why = coord_tenant_refusal(c, e->submit.tenant, e->submit.count, room, &retry_after_ms);
+    const char *why = coord_tenant_refusal(c, e, false, &retry_after_ms);
+    if (why && goes_at_once(c, e)) why = coord_tenant_refusal(c, e, true, &retry_after_ms);
     if (why) {
         refuse(c, e, ST_AGAIN, why, retry_after_ms);
+        return;
+    }
+    if ((why = coord_tenant_too_large(c, e->submit.count, e->submit.max_tokens))) {
+        refuse(c, e, ST_BAD_INPUT, why, -1);
         return;
     }
     coord_request *r = create(c, e);
@@ -204,6 +215,7 @@ bool coord_request_prompt_here(const coord_request *r) { return r->prompt_here &
 bool coord_request_place(coord_core *c, coord_request *r) {
     coord_placement p;
     if (!coord_ask_decode(c, r, &p)) return false;
+    if (coord_tenant_hold(c, r, p.node)) return true;
     if (coord_request_prompt_here(r)) {
         if (p.differ)
             finish(c, r, ST_UNSUPPORTED, 0, "prompt_logprobs: decode nodes, which tell them, do not read prompts here: prefill "

@@ -12,10 +12,17 @@
  *   finish tag = start tag + tokens
  *
  * and the queue goes by start tags. A lone tenant's requests keep their order of arrival; of several each gets the same
- * tokens a second, however many requests it has waiting. A request that comes back to the queue keeps its tag. */
+ * tokens a second, however many requests it has waiting. A request that comes back to the queue keeps its tag.
+ *
+ * Pages. What a tenant's placed requests may come to hold, prompt and all the answer they may write, is counted in pages of
+ * the decode node. Whose turn it is when its tenant would have more than tenant_pages_max is held back, in the order of the
+ * tags, and other tenants go past; one whose tenant has none is never held. Whenever one of the tenant's is placed, gives its
+ * pages back or ends, the first of those held stands in the queue again. */
 #include "coordinator/core_internal.h"
 #include <assert.h>
 #include <inttypes.h>
+
+static void try_held(coord_core *c, coord_tenant *t);
 
 static coord_tenant *find(coord_core *c, uint64_t number) {
     for (int i = 0; i < c->tenants_end; i++)
@@ -39,6 +46,7 @@ int coord_tenant_join(coord_core *c, uint64_t number) {
 
 void coord_tenant_leave(coord_core *c, int tenant) {
     assert(c->tenants[tenant].alive > 0);
+    try_held(c, &c->tenants[tenant]);            /* who ended may have stood in the queue for those behind it */
     c->tenants[tenant].alive--;
     while (c->tenants_end > 0 && c->tenants[c->tenants_end - 1].alive == 0) c->tenants_end--;
 }
@@ -56,6 +64,99 @@ void coord_tenant_wait(coord_core *c, const coord_request *r, int sign) {
     t->waiting_tokens += sign * (int64_t)r->prompt_count;
     c->waiting_tokens += sign * (int64_t)r->prompt_count;
     assert(t->waiting >= 0 && t->waiting_tokens >= 0 && c->waiting_tokens >= 0);
+}
+
+/* ---- pages --------------------------------------------------------------------------------------------- */
+
+static int64_t pages_of(const coord_core *c, int32_t prompt, int32_t answer, int node) {
+    int32_t P = c->nodes[node].state.page_tokens;
+    return P > 0 ? ((int64_t)prompt + answer + P - 1) / P : 0;
+}
+
+/* On the decode node where they are the fewest. */
+static int64_t least_pages(const coord_core *c, int32_t prompt, int32_t answer) {
+    int64_t least = INT64_MAX;
+    for (int i = 0; i < c->nodes_end; i++) {
+        int64_t pages = pages_of(c, prompt, answer, i);
+        if (c->nodes[i].alive && c->nodes[i].state.role == COORD_DECODE && pages < least) least = pages;
+    }
+    return least;
+}
+
+const char *coord_tenant_too_large(coord_core *c, int32_t prompt, int32_t answer) {
+    int64_t max = c->limits.tenant_pages_max, least;
+    if ((int64_t)prompt + answer <= max) return NULL;    /* pages are not more than tokens */
+    if ((least = least_pages(c, prompt, answer)) <= max) return NULL;
+    snprintf(c->text, sizeof c->text, "a prompt of %d tokens and %d of answer (max_tokens) take %" PRId64 " KV pages: expected at "
+             "most %" PRId64 ", all that a tenant may hold", prompt, answer, least, max);
+    return c->text;
+}
+
+bool coord_tenant_would_hold(coord_core *c, const coord_event *e) {
+    const coord_tenant *t = find(c, e->submit.tenant);
+    if (!t || t->held_first) return t;
+    return t->pages > 0 && c->limits.tenant_pages_max < INT64_MAX &&
+           t->pages + least_pages(c, e->submit.count, e->submit.max_tokens) > c->limits.tenant_pages_max;
+}
+
+/* Its turn comes before that of b. */
+static bool goes_before(const coord_request *a, const coord_request *b) {
+    return a->key[HEAP_QUEUE] != b->key[HEAP_QUEUE] ? a->key[HEAP_QUEUE] < b->key[HEAP_QUEUE] : a->arrival < b->arrival;
+}
+
+static void insert_held(coord_tenant *t, coord_request *r) {
+    coord_request *p = t->held_last, *next = NULL;
+    if (t->held_first && goes_before(r, t->held_first)) p = NULL, next = t->held_first;    /* most often one of the two ends */
+    while (p && goes_before(r, p)) next = p, p = p->held_prev;
+    r->held_prev = p;
+    r->held_next = next;
+    *(p ? &p->held_next : &t->held_first) = r;
+    *(next ? &next->held_prev : &t->held_last) = r;
+}
+
+bool coord_tenant_hold(coord_core *c, coord_request *r, int node) {
+    coord_tenant *t = &c->tenants[r->tenant];
+    int64_t pages = pages_of(c, r->prompt_count, r->max_tokens, node);
+    bool over = t->pages > 0 && t->pages + pages > c->limits.tenant_pages_max;
+    if (!over && !(t->held_first && goes_before(t->held_first, r))) return false;
+    coord_core_dequeue(c, r);
+    coord_tenant_wait(c, r, +1);
+    insert_held(t, r);
+    r->held = true;
+    c->held++;
+    log_write(LOG_INFO, r->id, "request.held", "pages=%" PRId64 " tenant_pages=%" PRId64, pages, t->pages);
+    return true;
+}
+
+void coord_tenant_unhold(coord_core *c, coord_request *r) {
+    coord_tenant *t = &c->tenants[r->tenant];
+    if (!r->held) return;
+    *(r->held_prev ? &r->held_prev->held_next : &t->held_first) = r->held_next;
+    *(r->held_next ? &r->held_next->held_prev : &t->held_last) = r->held_prev;
+    r->held = false;
+    c->held--;
+}
+
+static void try_held(coord_core *c, coord_tenant *t) {
+    coord_request *r = t->held_first;
+    if (!r) return;
+    coord_core_dequeue(c, r);
+    coord_core_enqueue(c, r, 0);
+}
+
+void coord_tenant_take(coord_core *c, coord_request *r, int node) {
+    coord_tenant *t = &c->tenants[r->tenant];
+    r->pages = pages_of(c, r->prompt_count, r->max_tokens, node);
+    t->pages += r->pages;
+    try_held(c, t);
+}
+
+void coord_tenant_give(coord_core *c, coord_request *r) {
+    coord_tenant *t = &c->tenants[r->tenant];
+    t->pages -= r->pages;
+    r->pages = 0;
+    assert(t->pages >= 0);
+    try_held(c, t);
 }
 
 /* ---- refusals ------------------------------------------------------------------------------------------ */
@@ -96,9 +197,10 @@ static const char *tenant_refusal(coord_core *c, const coord_tenant *t, int32_t 
     return c->text;
 }
 
-const char *coord_tenant_refusal(coord_core *c, uint64_t tenant, int32_t tokens, bool room, int64_t *retry_after_ms) {
+const char *coord_tenant_refusal(coord_core *c, const coord_event *e, bool room, int64_t *retry_after_ms) {
     const coord_limits *l = &c->limits;
-    const coord_tenant *t = find(c, tenant);
+    const coord_tenant *t = find(c, e->submit.tenant);
+    int32_t tokens = e->submit.count;
     int32_t waiting = coord_core_counts(c).waiting;
     bool no_seat = !t && c->tenants_end == COORD_TENANTS_MAX;
     for (int i = 0; no_seat && i < COORD_TENANTS_MAX; i++) no_seat = c->tenants[i].alive > 0;

@@ -2,7 +2,7 @@
  * chosen by load (story_limits): what a choice by cost depends on is coord_route.c's to test.
  *
  * Events, request 1 in its attempt 2 being "1.2"; every prompt has 10 tokens:
- *   node N D|P [cap=C] [epoch=E] [num=X] [drain]   lost N   at MS (a tick)   cancel R   stop R
+ *   node N D|P [cap=C] [epoch=E] [num=X] [page=TOKENS] [drain]   lost N   at MS (a tick)   cancel R   stop R
  *   submit R [max=M] [prefer=N] [deadline=MS] [tenant=T] [here: the decode node is to read the prompt]
  *   reserved R.A CACHED/WANTED   landed R.A   sent R.A   tokens R.A @INDEX T,T   first R.A @INDEX T
  *   dend R.A STATUS|done         pend R.A STATUS
@@ -99,6 +99,7 @@ static inline void tell_node(coord_event *e, const char *text) {
     e->node_state.epoch = (uint64_t)number_after(text, "epoch=", 1);
     e->node_state.numerics = (uint64_t)number_after(text, "num=", 0);
     e->node_state.draining = strstr(text, "drain") != NULL;
+    e->node_state.page_tokens = number_after(text, "page=", 0);
 }
 
 static inline void tell_submit(coord_event *e, const char *text) {

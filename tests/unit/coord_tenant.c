@@ -77,6 +77,90 @@ static void tenants_take_turns(void **state) {
           {"dend 23.1 done", "F23:ST_OK/2 D5.1>0:10,L*"});
 }
 
+/* Requests of 14 tokens, and pages of 4: four each. Two of a tenant's go at once; the others wait, other tenants do not. */
+static void a_tenant_has_pages(void **state) {
+    (void)state;
+    coord_limits limits = story_limits();
+    limits.tenant_pages_max = 10;
+    STORY(&limits, {"node 0 D cap=9 page=4", ""},
+          {"submit 1 tenant=5", "D1.1>0:10,L*"}, {"submit 2 tenant=5", "D2.1>0:10,L*"},
+          {"submit 3 tenant=5", ""}, {"submit 4 tenant=5", ""}, {"submit 5 tenant=5 max=1", ""},
+          {"submit 6 tenant=6", "D6.1>0:10,L*"},
+          {"dend 2.1 ST_AGAIN", ""},             /* it keeps its turn, before those that came after it */
+          {"at 50", "D2.2>0:10,L*"},
+          {"cancel 3", "F3:ST_CANCELED/0"},
+          {"dend 2.2 done", "F2:ST_OK/2 D4.1>0:10,L*"},
+          {"submit 7 tenant=6", "D7.1>0:10,L*"},
+          {"dend 4.1 done", "F4:ST_OK/2 D5.1>0:10,L*"},
+          {"submit 8 tenant=5 max=1", "D8.1>0:10,L*"},           /* 4 + 3 + 3 pages */
+          {"submit 9 tenant=5 deadline=90", ""},
+          {"submit 10 tenant=5 max=1", ""},                      /* not past the one before it */
+          {"at 90", "F9:ST_DEADLINE/0"},
+          {"dend 8.1 done", "F8:ST_OK/2 D10.1>0:10,L*"});
+    STORY(&limits, {"node 0 D cap=1 page=4", ""},
+          {"submit 1 tenant=6", "D1.1>0:10,L*"},
+          {"node 1 D cap=9 page=2", ""},
+          {"submit 2 max=30 tenant=5", "D2.1>1:10,L*"},          /* 20 pages there, and it has no other */
+          {"submit 3 max=1 tenant=5", ""});
+    limits.tenant_pages_max = 11;
+    STORY(&limits, {"node 0 D cap=9 page=4", ""},
+          {"submit 1", "D1.1>0:10,L*"}, {"submit 2", "D2.1>0:10,L*"},
+          {"submit 3", ""}, {"submit 4 max=1", ""},              /* it would fit, but another one stands before it */
+          {"dend 1.1 done", "F1:ST_OK/2 D3.1>0:10,L* D4.1>0:10,L*"});
+    limits.queue_max = 2;                        /* those held are in the queue, for their tenant */
+    STORY(&limits, {"node 0 D cap=9 page=4", ""},
+          {"submit 1", "D1.1>0:10,L*"}, {"submit 2", "D2.1>0:10,L*"},
+          {"submit 3", ""}, {"submit 4", ""}, {"submit 5", "F5:ST_AGAIN/0"},
+          {"submit 6 tenant=6", "D6.1>0:10,L*"});
+    limits.tenant_pages_max = 10;
+    STORY(&limits, {"node 0 D cap=9 page=4", ""},
+          {"submit 1 max=35 tenant=5", "F1:ST_BAD_INPUT/0"},     /* 12 pages, whoever waits */
+          {"submit 2 max=30 tenant=5", "D2.1>0:10,L*"},
+          {"node 1 D cap=9 page=16", ""},
+          {"submit 3 max=35 tenant=6", "D3.1>1:10,L*"});         /* 3 of that node's */
+}
+
+/* Those who stood before it in the queue are gone, and none was placed. */
+static void who_is_held_is_not_forgotten(void **state) {
+    (void)state;
+    coord_limits limits = story_limits();
+    limits.tenant_pages_max = 8;
+    STORY(&limits, {"node 0 D cap=9 page=4", ""},
+          {"submit 1", "D1.1>0:10,L*"}, {"submit 2", "D2.1>0:10,L*"},
+          {"submit 3", ""}, {"submit 4", ""}, {"submit 5", ""},
+          {"node 0 D cap=9 page=4 drain", ""},
+          {"dend 1.1 done", "F1:ST_OK/2"}, {"dend 2.1 done", "F2:ST_OK/2"},
+          {"cancel 3", "F3:ST_CANCELED/0"}, {"cancel 4", "F4:ST_CANCELED/0"},
+          {"node 0 D cap=9 page=4", "D5.1>0:10,L*"});
+}
+
+/* However many are held and whatever becomes of them, at the end all were answered and nothing is counted. */
+static void held_requests_all_come_round(void **state) {
+    (void)state;
+    coord_limits limits = story_limits();
+    limits.tenant_pages_max = 20;
+    told t = story_begin(&limits);
+    char event[80];
+    tell(&t, "node 0 D cap=7 page=4");
+    for (int i = 1; i <= 60; i++) {
+        snprintf(event, sizeof event, "submit %d tenant=%d max=%d", i, i % 3 + 1, i * 7 % 30 + 1);
+        tell(&t, event);
+    }
+    for (int i = 1; i <= 60; i += 5) {
+        snprintf(event, sizeof event, "cancel %d", i);
+        tell(&t, event);
+    }
+    for (int round = 0; round < 60 && coord_core_counts(t.core).waiting + coord_core_counts(t.core).placed > 0; round++)
+        for (int i = 1; i <= 60; i++) {
+            snprintf(event, sizeof event, "dend %d.1 done", i);
+            tell(&t, event);
+        }
+    coord_counts counts = coord_core_counts(t.core);
+    assert_int_equal(counts.waiting + counts.placed, 0);
+    assert_int_equal(counts.waiting_tokens, 0);
+    coord_core_destroy(t.core);
+}
+
 /* ---- shares under a flood ---------------------------------------------------------------------------------- */
 
 typedef struct source {
@@ -221,6 +305,8 @@ int main(void) {
         cmocka_unit_test(a_flood_leaves_room),                cmocka_unit_test(tenants_take_turns),
         cmocka_unit_test(a_flood_leaves_the_other_its_share), cmocka_unit_test(hints_follow_the_measured_rate),
         cmocka_unit_test(more_tenants_than_seats),
+        cmocka_unit_test(a_tenant_has_pages),                 cmocka_unit_test(held_requests_all_come_round),
+        cmocka_unit_test(who_is_held_is_not_forgotten),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
