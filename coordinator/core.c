@@ -142,6 +142,7 @@ void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms) {
         c->delayed++;
     } else {
         heap_join(c, HEAP_QUEUE, r, r->key[HEAP_QUEUE]);
+        r->queued_ms = c->now_ms;
         c->changed = true;
     }
     set_timer(c, r);

@@ -71,6 +71,7 @@ struct coord_request {
     int64_t apart_until_ms;      /* until then it waits for one; 0: it does not wait */
     int prefer_node;
     int64_t deadline_ms, retry_ms;           /* INT64_MAX: none; not delayed */
+    int64_t queued_ms;           /* when it came into the queue, the last time */
     coord_seat seat[SIDES];
     int64_t key[HEAPS];
     int32_t place[HEAPS];        /* index in the heap, -1: not in it */
@@ -89,7 +90,7 @@ typedef struct coord_entry {
     coord_request *first[SIDES];
 } coord_entry;
 
-enum { COORD_FINISHES = 32, COORD_BUSY_MS = 50, COORD_LINKS = 4096 };
+enum { COORD_FINISHES = 32, COORD_TURNS = 16, COORD_BUSY_MS = 50, COORD_LINKS = 4096 };
 
 /* One with requests alive. */
 typedef struct coord_tenant {
@@ -143,6 +144,8 @@ struct coord_core {
     int64_t finish_ms[COORD_FINISHES];       /* ring of the last answers' times, and their prompts' tokens */
     int32_t finish_tokens[COORD_FINISHES];
     int64_t finishes, retries, disagreements;
+    int64_t turns, turn_at_ms;   /* placements of those that had waited, and when there was one */
+    double turn_ms, turn_tokens; /* from one to the next while somebody waits, and of its prompt; on average */
     char text[240];              /* of a refusal */
 };
 
@@ -159,6 +162,8 @@ void coord_core_dequeue(coord_core *c, coord_request *r);
 /* NULL: the SUBMIT event's request is welcome. Else why not, written into the core, and when to come back. room: it need
  * not wait. */
 const char *coord_tenant_refusal(coord_core *c, const coord_event *e, bool room, int64_t *retry_after_ms);
+/* It leaves the queue for a node. */
+void coord_tenant_turn(coord_core *c, const coord_request *r);
 /* One of its requests is alive; -1: too many tenants are. And no longer. */
 int coord_tenant_join(coord_core *c, uint64_t tenant);
 void coord_tenant_leave(coord_core *c, int tenant);

@@ -189,6 +189,7 @@ static bool waits_for_prefill(coord_core *c, coord_request *r, bool prefill_node
 }
 
 static void begin_decode(coord_core *c, coord_request *r, int node, int32_t local_tokens_max) {
+    coord_tenant_turn(c, r);
     coord_core_dequeue(c, r);
     coord_core_sit(c, r, SIDE_DECODE, node);
     c->virtual_tag = r->key[HEAP_QUEUE] > c->virtual_tag ? r->key[HEAP_QUEUE] : c->virtual_tag;

@@ -6,6 +6,10 @@
  * free (dynamic thresholds, Choudhury and Hahne 1998): one that floods gets half, two get a third each, and there is always
  * a place for the next one.
  *
+ * Deadlines. One that will have passed before its turn comes is refused at once: what waits before it, by the tags, at the
+ * rate at which those that waited were placed. That is measured only while somebody waits, so it is what the nodes can do
+ * and not what was asked of them; of the estimates by requests and by prompt tokens the lesser one counts.
+ *
  * Order. Start-time fair queueing (Goyal, Vin, Cheng 1997) over tokens, prompt and expected answer:
  *
  *   start tag  = the later of the start tag placed last and the tenant's last finish tag
@@ -179,6 +183,44 @@ static int64_t own_ms(const coord_core *c, const coord_tenant *t) {
     return drain_ms(c, (c->requests + t->alive - 1) / t->alive, 0);
 }
 
+void coord_tenant_turn(coord_core *c, const coord_request *r) {
+    int64_t since_ms = r->queued_ms > c->turn_at_ms ? r->queued_ms : c->turn_at_ms;
+    if (r->queued_ms < c->now_ms) {              /* else it did not wait */
+        double share = c->turns++ ? 0.1 : 1;
+        c->turn_ms += share * ((double)(c->now_ms - since_ms) - c->turn_ms);
+        c->turn_tokens += share * (r->prompt_count - c->turn_tokens);
+    }
+    c->turn_at_ms = c->now_ms;
+}
+
+/* Until the turn of a request that comes now; t: its tenant, NULL if it has none alive. 0: not measured yet. Those held back
+ * do not stand before another tenant's. */
+static double turn_comes_ms(const coord_core *c, const coord_tenant *t) {
+    if (c->turns < COORD_TURNS) return 0;
+    double ahead = t && t->finish_tag > c->virtual_tag ? (double)(t->finish_tag - c->virtual_tag) : 0, requests = 0, tokens = 0;
+    for (int i = 0; i < c->tenants_end; i++) {
+        const coord_tenant *u = &c->tenants[i];
+        if (u->waiting == 0 || (u != t && u->held_first)) continue;
+        double tags = (double)u->waiting_tokens + u->waiting * c->answer_tokens, part = u == t || ahead >= tags ? 1 : ahead / tags;
+        requests += part * u->waiting;
+        tokens += part * (double)u->waiting_tokens;
+    }
+    double by_requests = requests * c->turn_ms, by_tokens = tokens * c->turn_ms / c->turn_tokens;
+    return by_requests < by_tokens ? by_requests : by_tokens;
+}
+
+/* NULL: it may be in time. */
+static const char *deadline_refusal(coord_core *c, const coord_tenant *t, int64_t deadline_ms, int64_t *retry_after_ms) {
+    enum { LEAST_MS = 50, MOST_MS = 10000 };
+    if (deadline_ms == INT64_MAX) return NULL;
+    double wait_ms = turn_comes_ms(c, t), late_ms = wait_ms - (double)(deadline_ms - c->now_ms);
+    if (wait_ms == 0 || late_ms <= 0) return NULL;
+    *retry_after_ms = late_ms < LEAST_MS ? LEAST_MS : late_ms > MOST_MS ? MOST_MS : (int64_t)late_ms;
+    snprintf(c->text, sizeof c->text, "full: about %.0f ms of others' work are before it, and its deadline is %" PRId64 " ms away",
+             wait_ms, deadline_ms - c->now_ms);
+    return c->text;
+}
+
 static const char *tenant_refusal(coord_core *c, const coord_tenant *t, int32_t tokens, bool waits, int64_t *retry_after_ms) {
     const coord_limits *l = &c->limits;
     int64_t free_requests = l->queue_max - coord_core_counts(c).waiting, free_tokens = l->queue_tokens_max - c->waiting_tokens;
@@ -215,5 +257,6 @@ const char *coord_tenant_refusal(coord_core *c, const coord_event *e, bool room,
                  c->waiting_tokens, l->queue_tokens_max, tokens);
         return c->text;
     }
-    return t ? tenant_refusal(c, t, tokens, !room, retry_after_ms) : NULL;
+    const char *why = t ? tenant_refusal(c, t, tokens, !room, retry_after_ms) : NULL;
+    return why || room ? why : deadline_refusal(c, t, e->submit.deadline_ms, retry_after_ms);
 }

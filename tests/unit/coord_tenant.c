@@ -278,6 +278,97 @@ static void hints_follow_the_measured_rate(void **state) {
     coord_core_destroy(t.core);
 }
 
+/* One answer at a time, 100 ms each. What counts is who stands before it, and only what was measured while someone waited. */
+static void deadlines_that_can_not_be_met(void **state) {
+    (void)state;
+    coord_limits limits = story_limits();
+    told t = story_begin(&limits);
+    char event[80];
+    tell(&t, "node 0 D cap=1");
+    for (int i = 1; i <= 40; i++) {              /* nobody waits: nothing is known of a queue */
+        snprintf(event, sizeof event, "submit %d deadline=1000000", i);
+        tell(&t, event);
+        t.now_ms += 100;
+        snprintf(event, sizeof event, "dend %d.1 done", i);
+        tell(&t, event);
+    }
+    for (int i = 101; i <= 110; i++) {
+        snprintf(event, sizeof event, "submit %d tenant=1", i);
+        tell(&t, event);
+    }
+    tell(&t, "submit 200 tenant=1 deadline=4001");               /* taken, for it is not known that it is too late */
+    assert_string_equal(t.actions, "");
+    t.now_ms = 4010;
+    tell(&t, "at 4010");
+    assert_string_equal(t.actions, "F200:ST_DEADLINE/0");
+    for (int i = 101, last = 111; i <= 120; i++, last++) {       /* nine wait, always */
+        t.now_ms += 100;
+        snprintf(event, sizeof event, "dend %d.1 done", i);
+        tell(&t, event);
+        snprintf(event, sizeof event, "submit %d tenant=1", last);
+        tell(&t, event);
+    }
+    int64_t now = t.now_ms;
+    snprintf(event, sizeof event, "submit 300 tenant=1 deadline=%d", (int)now + 800);
+    tell(&t, event);
+    assert_string_equal(t.actions, "F300:ST_AGAIN/0");           /* 900 ms are before it */
+    snprintf(event, sizeof event, "submit 301 tenant=1 deadline=%d", (int)now + 1000);
+    tell(&t, event);
+    assert_string_equal(t.actions, "");
+    snprintf(event, sizeof event, "submit 302 tenant=2 deadline=%d", (int)now + 150);
+    tell(&t, event);
+    assert_string_equal(t.actions, "");                          /* another tenant's turn comes first */
+    snprintf(event, sizeof event, "submit 303 tenant=2 deadline=%d", (int)now + 150);
+    tell(&t, event);
+    assert_string_equal(t.actions, "F303:ST_AGAIN/0");           /* after its first one: two are before it */
+    tell(&t, "submit 304 tenant=1");
+    assert_string_equal(t.actions, "");
+    t.now_ms += 1000000;                         /* the nodes were slow for a while; the queue is empty again */
+    for (int i = 121; i <= 400; i++) {
+        snprintf(event, sizeof event, "cancel %d", i);
+        tell(&t, event);
+    }
+    assert_int_equal(coord_core_counts(t.core).waiting, 0);
+    snprintf(event, sizeof event, "submit 500 tenant=1 deadline=%d", (int)t.now_ms + 1);
+    tell(&t, event);
+    assert_string_not_equal(t.actions, "F500:ST_AGAIN/0");       /* with nobody before it it is never refused */
+    coord_core_destroy(t.core);
+}
+
+/* A tenant has twenty held back: they do not stand before another's. */
+static void who_is_held_stands_before_nobody_else(void **state) {
+    (void)state;
+    coord_limits limits = story_limits();
+    limits.tenant_pages_max = 4;                 /* one request of each tenant at a time */
+    told t = story_begin(&limits);
+    char event[80];
+    tell(&t, "node 0 D cap=2 page=4");
+    for (int i = 1; i <= 30; i++) {
+        snprintf(event, sizeof event, "submit %d tenant=%d", i, 100 + i);
+        tell(&t, event);
+    }
+    for (int i = 1; i <= 30; i++) {
+        t.now_ms += 100;
+        snprintf(event, sizeof event, "dend %d.1 done", i);
+        tell(&t, event);
+    }
+    for (int i = 201; i <= 220; i++) {
+        snprintf(event, sizeof event, "submit %d tenant=5", i);
+        tell(&t, event);
+        assert_string_equal(t.actions, i == 201 ? "D201.1>0:10,L*" : "");
+    }
+    tell(&t, "submit 301 tenant=6");
+    assert_string_equal(t.actions, "D301.1>0:10,L*");
+    tell(&t, "submit 302 tenant=6");
+    snprintf(event, sizeof event, "submit 303 tenant=6 deadline=%d", (int)t.now_ms + 101);
+    tell(&t, event);
+    assert_string_equal(t.actions, "");
+    snprintf(event, sizeof event, "submit 304 tenant=6 deadline=%d", (int)t.now_ms + 101);
+    tell(&t, event);
+    assert_string_equal(t.actions, "F304:ST_AGAIN/0");
+    coord_core_destroy(t.core);
+}
+
 static void more_tenants_than_seats(void **state) {
     (void)state;
     coord_limits limits = story_limits();
@@ -305,6 +396,7 @@ int main(void) {
         cmocka_unit_test(a_flood_leaves_room),                cmocka_unit_test(tenants_take_turns),
         cmocka_unit_test(a_flood_leaves_the_other_its_share), cmocka_unit_test(hints_follow_the_measured_rate),
         cmocka_unit_test(more_tenants_than_seats),
+        cmocka_unit_test(deadlines_that_can_not_be_met),      cmocka_unit_test(who_is_held_stands_before_nobody_else),
         cmocka_unit_test(a_tenant_has_pages),                 cmocka_unit_test(held_requests_all_come_round),
         cmocka_unit_test(who_is_held_is_not_forgotten),
     };
