@@ -1,6 +1,6 @@
 """Promise 1 over all that serving does at once: each schedule, preempted by swap and by recompute, prompts read by the decode
 node or by a prefill node, found in the prefix cache of either, whole or in part, each proposer, several samples of a prompt,
-32 mixed requests sent together. Every answer is compared with the same request answered alone by a plain node: one process,
+the prompt's logprobs, 32 mixed requests sent together. Every answer is compared with the same request answered alone by a plain node: one process,
 no prefix cache, no speculation, one thread.
 
 A round is 32 requests with 40 answers. A cell is one schedule, way to preempt, reader and proposer: a cluster that has too
@@ -43,6 +43,7 @@ class Asked:
         self.once = place % 2 == 0                       # GenerateOnce or a stream
         self.priority = (place % 3 - 1) * 2
         self.logprobs = None if place % 5 == 4 else 0    # with: a sum that is rounded otherwise shows
+        self.prompt_logprobs = 2 if place % 8 in (2, 5) else None
         self.sampling = {}
         if place // 4 % 2:
             self.sampling = dict(temperature=0.9, top_k=60, top_p=0.95)
@@ -50,25 +51,29 @@ class Asked:
                 self.sampling |= dict(repetition_penalty=1.2, frequency_penalty=0.3)
         self.want = []
 
-    def message(self, seed, samples=1, request_id=''):
+    def message(self, seed, samples=1, request_id='', prompt_logprobs=None):
         r = request(tokens=self.tokens, max_tokens=self.max_tokens, logprobs=self.logprobs, request_id=request_id, seed=seed,
-                    **self.sampling)
+                    prompt_logprobs=prompt_logprobs, **self.sampling)
         r.n, r.priority = samples, self.priority
         return r
 
     def learn(self, plain):
-        self.want = [plain.generate(self.message(mixed_seed(self.seed, i)))[0] for i in range(self.samples)]
+        """The prompt is told with the first sample."""
+        for i in range(self.samples):
+            prompt, tokens, _ = plain.told(self.message(mixed_seed(self.seed, i), prompt_logprobs=None if i else self.prompt_logprobs))
+            self.want.append(prompt + tokens)
 
     def answers(self, cluster, request_id):
         """[(tokens, finish)] by sample."""
-        r = self.message(self.seed, self.samples, request_id)
+        r = self.message(self.seed, self.samples, request_id, self.prompt_logprobs)
         told = lambda infos: [(t.token, t.logprob) if t.HasField('logprob') else t.token for t in infos]
         if self.once:
-            choices = cluster.inference.GenerateOnce(r, timeout=300).choices
-            return [(told(c.tokens), c.finish) for c in sorted(choices, key=lambda c: c.index)]
+            result = cluster.inference.GenerateOnce(r, timeout=300)
+            choices = sorted(result.choices, key=lambda c: c.index)
+            return [((told_prompt(result.prompt) if c.index == 0 else []) + told(c.tokens), c.finish) for c in choices]
         tokens, finish = [[] for _ in range(self.samples)], [None] * self.samples
         for chunk in cluster.inference.Generate(r, timeout=300):
-            tokens[chunk.index] += told(chunk.tokens)
+            tokens[chunk.index] += told_prompt(chunk.prompt) + told(chunk.tokens)
             if chunk.HasField('finish'):
                 finish[chunk.index] = chunk.finish
         return list(zip(tokens, finish))
@@ -126,6 +131,8 @@ def modes_of(asked, finish, on_decode, on_prefill):
         yield 'refused tokens'
     if asked.samples > 1:
         yield 'one of several samples'
+    if asked.prompt_logprobs is not None:
+        yield 'prompt told'
 
 
 def one_round(cluster, asked, name, modes, wrong):
@@ -145,7 +152,8 @@ def one_round(cluster, asked, name, modes, wrong):
 
 
 def expected(preemption, reader):
-    yield from ('prefix on D', 'prefix that ends within a page', 'no prefix', 'accepted tokens', 'refused tokens', 'one of several samples')
+    yield from ('prefix on D', 'prefix that ends within a page', 'no prefix', 'accepted tokens', 'refused tokens', 'one of several samples',
+                'prompt told')
     yield f'preempted by {preemption}'
     yield from ('read by a prefill node', 'prefix on P') if reader == 'remote' else ('read by the decode node',)
 

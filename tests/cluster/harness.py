@@ -105,8 +105,7 @@ class Client:
 
         def chunks():
             for chunk in self.inference.Generate(request, timeout=120):
-                prompt.extend((t.token, t.logprob if t.HasField('logprob') else None, [(a.token, a.logprob) for a in t.top])
-                              for t in chunk.prompt)
+                prompt.extend(told_prompt(chunk.prompt))
                 if sink:
                     sink(prompt)
                 yield chunk
@@ -196,6 +195,11 @@ def collect(stream, sink=None):
     assert finish is not None, 'the stream ended without a finish'
     assert finish.usage.completion_tokens == len(tokens), (finish.usage, len(tokens))
     return tokens, text, finish
+
+
+def told_prompt(infos):
+    """What was said of each token of a prompt."""
+    return [(t.token, t.logprob if t.HasField('logprob') else None, [(a.token, a.logprob) for a in t.top]) for t in infos]
 
 
 def busy_node(cluster, role, seconds=10):
