@@ -182,6 +182,27 @@ static void flags_fit_together(void **state) {
     assert_int_equal(rpc_security_open(&(rpc_security_options){.token = certs_path("two", "")}, &s, &err), ST_DENIED);
 }
 
+/* Whichever allocation fails: an error, and nothing kept. */
+static void memory_runs_out(void **state) {
+    (void)state;
+    rpc_security_options o = certs_options("ca", "c1", RPC_COORDINATOR, RPC_NODE);
+    o.tokens = certs_path("tokens", "");
+    o.token = certs_path("token", "");
+    int64_t before = mem_live();
+    status st = ST_NO_MEMORY;
+    for (int n = 1; st != ST_OK; n++) {
+        error err;
+        rpc_security *s = NULL;
+        assert_true(n < 50);
+        mem_fail_at(n);
+        st = rpc_security_open(&o, &s, &err);
+        mem_fail_at(0);
+        assert_true(st == ST_OK || st == ST_NO_MEMORY);
+        rpc_security_close(s);
+        assert_int_equal(mem_live(), before);
+    }
+}
+
 /* ---- new files ------------------------------------------------------------------------------------ */
 
 static void move(const char *from, const char *to) {
@@ -266,6 +287,7 @@ int main(void) {
         cmocka_unit_test(both_show_certificates), cmocka_unit_test(a_token_instead),          cmocka_unit_test(servers_are_checked),
         cmocka_unit_test(beyond_loopback),        cmocka_unit_test(flags_fit_together),       cmocka_unit_test(certificates_are_renewed),
         cmocka_unit_test(tokens_are_taken_back),  cmocka_unit_test(others_are_checked_by_name),
+        cmocka_unit_test(memory_runs_out),
     };
     return cmocka_run_group_tests(tests, setup, certs_teardown);
 }
