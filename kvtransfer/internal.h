@@ -45,21 +45,36 @@ typedef struct kvt_address {
  * transport's to notice, within KVT_STALL_MS: nothing else ends a link that is only listened to.
  * resolve() is called on the engine's thread: addresses, no lookups.
  *
+ * A transport whose streams share something (a descriptor, queues, memory) has a context, one a node; its streams
+ * then need no descriptor of their own.
+ *
  * A transport that is memory may offer it (all four of reserve, commit, view, consume, or none): frames are
  * then packed into it and landed from it, without a copy between. */
 
-typedef struct kvt_stream {
+typedef struct kvt_context {
     int fd;                      /* what epoll waits for; the transport's own fields follow */
+} kvt_context;
+
+typedef struct kvt_stream {
+    int fd;                      /* what epoll waits for, -1: the context's; the transport's own fields follow */
 } kvt_stream;
 
 typedef struct kvt_transport {
     const char *name;
     uint32_t frame_bytes;        /* what DATA frames are cut to; one token of one layer may be more */
+    /* NULL: no context, listen() and connect() are given NULL. Else all four, and ready(). */
+    status (*context_create)(const char *listen, kvt_context **out, error *err);       /* listen: as of kvt_options */
+    void (*context_destroy)(kvt_context *c);          /* every stream has been closed; last words may take a moment */
+    /* Moves what waits to be moved; called before streams are asked whether they are ready. Returns when it has to be
+     * called again at the latest; INT64_MAX: when its descriptor says so. */
+    int64_t (*context_turn)(kvt_context *c, int64_t now_ms);
+    bool (*context_sleep)(kvt_context *c);            /* false: more has come, do not sleep; else fd will tell */
+
     status (*resolve)(const char *text, kvt_address *out, error *err);
     /* Listens and writes the address as bound. */
-    status (*listen)(const char *text, kvt_stream **out, char bound[KVT_ADDRESS_MAX], error *err);
+    status (*listen)(kvt_context *c, const char *text, kvt_stream **out, char bound[KVT_ADDRESS_MAX], error *err);
     kvt_stream *(*accept)(kvt_stream *listener);      /* NULL: errno says why */
-    kvt_stream *(*connect)(const kvt_address *to);    /* on its way; NULL: errno */
+    kvt_stream *(*connect)(kvt_context *c, const kvt_address *to);      /* on its way; NULL: errno */
     int (*connected)(kvt_stream *s);                  /* 0, or the errno of the attempt */
     void (*close)(kvt_stream *s);                     /* a listener too */
     ssize_t (*read)(kvt_stream *s, void *out, size_t bytes);     /* 0: closed; -1: errno */
@@ -69,7 +84,7 @@ typedef struct kvt_transport {
     int (*unsent)(kvt_stream *s);        /* written bytes the peer's host has not taken; -1: unknown */
 
     /* NULL: epoll tells. Else asked before every sleep: which of EPOLLIN and EPOLLOUT (want) hold now; when
-     * none does, the descriptor will become readable as soon as one may. */
+     * none does, the descriptor will become readable as soon as one may. Of a listener without a descriptor too. */
     uint32_t (*ready)(kvt_stream *s, uint32_t want);
     unsigned char *(*reserve)(kvt_stream *s, size_t bytes);      /* room for so many; NULL: errno */
     void (*commit)(kvt_stream *s, size_t bytes);                 /* that much of it is filled: it leaves */
@@ -227,6 +242,7 @@ void kvt_send_close_all(kvt_node *n);
 
 struct kvt_node {
     const kvt_transport *transport;
+    kvt_context *context;                 /* NULL: the transport has none */
     char address[KVT_ADDRESS_MAX];
     char pairing[KVT_PAIRING_MAX + 1];
     kvt_stream *listener;                 /* NULL: only sends */

@@ -58,7 +58,7 @@ kvt_link *kvt_link_create(kvt_node *n, kvt_stream *stream, bool outgoing, const 
     snprintf(l->address, sizeof l->address, "%s", address);
     struct epoll_event want = {.events = outgoing && !n->transport->ready ? EPOLLIN | EPOLLOUT : EPOLLIN,
                                .data.ptr = l};
-    if (stream && epoll_ctl(n->epoll_fd, EPOLL_CTL_ADD, stream->fd, &want)) goto free_link;
+    if (stream && stream->fd >= 0 && epoll_ctl(n->epoll_fd, EPOLL_CTL_ADD, stream->fd, &want)) goto free_link;
     n->links[slot] = l;
     metric_add(&links_open, 1);
     kvt_node_due(n, l->deadline_ms);
@@ -75,7 +75,7 @@ kvt_link *kvt_link_to(kvt_node *n, const char *address, const kvt_address *peer,
         kvt_link *l = n->links[i];
         if (l && l->outgoing && l->state != LINK_DEAD && !strcmp(l->address, address)) return l;
     }
-    kvt_stream *stream = n->transport->connect(peer);
+    kvt_stream *stream = n->transport->connect(n->context, peer);
     if (!stream) {
         error_set(why, ST_PEER_LOST, "connect to %s over %s: %s", address, n->transport->name, strerror(errno));
         return NULL;
@@ -130,7 +130,7 @@ void kvt_link_tick(kvt_link *l, int64_t now_ms, int64_t *due_ms) {
     else if (l->outgoing && !l->sends) at = l->progress_ms + KVT_IDLE_MS;
     else if (l->outgoing) look_at_progress(l, now_ms, due_ms);
     if (now_ms >= at) {
-        snprintf(why, sizeof why, "%s: %s", l->address,
+        snprintf(why, sizeof why, "%s over %s: %s", l->address, l->node->transport->name,
                  l->state == LINK_CONNECTING ? "no connection within 2 s"
                  : l->state == LINK_HELLO    ? "no HELLO within 2 s"
                                              : "idle");

@@ -1,8 +1,8 @@
 /* node.c -- one process's end of every link: the thread, its loop, its timers.
  *
- * A turn of the loop: wait for sockets; read and write them; end what was revoked; carry out what
- * senders asked for; look at the clocks; free dead links. Sockets come before wishes, so that a send
- * never joins a link whose end is already known.
+ * A turn of the loop: what epoll cannot see [look_at_streams]; wait for sockets; read and write them; end
+ * what was revoked; carry out what senders asked for; look at the clocks; free dead links. Sockets come
+ * before wishes, so that a send never joins a link whose end is already known.
  *
  * Timers: due_ms is a lower bound of every deadline of links and sends. Whoever sets a deadline lowers
  * it (kvt_node_due); when it has come, one sweep looks at all of them and finds the next. Progress only
@@ -64,6 +64,7 @@ static void end_all(kvt_node *n) {
 void kvt_node_destroy(kvt_node *n) {
     if (n->promises && !n->running) end_all(n);
     if (n->listener) n->transport->close(n->listener);
+    if (n->context) n->transport->context_destroy(n->context);
     close_fd(n->wake_fd);
     close_fd(n->epoll_fd);
     kvt_promises_destroy(n->promises);
@@ -74,7 +75,15 @@ void kvt_node_destroy(kvt_node *n) {
 
 static bool watch(kvt_node *n, int fd, void *mark) {
     struct epoll_event want = {.events = EPOLLIN, .data.ptr = mark};
-    return !epoll_ctl(n->epoll_fd, EPOLL_CTL_ADD, fd, &want);
+    return fd < 0 || !epoll_ctl(n->epoll_fd, EPOLL_CTL_ADD, fd, &want);
+}
+
+static bool watch_all(kvt_node *n) {
+    n->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    n->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    return n->epoll_fd >= 0 && n->wake_fd >= 0 && watch(n, n->wake_fd, &n->wake_fd) &&
+           (!n->context || watch(n, n->context->fd, &n->context)) &&
+           (!n->listener || watch(n, n->listener->fd, &n->listener));
 }
 
 /* The thread takes no signals: those are for the threads that wait for them. */
@@ -100,12 +109,11 @@ status kvt_node_open(const kvt_options *o, kvt_node **out, error *err) {
     kvt_node *n = kvt_node_create(o->promises_max, o->pairing);
     if (!n) return error_set(err, ST_NO_MEMORY, "no memory for a KV node");
     n->transport = transport;
-    if (o->listen && (s = transport->listen(o->listen, &n->listener, n->address, err)) != ST_OK)
+    if (transport->context_create && (s = transport->context_create(o->listen, &n->context, err)) != ST_OK)
         goto destroy_node;
-    n->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    n->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (n->epoll_fd < 0 || n->wake_fd < 0 || !watch(n, n->wake_fd, &n->wake_fd) ||
-        (n->listener && !watch(n, n->listener->fd, &n->listener)) || !start(n)) {
+    if (o->listen && (s = transport->listen(n->context, o->listen, &n->listener, n->address, err)) != ST_OK)
+        goto destroy_node;
+    if (!watch_all(n) || !start(n)) {
         s = error_set(err, ST_IO, "KV node: no descriptor or thread: %s", strerror(errno));
         goto destroy_node;
     }
@@ -155,7 +163,7 @@ static void accept_some(kvt_node *n) {
         if (errno == ECONNABORTED || errno == EINTR) continue;
         if (errno == EAGAIN || errno == EWOULDBLOCK) return;
         log_write(LOG_WARN, NULL, "kv.accept", "pausing %d ms: %s", ACCEPT_PAUSE_MS, strerror(errno));
-        epoll_ctl(n->epoll_fd, EPOLL_CTL_DEL, n->listener->fd, NULL);
+        if (n->listener->fd >= 0) epoll_ctl(n->epoll_fd, EPOLL_CTL_DEL, n->listener->fd, NULL);
         n->accept_again_ms = n->now_ms + ACCEPT_PAUSE_MS;
         kvt_node_due(n, n->accept_again_ms);
         return;
@@ -203,7 +211,7 @@ static void dispatch(kvt_node *n, const struct epoll_event *e) {
         woken(n);
     else if (e->data.ptr == &n->listener)
         accept_some(n);
-    else
+    else if (e->data.ptr != &n->context) /* its turn comes before the next sleep */
         kvt_link_event(e->data.ptr, e->events);
 }
 
@@ -211,6 +219,11 @@ static void dispatch(kvt_node *n, const struct epoll_event *e) {
 static bool look_at_streams(kvt_node *n) {
     bool any = false;
     if (!n->transport->ready) return false;
+    if (n->context) kvt_node_due(n, n->transport->context_turn(n->context, n->now_ms));
+    if (n->listener && n->listener->fd < 0 && !n->accept_again_ms && n->transport->ready(n->listener, EPOLLIN)) {
+        accept_some(n);
+        any = true;
+    }
     for (int i = 0; i < KVT_LINKS_MAX; i++) {
         kvt_link *l = n->links[i];
         if (!l || l->state == LINK_DEAD) continue;
@@ -218,17 +231,17 @@ static bool look_at_streams(kvt_node *n) {
         if (events) kvt_link_event(l, events);
         any |= events != 0;
     }
-    return any;
+    return any || (n->context && !n->transport->context_sleep(n->context));
 }
 
 static void *run(void *node) {
     kvt_node *n = node;
     struct epoll_event events[EVENTS_A_TURN];
     for (;;) {
-        bool closing;
+        bool closing, more = look_at_streams(n);
         int timeout_ms = sleep_ms(n, &closing);
         if (closing) break;
-        if (look_at_streams(n)) timeout_ms = 0;
+        if (more) timeout_ms = 0;
         int count = epoll_wait(n->epoll_fd, events, EVENTS_A_TURN, timeout_ms);
         n->now_ms = clock_now_ms();
         for (int i = 0; i < count; i++) dispatch(n, &events[i]);

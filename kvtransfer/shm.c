@@ -373,7 +373,8 @@ static status shm_resolve(const char *text, kvt_address *out, error *err) {
     return ST_OK;
 }
 
-static status shm_listen(const char *text, kvt_stream **out, char bound[KVT_ADDRESS_MAX], error *err) {
+static status shm_listen(kvt_context *c, const char *text, kvt_stream **out, char bound[KVT_ADDRESS_MAX], error *err) {
+    (void)c;
     kvt_address at;
     int port_fd, fd = -1;
     TRY(kvt_tcp_bind(text, false, &port_fd, bound, err));
@@ -405,7 +406,8 @@ static kvt_stream *shm_accept(kvt_stream *listener) {
     return x ? &x->s : NULL;
 }
 
-static kvt_stream *shm_connect(const kvt_address *to) {
+static kvt_stream *shm_connect(kvt_context *c, const kvt_address *to) {
+    (void)c;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     shm_stream *x = fd < 0 ? NULL : stream_of(fd);
     if (!x) return NULL;

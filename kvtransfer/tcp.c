@@ -89,7 +89,8 @@ static kvt_stream *stream_of(int fd) {
     return &x->s;
 }
 
-static status tcp_listen(const char *text, kvt_stream **out, char bound[KVT_ADDRESS_MAX], error *err) {
+static status tcp_listen(kvt_context *c, const char *text, kvt_stream **out, char bound[KVT_ADDRESS_MAX], error *err) {
+    (void)c;
     int fd;
     TRY(kvt_tcp_bind(text, true, &fd, bound, err));
     if (listen(fd, BACKLOG)) {
@@ -108,7 +109,8 @@ static kvt_stream *tcp_accept(kvt_stream *listener) {
     return stream_of(fd);
 }
 
-static kvt_stream *tcp_connect(const kvt_address *to) {
+static kvt_stream *tcp_connect(kvt_context *c, const kvt_address *to) {
+    (void)c;
     int fd = socket(to->sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) return NULL;
     tcp_tune(fd);

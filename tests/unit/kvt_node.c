@@ -276,16 +276,39 @@ static void await_links(int64_t count) {
 
 enum { PATIENCE_MS = 5000 };
 
-/* Waits until one of the events may hold; false: PATIENCE_MS are over. */
+static kvt_context *raw_context;     /* of all raw streams, where the transport has such: there while one is open */
+static int raw_streams;
+
+static kvt_stream *raw_opened(kvt_stream *s) {
+    raw_streams += s != NULL;
+    return s;
+}
+
+static kvt_context *raw_open(void) {
+    if (!raw_context && table->context_create)
+        assert_int_equal(table->context_create("127.0.0.1:0", &raw_context, NULL), ST_OK);
+    return raw_context;
+}
+
+static void raw_close(kvt_stream *s) {
+    table->close(s);
+    if (--raw_streams || !raw_context) return;
+    table->context_destroy(raw_context);
+    raw_context = NULL;
+}
+
+/* Waits until one of the events may hold; false: until_ms is over. */
 static bool raw_await(kvt_stream *s, uint32_t events, int64_t until_ms) {
-    int64_t left = until_ms - clock_now_ms();
-    if (left <= 0) return false;
-    if (table->ready) {
-        if (table->ready(s, events)) return true;
-        events = EPOLLIN;
+    for (int64_t left; (left = until_ms - clock_now_ms()) > 0;) {
+        if (raw_context) table->context_turn(raw_context, clock_now_ms());
+        if (table->ready && table->ready(s, events)) return true;
+        if (raw_context && !table->context_sleep(raw_context)) continue;
+        bool out = events & EPOLLOUT && !table->ready;
+        struct pollfd p = {.fd = s->fd >= 0 ? s->fd : raw_context->fd, .events = out ? POLLIN | POLLOUT : POLLIN};
+        if (poll(&p, 1, (int)left) <= 0) return false;
+        if (!raw_context) return true;
     }
-    struct pollfd p = {.fd = s->fd, .events = events & EPOLLOUT ? POLLIN | POLLOUT : POLLIN};
-    return poll(&p, 1, (int)left) > 0;
+    return false;
 }
 
 /* NULL: the node closed at once, and the transport noticed while connecting. */
@@ -293,7 +316,7 @@ static kvt_stream *raw_try(const char *address) {
     kvt_address at;
     error err = {0};
     if (table->resolve(address, &at, &err)) fail_msg("%s", err.text);
-    return table->connect(&at);
+    return raw_opened(table->connect(raw_open(), &at));
 }
 
 static kvt_stream *raw_connect(const char *address) {
@@ -304,17 +327,14 @@ static kvt_stream *raw_connect(const char *address) {
 
 static kvt_stream *raw_listen(char address[KVT_ADDRESS_MAX]) {
     kvt_stream *listener = NULL;
-    assert_int_equal(table->listen("127.0.0.1:0", &listener, address, NULL), ST_OK);
-    return listener;
+    assert_int_equal(table->listen(raw_open(), "127.0.0.1:0", &listener, address, NULL), ST_OK);
+    return raw_opened(listener);
 }
 
 static kvt_stream *raw_accept(kvt_stream *listener) {
-    struct pollfd p = {.fd = listener->fd, .events = POLLIN};
-    assert_int_equal(poll(&p, 1, PATIENCE_MS), 1);
-    return table->accept(listener);
+    assert_true(raw_await(listener, EPOLLIN, clock_now_ms() + PATIENCE_MS));
+    return raw_opened(table->accept(listener));
 }
-
-static void raw_close(kvt_stream *s) { table->close(s); }
 
 static void raw_write(kvt_stream *s, const void *data, size_t bytes) {
     int64_t until_ms = clock_now_ms() + PATIENCE_MS;
@@ -326,6 +346,8 @@ static void raw_write(kvt_stream *s, const void *data, size_t bytes) {
         data = (const char *)data + n;
         bytes -= (size_t)n;
     }
+    for (; raw_context && table->unsent(s) > 0 && clock_now_ms() < until_ms; nap_ms(1))
+        table->context_turn(raw_context, clock_now_ms()); /* it leaves while somebody looks after it */
 }
 
 /* What came of so many bytes until the stream closed (*closed) or patience ended. */
@@ -453,8 +475,8 @@ static void *crowd_run(void *ctx) {
         c->in[i] = receiver(c->base + (uint64_t)i, 1, &g, (uint32_t)i * 16, tokens);
         c->out[i] = sender_of(&c->in[i]);
         at[i] = c->in[i].first;
-        assert(promise(c->to, &c->in[i], 10000) == ST_OK);
-        assert(begin(c->from, kvt_node_address(c->to), &c->out[i], 5000) == ST_OK);
+        assert(promise(c->to, &c->in[i], 60000) == ST_OK);
+        assert(begin(c->from, kvt_node_address(c->to), &c->out[i], 60000) == ST_OK);
     }
     for (int left = TICKETS; left;) {
         int i = (int)((unsigned)rand_r(&c->seed) % TICKETS);
@@ -994,10 +1016,36 @@ static void links_are_bounded(void **state) {
     kvt_node_close(n);
 }
 
+/* A hundred, one after another: no descriptor and no memory of theirs stays, on either side. */
+static void links_come_and_go(void **state) {
+    (void)state;
+    kvt_node *n = node_open("127.0.0.1:0", "pair");
+    kvt_stream *stays = raw_link(n);
+    raw_close(raw_link(n));
+    await_links(1);
+    nap_ms(50);
+    int fds = count_entries("/proc/self/fd");
+    int64_t live = mem_live();
+    for (int i = 0; i < 100; i++) {
+        raw_close(raw_link(n));
+        await_links(1);
+    }
+    for (int i = 0; i < 1000 && (mem_live() != live || count_entries("/proc/self/fd") != fds); i++) {
+        if (raw_context) table->context_turn(raw_context, clock_now_ms());
+        nap_ms(5);
+    }
+    assert_int_equal(mem_live(), live);
+    assert_int_equal(count_entries("/proc/self/fd"), fds);
+    raw_sync(stays);
+    raw_close(stays);
+    kvt_node_close(n);
+}
+
 /* No descriptor left: the listener rests instead of spinning, and takes the peer when there is one. The node's
  * thread waits for its lock while the peer connects and the limit is set. */
 static void descriptors_run_out(void **state) {
     (void)state;
+    if (table->context_create) skip(); /* its library accepts, in a thread of its own */
     struct rlimit before, tight;
     struct timespec spent, later;
     kvt_node *n = node_open("127.0.0.1:0", "pair");
@@ -1048,8 +1096,7 @@ static void nobody_listens(void **state) {
     raw_close(raw_listen(address));
     assert_int_equal(begin(a, address, &out, 5000), ST_OK);
     assert_int_equal(outcome(&out), ST_PEER_LOST);
-    assert_non_null(strstr(out.why, "refused"));
-    assert_non_null(strstr(out.why, address));
+    if (!strstr(out.why, "refused") || !strstr(out.why, address)) fail_msg("%s", out.why);
     kvt_send_close(out.send);
     kvt_node_close(a);
 }
@@ -1086,11 +1133,13 @@ static void receiver_never_says_hello(void **state) {
     kvt_node *a = node_open(NULL, "pair");
     half out = {.ticket = 1, .epoch = 1, .g = small};
     assert_int_equal(begin(a, address, &out, 10000), ST_OK);
+    kvt_stream *fd = raw_accept(listener);
+    assert_true(raw_await(fd, EPOLLIN, clock_now_ms() + PATIENCE_MS)); /* its HELLO */
     assert_int_equal(outcome(&out), ST_PEER_LOST);
     assert_non_null(strstr(out.why, "HELLO"));
     kvt_send_close(out.send);
     kvt_node_close(a);
-    raw_close(listener);
+    raw_close(fd), raw_close(listener);
 }
 
 /* A ticket acknowledged before its END, or with a code that is none, is no success. */
@@ -1361,6 +1410,7 @@ static int run(const kvt_transport *t) {
         cmocka_unit_test(one_rank_aborts),
         cmocka_unit_test(strangers_are_closed),
         cmocka_unit_test(links_are_bounded),
+        cmocka_unit_test(links_come_and_go),
         cmocka_unit_test(descriptors_run_out),
         cmocka_unit_test(pairing_differs),
         cmocka_unit_test(nobody_listens),

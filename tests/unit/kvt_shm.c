@@ -102,7 +102,7 @@ static int count_fds(void) {
 static shm_stream *dial(const char *address) {
     kvt_address at;
     assert_int_equal(shm_resolve(address, &at, NULL), ST_OK);
-    kvt_stream *s = shm_connect(&at);
+    kvt_stream *s = shm_connect(NULL, &at);
     assert_non_null(s);
     return of(s);
 }
@@ -280,7 +280,7 @@ static void receiver_scribbles(void **state) {
     (void)state;
     char address[KVT_ADDRESS_MAX];
     kvt_stream *listener;
-    assert_int_equal(shm_listen("127.0.0.1:0", &listener, address, NULL), ST_OK);
+    assert_int_equal(shm_listen(NULL, "127.0.0.1:0", &listener, address, NULL), ST_OK);
     kvt_node *a = node_open("shm", NULL);
     half out = {0};
     kvt_send *s = send_all(a, address, 1, &out);
