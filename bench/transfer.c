@@ -14,6 +14,9 @@ const uint64_t bench_transfer_sizes[TRANSFER_SIZES] = {
     64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20,
 };
 
+const kvt_transport *bench_transports[TRANSFER_TRANSPORTS_MAX];
+int bench_transports_count;
+
 uint64_t bench_transfer_token_bytes(const kvt_geometry *g) {
     return (uint64_t)g->layers * 2 * g->heads * g->row_bytes;
 }
@@ -95,10 +98,10 @@ static status transfer(bench *b, int transport, kvt_node *n, const kvt_geometry 
 /* One after another: 0 ... the transports, then the plain socket, then memcpy. */
 static status run_row(bench *b, int row, const kvt_geometry *g, uint32_t tokens, double *s) {
     uint64_t bytes = bench_transfer_token_bytes(g) * tokens;
-    if (row < kvt_transports_count) return transfer(b, row, b->nodes[row], g, tokens, s);
+    if (row < bench_transports_count) return transfer(b, row, b->nodes[row], g, tokens, s);
     double from = now_s();
     status st = ST_OK;
-    if (row == kvt_transports_count) st = bench_peer_raw(&b->peer, b->memory, bytes);
+    if (row == bench_transports_count) st = bench_peer_raw(&b->peer, b->memory, bytes);
     else memcpy(b->copy, b->memory, bytes);
     *s = now_s() - from;
     return st;
@@ -147,7 +150,7 @@ static status measure_size(bench *b, int index, error *err) {
     static samples s;
     uint64_t bytes = bench_transfer_sizes[index];
     uint32_t tokens = (uint32_t)(bytes / bench_transfer_token_bytes(&bench_transfer_square));
-    int rounds = (int)(ROUND_BYTES / bytes), raw = kvt_transports_count, copy = raw + 1;
+    int rounds = (int)(ROUND_BYTES / bytes), raw = bench_transports_count, copy = raw + 1;
     if (rounds < TRANSFER_ROUNDS) rounds = TRANSFER_ROUNDS;
     if (rounds > b->rounds_max) rounds = b->rounds_max;
     if (b->progress) b->progress("payloads of KiB", (int)(bytes >> 10));
@@ -174,28 +177,28 @@ static status measure_handoff(bench *b, error *err) {
     TRY(run_rounds(b, &bench_transfer_smollm, TRANSFER_HANDOFF_TOKENS, rounds, s, err));
     for (int row = 0; row < b->r->rows_count; row++) {
         b->r->rows[row].handoff_ms = in_ms(s[row], rounds);
-        b->r->rows[row].handoff_share = ratio_of(s[row], s[kvt_transports_count], rounds);
-        b->r->rows[row].handoff_copy = ratio_of(s[row], s[kvt_transports_count + 1], rounds);
+        b->r->rows[row].handoff_share = ratio_of(s[row], s[bench_transports_count], rounds);
+        b->r->rows[row].handoff_copy = ratio_of(s[row], s[bench_transports_count + 1], rounds);
     }
     return ST_OK;
 }
 
 static status open_node(int transport, kvt_node **out, error *err) {
-    kvt_options o = {.pairing = "bench", .transport = kvt_transports[transport]->name};
+    kvt_options o = {.pairing = "bench", .transport = bench_transports[transport]->name};
     return kvt_node_open(&o, out, err);
 }
 
 /* A new node each time, so that there is no link yet. */
 static status measure_first(bench *b, error *err) {
     if (b->progress) b->progress("new links", 0);
-    for (int i = 0; i < kvt_transports_count; i++) {
+    for (int i = 0; i < bench_transports_count; i++) {
         double s[TRANSFER_ROUNDS_MAX];
         for (int round = 0; round < b->rounds_max; round++) {
             kvt_node *n;
             TRY(open_node(i, &n, err));
             status st = transfer(b, i, n, &bench_transfer_smollm, 1, &s[round]);
             kvt_node_close(n);
-            if (st != ST_OK) return error_set(err, st, "%s, a new link: %s", kvt_transports[i]->name, status_text(st));
+            if (st != ST_OK) return error_set(err, st, "%s, a new link: %s", bench_transports[i]->name, status_text(st));
         }
         b->r->rows[i].first_ms = in_ms(s, b->rounds_max);
     }
@@ -209,18 +212,29 @@ static status measure(bench *b, uint64_t memory_bytes, error *err) {
                                                  (unsigned long long)(memory_bytes >> 20));
     memset(b->memory, 1, memory_bytes);
     memset(b->copy, 2, memory_bytes);
-    for (int i = 0; i < kvt_transports_count; i++) TRY(open_node(i, &b->nodes[i], err));
+    for (int i = 0; i < bench_transports_count; i++) TRY(open_node(i, &b->nodes[i], err));
     TRY(measure_first(b, err));
     TRY(measure_handoff(b, err));
     for (int i = 0; i < b->r->sizes; i++) TRY(measure_size(b, i, err));
     return ST_OK;
 }
 
+/* Before the second process is made: both then have the same. */
+static void find_transports(bench_transfer_report *r) {
+    bench_transports_count = 0;
+    for (int i = 0; i < kvt_transports_count; i++) {
+        const kvt_transport *t;
+        if (kvt_transport_find(kvt_transports[i]->name, &t, &r->missing) != ST_OK) continue;
+        bench_transports[bench_transports_count++] = t;
+        r->rows[r->rows_count++].name = t->name;
+    }
+}
+
 status bench_transfer_run(bool quick, void (*progress)(const char *what, int size), bench_transfer_report *out,
                           error *err) {
     static bench b = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
     *out = (bench_transfer_report){.sizes = quick ? TRANSFER_SIZES - 2 : TRANSFER_SIZES};
-    for (int i = 0; i < kvt_transports_count; i++) out->rows[out->rows_count++].name = kvt_transports[i]->name;
+    find_transports(out);
     out->rows[out->rows_count++].name = "socket";
     out->rows[out->rows_count++].name = "memcpy";
     b.r = out;
@@ -229,7 +243,7 @@ status bench_transfer_run(bool quick, void (*progress)(const char *what, int siz
     uint64_t memory_bytes = bench_transfer_sizes[out->sizes - 1];
     status s = bench_peer_start(memory_bytes, &b.peer, err);
     if (s == ST_OK) s = measure(&b, memory_bytes, err);
-    for (int i = 0; i < kvt_transports_count; i++) kvt_node_close(b.nodes[i]);
+    for (int i = 0; i < bench_transports_count; i++) kvt_node_close(b.nodes[i]);
     bench_peer_stop(&b.peer);
     mem_free(b.memory);
     mem_free(b.copy);

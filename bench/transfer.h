@@ -23,6 +23,10 @@ enum {
 extern const kvt_geometry bench_transfer_square, bench_transfer_smollm;
 extern const uint64_t bench_transfer_sizes[TRANSFER_SIZES];
 
+/* Those of kvtransfer's that this machine has. */
+extern const kvt_transport *bench_transports[TRANSFER_TRANSPORTS_MAX];
+extern int bench_transports_count;
+
 uint64_t bench_transfer_token_bytes(const kvt_geometry *g);
 
 /* ---- transfer_peer.c: the process that receives ----------------------------------------------------- */
@@ -72,6 +76,7 @@ typedef struct bench_transfer_row {
 typedef struct bench_transfer_report {
     int sizes;                   /* measured, from the smallest */
     int rows_count;              /* the transports, then socket and memcpy */
+    error missing;               /* code: not ST_OK, this machine lacks a transport; text says what of it */
     bench_transfer_row rows[TRANSFER_TRANSPORTS_MAX + 2];
 } bench_transfer_report;
 

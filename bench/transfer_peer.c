@@ -149,8 +149,8 @@ static int listen_raw(in_port_t *port) {
 
 static status open_nodes(child *c, greeting *hello) {
     error err = {0};
-    for (int i = 0; i < kvt_transports_count; i++) {
-        kvt_options o = {.listen = "127.0.0.1:0", .pairing = "bench", .transport = kvt_transports[i]->name};
+    for (int i = 0; i < bench_transports_count; i++) {
+        kvt_options o = {.listen = "127.0.0.1:0", .pairing = "bench", .transport = bench_transports[i]->name};
         if (kvt_node_open(&o, &c->nodes[i], &err) != ST_OK) {
             snprintf(hello->why, sizeof hello->why, "%s", err.text);
             return err.code;

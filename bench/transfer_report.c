@@ -34,6 +34,7 @@ static void print_handoff(const bench_transfer_report *r, FILE *out) {
 void bench_transfer_text(const bench_transfer_report *r, FILE *out) {
     print_sizes(r, out);
     print_handoff(r, out);
+    if (r->missing.code != ST_OK) fprintf(out, "\nnot measured: %s\n", r->missing.text);
 }
 
 /* ---- JSON ---------------------------------------------------------------------------------------- */

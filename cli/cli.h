@@ -101,7 +101,8 @@ typedef struct cli_command {
     CLI_INT("page-tokens", page_tokens, "16", 1, 4096, "N", "tokens a page holds"),                 \
     CLI_KV_DTYPE,                                                                                   \
     CLI_TEXT("kv-transport", kv_transport, "tcp", "NAME",                                            \
-             "how KV pages travel: tcp, or shm between processes of one machine; the same on all nodes"), \
+             "how KV pages travel, the same on all nodes: tcp; shm, between processes of one machine; ucx, over RDMA " \
+             "or what else UCX finds, for trusted networks only: not encrypted, and any peer is believed"),   \
     CLI_SWITCH("prefix-cache", prefix_cache, "true", "keep prompts' pages for later requests"),     \
     CLI_INT("sequences", sequences, "64", 1, 65536, "N", "requests a node takes at once; more are refused"), \
     CLI_INT("step-tokens", step_tokens, "512", 1, 65536, "N", "most rows of one step"),             \

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Installs the Debian 12 packages baton is built from, those that are missing; nothing to do: no output
-# but one line, no network. With "tests" also what the tests need; with "aarch64" only a compiler and an
-# emulator for that, which tests/aarch64.sh runs.
+# but one line, no network. With "tests" also what the tests need; with "ucx" what --kv-transport ucx is built from;
+# with "aarch64" only a compiler and an emulator for that, which tests/aarch64.sh runs.
 set -euo pipefail
 
 packages=(build-essential cmake ninja-build pkg-config python3 python3-venv
     libgrpc-dev libssl-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler
     libpcre2-dev libutf8proc-dev libfyaml-dev libxxhash-dev uthash-dev libjansson-dev libhwloc-dev libevent-dev)
 if [ "${1:-}" = tests ]; then
-    packages+=(libcmocka-dev clang libclang-rt-14-dev iproute2 etcd-server spin)
+    packages+=(libcmocka-dev clang libclang-rt-14-dev iproute2 etcd-server spin libucx-dev)
+elif [ "${1:-}" = ucx ]; then
+    packages+=(libucx-dev)
 elif [ "${1:-}" = aarch64 ]; then
     packages=(cmake ninja-build gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user libxxhash-dev)
 fi

@@ -4,7 +4,7 @@
  *   link.c       one connection: bytes in, bytes out, HELLO           owns kvt_link
  *   receive.c    promises kept: judge, land, end                      owns kvt_receipt
  *   send.c       rows cut into frames, ended by ACK                   owns kvt_send
- *   transport.c  how bytes get to another process: tcp.c, shm.c
+ *   transport.c  how bytes get to another process: tcp.c, shm.c, ucx.c
  *
  * Two domains, and no third:
  *   - what is marked [lock] is shared by all threads under node->lock;
@@ -37,7 +37,7 @@ typedef struct kvt_address {
     socklen_t bytes;
 } kvt_address;
 
-/* ---- transport.c, tcp.c, shm.c: one row a transport -------------------------------------------
+/* ---- transport.c, tcp.c, shm.c, ucx.c: one row a transport ----------------------------------------
  *
  * Each gives a stream of bytes with a descriptor that never blocks and that epoll reports while read() has
  * bytes (read() is not called to the end at every turn). A transport whose bytes epoll cannot see has
@@ -62,6 +62,7 @@ typedef struct kvt_stream {
 typedef struct kvt_transport {
     const char *name;
     uint32_t frame_bytes;        /* what DATA frames are cut to; one token of one layer may be more */
+    status (*load)(error *err);  /* NULL: always there. Else ST_UNSUPPORTED says what this machine lacks */
     /* NULL: no context, listen() and connect() are given NULL. Else all four, and ready(). */
     status (*context_create)(const char *listen, kvt_context **out, error *err);       /* listen: as of kvt_options */
     void (*context_destroy)(kvt_context *c);          /* every stream has been closed; last words may take a moment */
@@ -94,11 +95,15 @@ typedef struct kvt_transport {
     void (*consume)(kvt_stream *s, size_t bytes);
 } kvt_transport;
 
-extern const kvt_transport kvt_tcp, kvt_shm;
+extern const kvt_transport kvt_tcp, kvt_shm, kvt_ucx;      /* ucx: where it was built */
 extern const kvt_transport *const kvt_transports[];
 extern const int kvt_transports_count;
-/* NULL: the default. ST_UNSUPPORTED lists the known names. */
+/* NULL: the default. ST_UNSUPPORTED lists the known names, or says what the transport lacks. */
 status kvt_transport_find(const char *name, const kvt_transport **out, error *err);
+/* What other transports need of tcp.c, for addresses that are host:port: resolve(); as text; of this machine. */
+status kvt_tcp_resolve(const char *text, kvt_address *out, error *err);
+bool kvt_tcp_name(const kvt_address *at, char out[KVT_ADDRESS_MAX]);
+bool kvt_tcp_is_loopback(const kvt_address *at);
 /* A TCP socket bound to text, not listening. reuse: also while old connections of that port fade out. */
 status kvt_tcp_bind(const char *text, bool reuse, int *out, char bound[KVT_ADDRESS_MAX], error *err);
 

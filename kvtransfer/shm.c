@@ -27,7 +27,6 @@
  *
  * Memory: RING_BYTES of pages a link once a ring's worth of rows has gone through, shared by both ends. */
 #include "kvtransfer/internal.h"
-#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -343,16 +342,14 @@ static shm_stream *stream_of(int fd) {
     return x;
 }
 
-/* The Unix socket's name for a loopback address; 0: it is none. */
+/* 0: not an address of this machine's loopback. */
 static in_port_t loopback_port(const kvt_address *at) {
-    if (at->sa.ss_family == AF_INET) {
-        const struct sockaddr_in *in = (const struct sockaddr_in *)&at->sa;
-        return ntohl(in->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET ? in->sin_port : 0;
-    }
-    const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)&at->sa;
-    return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr) ? in6->sin6_port : 0;
+    if (!kvt_tcp_is_loopback(at)) return 0;
+    return at->sa.ss_family == AF_INET6 ? ((const struct sockaddr_in6 *)&at->sa)->sin6_port
+                                        : ((const struct sockaddr_in *)&at->sa)->sin_port;
 }
 
+/* The Unix socket's name. */
 static kvt_address name_of(in_port_t port) {
     kvt_address out = {.bytes = 0};
     struct sockaddr_un *un = (struct sockaddr_un *)&out.sa;
@@ -364,7 +361,7 @@ static kvt_address name_of(in_port_t port) {
 
 static status shm_resolve(const char *text, kvt_address *out, error *err) {
     kvt_address at;
-    TRY(kvt_tcp.resolve(text, &at, err));
+    TRY(kvt_tcp_resolve(text, &at, err));
     in_port_t port = loopback_port(&at);
     if (!port)
         return error_set(err, ST_BAD_INPUT, "KV address \"%.80s\": shm reaches this machine only, expected "

@@ -18,7 +18,7 @@ enum {
     LOW_MAX = 256 << 10,         /* of a frame that comes so many bytes are awaited at once */
 };
 
-static status tcp_resolve(const char *text, kvt_address *out, error *err) {
+status kvt_tcp_resolve(const char *text, kvt_address *out, error *err) {
     char host[KVT_ADDRESS_MAX];
     const char *port;
     if (!address_split(text, host, sizeof host, &port))
@@ -45,20 +45,28 @@ static void tcp_tune(int fd) {
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
 }
 
-static bool name_bound(int fd, char bound[KVT_ADDRESS_MAX]) {
-    kvt_address at = {.bytes = sizeof at.sa};
+bool kvt_tcp_name(const kvt_address *at, char out[KVT_ADDRESS_MAX]) {
     char host[INET6_ADDRSTRLEN + 20], port[8];
-    if (getsockname(fd, (struct sockaddr *)&at.sa, &at.bytes)) return false;
-    if (getnameinfo((struct sockaddr *)&at.sa, at.bytes, host, sizeof host, port, sizeof port,
+    if (getnameinfo((const struct sockaddr *)&at->sa, at->bytes, host, sizeof host, port, sizeof port,
                     NI_NUMERICHOST | NI_NUMERICSERV))
         return false;
-    snprintf(bound, KVT_ADDRESS_MAX, at.sa.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
+    snprintf(out, KVT_ADDRESS_MAX, at->sa.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
     return true;
+}
+
+bool kvt_tcp_is_loopback(const kvt_address *at) {
+    if (at->sa.ss_family == AF_INET6) return IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)&at->sa)->sin6_addr);
+    return ntohl(((const struct sockaddr_in *)&at->sa)->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+}
+
+static bool name_bound(int fd, char bound[KVT_ADDRESS_MAX]) {
+    kvt_address at = {.bytes = sizeof at.sa};
+    return !getsockname(fd, (struct sockaddr *)&at.sa, &at.bytes) && kvt_tcp_name(&at, bound);
 }
 
 status kvt_tcp_bind(const char *text, bool reuse, int *out, char bound[KVT_ADDRESS_MAX], error *err) {
     kvt_address at;
-    TRY(tcp_resolve(text, &at, err));
+    TRY(kvt_tcp_resolve(text, &at, err));
     int on = 1;
     int fd = socket(at.sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) goto fail;
@@ -156,7 +164,7 @@ static int tcp_unsent(kvt_stream *s) {
 const kvt_transport kvt_tcp = {
     .name = "tcp",
     .frame_bytes = FRAME_BYTES,
-    .resolve = tcp_resolve,
+    .resolve = kvt_tcp_resolve,
     .listen = tcp_listen,
     .accept = tcp_accept,
     .connect = tcp_connect,
