@@ -17,6 +17,7 @@ static const struct setting {
     {"UCX_KEEPALIVE_INTERVAL", "4s"},    /* a host that vanished is known within KVT_STALL_MS, as over tcp */
     {"UCX_TCP_KEEPIDLE", "4s"},
     {"UCX_TCP_KEEPINTVL", "2s"},
+    {"UCX_TCP_KEEPCNT", "3"},
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
