@@ -21,7 +21,8 @@ static const config_row rows[] = {
     CLI_INT("days", days, "0", 0, 36500, "N", "how long it is valid; 0: 365, a CA 3650"),
 };
 const cli_command cli_certs = {"certs", "ca | ROLE[,ROLE] NAME",
-                               "Makes a CA, or a certificate from it for a coordinator, node, client or admin; a client's name is its tenant.",
+                               "Makes a CA, or a certificate from it for a coordinator, node, client or admin; a client's name is its "
+                               "tenant.",
                                CLI_ROWS(rows), 1, 2, certs};
 
 static status read_roles(const char *text, unsigned *out, error *err) {

@@ -27,7 +27,8 @@ static status use_etcd(const cli_options *o, error *err) {
     rpc_security *s;
     rpc_security_options options = {.ca = o->etcd_ca, .cert = o->etcd_cert, .key = o->etcd_key, .look_ms = -1};
     if (!o->etcd_ca && !o->etcd_cert && !o->etcd_key) return ST_OK;
-    if (strncmp(o->registry, "etcd:", 5) != 0) return error_set(err, ST_BAD_INPUT, "--etcd-ca, --etcd-cert, --etcd-key: expected --registry etcd://...");
+    if (strncmp(o->registry, "etcd:", 5) != 0)
+        return error_set(err, ST_BAD_INPUT, "--etcd-ca, --etcd-cert, --etcd-key: expected --registry etcd://...");
     if (!o->etcd_ca) return error_set(err, ST_BAD_INPUT, "--etcd-cert without --etcd-ca");
     TRY(rpc_security_open(&options, &s, err));
     rpc_security_use_foreign(s);

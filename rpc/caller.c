@@ -38,7 +38,8 @@ static status find(rpc_security *s, grpc_call *call, const char *authorization, 
     }
     read_certificate(call, out);
     if (out->roles) return ST_OK;
-    return error_set(err, ST_UNAUTHENTICATED, "no credential: expected a client certificate with a role, or header authorization: Bearer TOKEN");
+    return error_set(err, ST_UNAUTHENTICATED,
+                     "no credential: expected a client certificate with a role, or header authorization: Bearer TOKEN");
 }
 
 status rpc_caller_find(rpc_security *s, grpc_call *call, const char *authorization, rpc_caller *out, error *err) {

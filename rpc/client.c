@@ -58,12 +58,10 @@ static void write_target(char *target, size_t bytes, const char *host, int port)
     else snprintf(target, bytes, "dns:///%s:%d", host, port);
 }
 
-static status connect_with(rpc_channel *c) {
+static void make_grpc(rpc_channel *c) {
     grpc_channel_credentials *credentials = rpc_security_channel_credentials(c->security, &c->generation);
-    if (!credentials) return ST_NO_MEMORY;
     c->grpc = grpc_channel_create(c->target, credentials, c->args);
     grpc_channel_credentials_release(credentials);
-    return ST_OK;
 }
 
 static status open_channel(rpc_loop *l, rpc_security *security, const char *address, const grpc_channel_args *args, rpc_channel **out,
@@ -78,10 +76,7 @@ static status open_channel(rpc_loop *l, rpc_security *security, const char *addr
     c->security = security;
     c->args = args;
     write_target(c->target, sizeof c->target, host, port);
-    if (connect_with(c) != ST_OK) {
-        mem_free(c);
-        return error_set(err, ST_NO_MEMORY, "no memory for a channel to %.100s", address);
-    }
+    make_grpc(c);
     rpc_security_take(security);
     rpc_loop_join(l);
     *out = c;
@@ -100,7 +95,8 @@ status rpc_channel_open_foreign(rpc_loop *l, const char *address, rpc_channel **
 static void renew(rpc_channel *c) {
     if (rpc_security_generation(c->security) == c->generation) return;
     grpc_channel *before = c->grpc;
-    if (connect_with(c) == ST_OK) grpc_channel_destroy(before);
+    make_grpc(c);
+    grpc_channel_destroy(before);
 }
 
 status rpc_channel_add_header(rpc_channel *c, const char *name, const char *value) {

@@ -81,7 +81,7 @@ status rpc_security_check_dial(const rpc_security *s, const char *address, const
 struct rpc_server;
 /* Borrows the server, whose security and generation it uses, until that is freed. */
 grpc_server_credentials *rpc_security_server_credentials(struct rpc_server *server);
-grpc_channel_credentials *rpc_security_channel_credentials(rpc_security *s, uint64_t *generation); /* NULL: no memory */
+grpc_channel_credentials *rpc_security_channel_credentials(rpc_security *s, uint64_t *generation);
 uint64_t rpc_security_generation(rpc_security *s);       /* changes when the certificates do */
 bool rpc_security_header(rpc_security *s, grpc_metadata *out); /* the token of calls made; out->value is yours */
 bool rpc_security_guards(const rpc_security *s);         /* calls need a credential */

@@ -139,7 +139,8 @@ static status check_roles(const rpc_pem_files *f, unsigned has, unsigned wanted,
     char missing[64], there[64];
     if ((has & wanted) == wanted) return ST_OK;
     return error_set(err, ST_DENIED, "'%.200s' has role '%s', and not %s: expected baton://ROLE/NAME among its alternative names "
-                     "(baton certs)", f->cert, rpc_role_text(has, there, sizeof there), rpc_role_text(wanted & ~has, missing, sizeof missing));
+                     "(baton certs)", f->cert, rpc_role_text(has, there, sizeof there),
+                     rpc_role_text(wanted & ~has, missing, sizeof missing));
 }
 
 static status check_identity(const rpc_pem_files *f, rpc_pem *p, STACK_OF(X509) *ca, unsigned wanted, error *err) {

@@ -51,7 +51,8 @@ static status read_line(rpc_tokens *t, char *line, const char *path, int number,
     tenant = strtok_r(NULL, " \t\r", &save);
     admin = tenant ? strtok_r(NULL, " \t\r", &save) : NULL;
     if (!tenant || !rpc_name_valid(tenant) || (admin && strcmp(admin, "admin") != 0) || strtok_r(NULL, " \t\r", &save))
-        return error_set(err, ST_BAD_INPUT, "'%.200s' line %d: expected TOKEN TENANT [admin], TENANT of letters, digits, '.', '_', '-'", path, number);
+        return error_set(err, ST_BAD_INPUT, "'%.200s' line %d: expected TOKEN TENANT [admin], TENANT of letters, digits, '.', '_', '-'",
+                         path, number);
     bool is_digest = strncmp(token, hashed, sizeof hashed - 1) == 0;
     if (is_digest && !read_hex(token + sizeof hashed - 1, r->digest))
         return error_set(err, ST_BAD_INPUT, "'%.200s' line %d: expected 64 hexadecimal digits after sha256:", path, number);

@@ -211,7 +211,8 @@ static void every_method_with_every_credential(void **state) {
             bool may = (c->roles & allowed(paths[i])) != 0;
             served = 0;
             grpc_status_code code = ask(channel, paths[i], c), expected = may ? GRPC_STATUS_OK : c->refusal;
-            if (code != expected || served != may) fail_msg("%s with '%s': code %d, expected %d; served %d", paths[i], c->what, code, expected, (int)served);
+            if (code != expected || served != may)
+                fail_msg("%s with '%s': code %d, expected %d; served %d", paths[i], c->what, code, expected, (int)served);
             if (may) assert_string_equal(tenant, c->tenant);
         }
         /* What is there is said to nobody who has no credential. */
