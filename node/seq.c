@@ -123,11 +123,16 @@ static bool is_lower(const node_seq *s, const node_seq *v) {
     return lower && v->runnable && v->role->preempt && node_schedule_before(&s->place, &v->place);
 }
 
+/* Nothing is computed for v until its reader has read: its pages are anyone's, wherever it stands. */
+static bool is_idle(const node_seq *s, const node_seq *v) { return v != s && v->paused && v->runnable && v->role->preempt; }
+
 /* Before anyone is preempted in vain. */
 static bool suffices(const node_core *c, const node_seq *s, int32_t pages) {
     int32_t found = eng_pool_available(c->pool);
+    for (const node_seq *v = c->first; v; v = v->next)
+        if (is_idle(s, v)) found += v->blocks_count;
     for (const node_seq *v = s->next; v; v = v->next)
-        if (is_lower(s, v)) found += v->blocks_count;
+        if (!v->paused && is_lower(s, v)) found += v->blocks_count;
     return found >= pages;
 }
 
@@ -166,6 +171,8 @@ static status take_free(node_core *c, node_seq *s, int32_t pages, eng_page_state
 status node_seq_take(node_core *c, node_seq *s, int32_t pages, eng_page_state state) {
     status st = take_free(c, s, pages, state);
     if (st == ST_OK || !suffices(c, s, pages)) return st;
+    for (node_seq *v = c->last; v && st != ST_OK; v = v->prev)
+        if (is_idle(s, v) && preempt(c, v)) st = take_free(c, s, pages, state);
     for (node_seq *v = c->last; v != s && st != ST_OK; v = v->prev)
         if (is_lower(s, v) && preempt(c, v)) st = take_free(c, s, pages, state);
     return st;

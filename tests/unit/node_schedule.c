@@ -220,9 +220,50 @@ static void pages_go_to_the_higher_priority(void **state) {
     }
 }
 
+/* Two answers whose readers are slow hold all pages; who comes then, local or remote, has theirs. When their readers
+ * go on, so do they, with the same bytes. */
+static void slow_readers_hold_up_nobody(void **state) {
+    (void)state;
+    enum { COUNT = 8, SLOW = 2, LONG = 60, NEW = 12 };
+    for (int remote = 0; remote < 2; remote++)
+        for (int swap = 0; swap < 2; swap++) {
+            node_limits l = limits;
+            l.prefix_cache = false;
+            l.pages = 20;
+            l.swap_pages = swap ? l.pages : 0;
+            l.preemption = swap ? NODE_PREEMPT_SWAP : NODE_PREEMPT_RECOMPUTE;
+            fake_node *f = fake_create(&l);
+            node_counts counts;
+            int32_t prompt[SLOW + 1][COUNT];
+            for (uint64_t i = 0; i < SLOW + 1; i++) fake_prompt(prompt[i], COUNT, 0, i);
+            for (uint64_t i = 0; i < SLOW; i++)
+                node_core_submit(f->core, &decode_role, fake_request(i, prompt[i], COUNT, LONG), f->now_us);
+            fake_run(f, 30);                                           /* 8 + 30 tokens each: 10 pages */
+            for (uint64_t i = 0; i < SLOW; i++) node_core_pause(f->core, i, true);
+            assert_int_equal(fake_run(f, 5), 0);
+            node_core_counts(f->core, &counts);
+            assert_int_equal(counts.pages[ENG_PAGE_FREE], 0);
+            node_request *r = fake_request(SLOW, prompt[SLOW], COUNT, NEW);
+            if (remote) r->local_tokens_max = 0;
+            node_core_submit(f->core, &decode_role, r, f->now_us);
+            if (remote) fake_land(f, SLOW, prompt[SLOW], COUNT - 1, ST_OK);
+            fake_run(f, 100);
+            fake_assert_answer(f, SLOW, prompt[SLOW], COUNT, NEW);
+            node_core_counts(f->core, &counts);
+            assert_true(counts.preemptions > 0 && (counts.swaps > 0) == (swap == 1));
+            for (uint64_t i = 0; i < SLOW; i++) assert_int_equal(fake_end(f, i), -1);
+            for (uint64_t i = 0; i < SLOW; i++) node_core_pause(f->core, i, false);
+            fake_run(f, 500);
+            for (uint64_t i = 0; i < SLOW; i++) fake_assert_answer(f, i, prompt[i], COUNT, LONG);
+            fake_assert_pages_back(f);
+            fake_destroy(f);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(found_by_name), cmocka_unit_test(levels_double), cmocka_unit_test(order),
                                        cmocka_unit_test(crowds_of_each_schedule), cmocka_unit_test(waits_are_bounded),
-                                       cmocka_unit_test(pages_go_to_the_higher_priority)};
+                                       cmocka_unit_test(pages_go_to_the_higher_priority),
+                                       cmocka_unit_test(slow_readers_hold_up_nobody)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
