@@ -80,6 +80,8 @@ def readers(a, server, count):
             rates.append(now - last)
             last = now
         print(f'{count} slow readers: {max(rates)} rows/s at first, {rates[-1]} after {time.monotonic() - began:.0f} s', file=sys.stderr, flush=True)
+        if rates[-1] >= max(rates) / 10:
+            sys.exit(f'overload: {count} slow readers are not slow after {a.settle:g} s: a longer --settle, a smaller model or fewer of them')
         yield
     finally:
         p.send_signal(signal.SIGINT)
@@ -109,7 +111,7 @@ def main():
     p.add_argument('--seconds', type=float, default=60)
     p.add_argument('--slow', type=int, default=0)
     p.add_argument('--light', type=float, default=2, help='requests a second beside the slow readers')
-    p.add_argument('--settle', type=float, default=120, help='seconds at most until slow readers are')
+    p.add_argument('--settle', type=float, default=300, help='seconds at most until slow readers are')
     p.add_argument('--slo-ttft', type=float, default=2000)
     p.add_argument('--slo-itl', type=float, default=100)
     p.add_argument('--json')
