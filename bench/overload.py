@@ -72,15 +72,17 @@ def readers(a, server, count):
         return
     p = subprocess.Popen(words([a.baton, 'bench', 'load', '--server', server, '--slow-readers', count, '--rate', 1, '--duration', 3600,
                                 '--prompt-lengths', 'fixed:64', '--answer-lengths', 'fixed:1']), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rates = []
+    are_slow = lambda: len(rates) > 3 and max(rates[-3:]) < 2 * count        # each reads one message a second
     try:
-        began, rates, last = time.monotonic(), [], rows_computed(a, server)
-        while time.monotonic() - began < a.settle and not (len(rates) > 3 and rates[-1] < max(rates) / 10):
+        began, last = time.monotonic(), rows_computed(a, server)
+        while time.monotonic() - began < a.settle and not are_slow():
             time.sleep(1)
             now = rows_computed(a, server)
             rates.append(now - last)
             last = now
         print(f'{count} slow readers: {max(rates)} rows/s at first, {rates[-1]} after {time.monotonic() - began:.0f} s', file=sys.stderr, flush=True)
-        if rates[-1] >= max(rates) / 10:
+        if not are_slow():
             sys.exit(f'overload: {count} slow readers are not slow after {a.settle:g} s: a longer --settle, a smaller model or fewer of them')
         yield
     finally:
@@ -111,7 +113,7 @@ def main():
     p.add_argument('--seconds', type=float, default=60)
     p.add_argument('--slow', type=int, default=0)
     p.add_argument('--light', type=float, default=2, help='requests a second beside the slow readers')
-    p.add_argument('--settle', type=float, default=300, help='seconds at most until slow readers are')
+    p.add_argument('--settle', type=float, default=600, help='seconds at most until slow readers are')
     p.add_argument('--slo-ttft', type=float, default=2000)
     p.add_argument('--slo-itl', type=float, default=100)
     p.add_argument('--json')
