@@ -1,6 +1,6 @@
 # sim: a cluster in one process, driven by a seed. What fails says how to see it again.
 add_library(sim_objects OBJECT sim/sim.c sim/client.c sim/coordinator.c sim/node.c sim/transfer.c
-            sim/fault.c)
+            sim/speculator.c sim/fault.c)
 set(sim_libraries coord_core decode-node prefill-node node kvtransfer engine base)
 target_link_libraries(sim_objects PUBLIC ${sim_libraries})
 add_executable(sim $<TARGET_OBJECTS:sim_objects>)

@@ -78,6 +78,8 @@ void sim_coordinator_node_event(sim *s, sim_node *n, const node_event *e) {
     if (st->ended) sim_fail(s, "node %d: request %d: an event after the end", n->slot, st->request);
     switch (e->kind) {
     case NODE_RESERVED:
+        if (st->apart && e->reserved.wanted >= s->requests[st->request].prompt_count)
+            sim_fail(s, "node %d: request %d: wants %d tokens of a prefill node", n->slot, st->request, e->reserved.wanted);
         m.e.kind = COORD_RESERVED;
         m.e.reserved.ticket = e->reserved.ticket;
         m.e.reserved.cached = e->reserved.cached;
@@ -143,6 +145,7 @@ static void begin(sim *s, sim_event *at) {
     r->memory = memory;
     r->tokens = memcpy(arena_alloc(memory, sizeof m->tokens), m->tokens, sizeof m->tokens);
     r->kv_address = arena_strndup(memory, m->address, sizeof m->address - 1);
+    n->begins = st->request;
     node_core_submit(n->core, st->prefill ? &prefill_role : &decode_role, r, s->now_us);
     sim_node_awake(s, n);
 }

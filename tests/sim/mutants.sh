@@ -61,6 +61,8 @@ decode-node/decode.c~s/    if (lacks_prompt(s)) node_seq_end(c, s, ST_AGAIN.*//~
 decode-node/decode.c~s/return (s->request->apart ? s->request->prompt_count : s->count) - 1; }/return s->count - 1; }/~apart: answer positions are wanted of a prefill node
 node/seq.c~s/int32_t known = .*/int32_t known = s->ready;/~apart: answer pages are offered as prompt pages
 node/seq.c~s/(s->request->apart ? s->request->prompt_count : s->count) - 1;/s->count - 1;/~apart: answer positions are looked for among prompt pages
+decode-node/decode.c~s/ != guess) break;/ != guess \&\& guess < 0) break;/~a proposed token is followed by the next one though the target drew another
+node/core.c~s/int32_t final = min32(r->count, s->target - s->ready);/int32_t final = r->count;/~rows of proposed tokens count as the answer's
 TABLE
 echo "$((count - missed)) of $count mutants found"
 [ $missed -eq 0 ]

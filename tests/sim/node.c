@@ -44,7 +44,7 @@ static void see_resumed(sim_node *n, const eng_rows *r) {
     if (!q || !q->request->apart) return;
     sim_stream *st = n->s->streams[q->request->handle - 1];
     n->s->seen[SEEN_APART_RESUMED] += r->position < st->rows_end;
-    st->rows_end = r->position + r->count;
+    st->rows_end = r->position + (r->logits ? r->count - r->logits + 1 : r->count);      /* the others were proposed */
 }
 
 static float *compute(sim_node *n, const eng_rows *r, float *logits) {
@@ -61,7 +61,9 @@ static float *compute(sim_node *n, const eng_rows *r, float *logits) {
         sim_engine_row(&state, r->tokens[i - r->position], n->numerics, cells);
         for (int l = 0; l < SIM_LAYERS; l++) *sim_node_cell(n, page, l, i % n->P) = cells[l];
         if (i < r->position + r->count - r->logits) continue;
-        sim_engine_logits(state, logits);
+        bool careless = n->s->bug == BUG_PROPOSED_ROWS && r->logits > 1 && i > r->position;
+        if (careless) memcpy(logits, logits - SIM_V, SIM_V * sizeof *logits);
+        else sim_engine_logits(state, logits);
         logits += SIM_V;
     }
     return logits;
@@ -108,9 +110,8 @@ static int64_t io_swap(void *ctx, bool out, const int32_t *blocks, const int32_t
 static uint64_t io_random_ticket(void *ctx) {
     sim_node *n = ctx;
     uint64_t strong = sim_random(n->s) | 1;
-    if (!n->s->weak_tickets || !n->core->last) return strong;
-    const sim_stream *st = n->s->streams[n->core->last->request->handle - 1];
-    uint64_t weak = sim_mix((uint64_t)st->request, 3) | 1;
+    if (!n->s->weak_tickets) return strong;
+    uint64_t weak = sim_mix((uint64_t)n->begins, 3) | 1;
     return kvt_promises_owner(n->promises, weak) ? strong : weak;
 }
 
@@ -153,7 +154,9 @@ void sim_node_create(sim *s, sim_node *n) {
                   .send_abort = sim_transfer_abort,
                   .random_ticket = io_random_ticket,
                   .is_end_token = io_is_end_token,
-                  .emit = io_emit};
+                  .emit = io_emit,
+                  .speculator = sim_chance(s, 0.5) ? &n->speculator : NULL};
+    sim_speculator_create(n);
     n->core = node_core_create(&limits, &io);
     n->promises = kvt_promises_create((int)sim_range(s, 2, 16));
     n->cells = sim_alloc((size_t)n->pages * SIM_LAYERS * (size_t)n->P * sizeof(uint64_t));

@@ -3,6 +3,7 @@
  *   client.c       requests, what they must be answered, what was
  *   coordinator.c  the shipped coordinator core; streams to the nodes; heartbeats
  *   node.c         a process: the shipped node core, its pages and a toy engine
+ *   speculator.c   tokens proposed to a node that decodes
  *   transfer.c     the shipped kvt_promises and frame codec; links between nodes
  *   fault.c        kill, pause, break, corrupt, ... and heal
  *   sim.c          time, chance, one run, many runs
@@ -60,7 +61,8 @@ enum {
     X(BUG_NUMERICS_LOST, "the coordinator does not hear that the roles have different numerics")    \
     X(BUG_APART_LOST, "the decode node does not hear that the prompt is read apart")                \
     X(BUG_SALT_LOST, "prompts read apart and prompts read by decode nodes share pages")             \
-    X(BUG_HINT_SAID, "the prefill node's first token is passed on as the decode node's")
+    X(BUG_HINT_SAID, "the prefill node's first token is passed on as the decode node's")         \
+    X(BUG_PROPOSED_ROWS, "the rows of proposed tokens have the logits of the row before them")
 
 typedef enum sim_bug {
     BUG_NONE,
@@ -91,7 +93,8 @@ typedef enum sim_bug {
     X(SEEN_APART_RESUMED, "apart: preempted, and the prompt was still there")                       \
     X(SEEN_APART_FAILOVER, "apart: answers continued by another node")                              \
     X(SEEN_APART_WAITED, "apart: requests that waited for a prefill node")                          \
-    X(SEEN_APART_GAVE_UP, "apart: prompts read by a decode node after all")
+    X(SEEN_APART_GAVE_UP, "apart: prompts read by a decode node after all")                         \
+    X(SEEN_ACCEPTED, "proposed tokens accepted") X(SEEN_REJECTED, "proposed tokens rejected")
 
 typedef enum sim_seen {
 #define X(name, text) name,
@@ -174,8 +177,10 @@ struct sim_node {
     sim_receipt *receipts;
     sim_send *sends;
     float logits[64 * SIM_V];
+    node_speculator speculator;
     int64_t step_us, local_us, lease_event_us, paused_us;
     bool step_due;
+    int begins;                  /* request that is submitted to the core */
     sim_event *held, **held_end;
     int64_t heard_us;            /* coordinator: last state; -1: lost */
     uint32_t heard_life;         /* whose it was */
@@ -271,6 +276,9 @@ uint64_t sim_numerics(const sim *s, bool prefill);
 void sim_engine_row(uint64_t *state, int32_t token, uint64_t numerics, uint64_t cells[SIM_LAYERS]);
 void sim_engine_fold(uint64_t *state, const uint64_t cells[SIM_LAYERS]);
 void sim_engine_logits(uint64_t state, float *logits);
+
+/* speculator.c */
+void sim_speculator_create(sim_node *n);
 
 /* transfer.c: a node's io */
 status sim_transfer_promise(void *ctx, node_seq *seq, uint64_t ticket, uint32_t epoch, int32_t first,
