@@ -58,10 +58,10 @@ static json_t *node_json(const Baton__V1__Node *n) {
     const Baton__V1__PageCounts *p = n->pages;
     if (p)
         json_object_set_new(j, "pages",
-                            json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "total", p->total,
+                            json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "total", p->total,
                                       "free", p->free, "cached", p->cached, "pinned", p->pinned,
                                       "promised", p->promised, "landing", p->landing, "running",
-                                      p->running, "sending", p->sending));
+                                      p->running, "sending", p->sending, "held", p->held));
     return j;
 }
 

@@ -56,7 +56,8 @@ static Baton__V1__PageCounts *page_counts(const Baton__Node__V1__NodeState *stat
     p->landing = n[ENG_PAGE_LANDING];
     p->running = n[ENG_PAGE_RUNNING];
     p->sending = n[ENG_PAGE_SENDING];
-    p->pinned = p->promised + p->landing + p->running + p->sending;
+    p->held = n[ENG_PAGE_HELD];
+    p->pinned = p->promised + p->landing + p->running + p->sending + p->held;
     p->total = p->free + p->cached + p->pinned;
     return p;
 }

@@ -231,6 +231,7 @@ typedef enum eng_page_state {
     ENG_PAGE_RUNNING,            /* in a block table of a sequence */
     ENG_PAGE_SENDING,            /* P: pinned until the receiver has it */
     ENG_PAGE_CACHED,             /* no pin, in the prefix index, evictable */
+    ENG_PAGE_HELD,               /* P: of a prompt that was read ahead, pinned until a decode node has room for it */
     ENG_PAGE_STATES
 } eng_page_state;
 
@@ -245,7 +246,7 @@ status eng_pool_take(eng_pool *p, int32_t count, eng_page_state state, int32_t *
 void eng_pool_share(eng_pool *p, int32_t page);                      /* one more pin */
 /* One pin less. The last one makes the page cached if the index knows it, else free. */
 void eng_pool_give(eng_pool *p, int32_t page);
-/* Moves a pinned page to another pinned state (PROMISED -> LANDING -> RUNNING, RUNNING -> SENDING). */
+/* Moves a pinned page to another pinned state (PROMISED -> LANDING -> RUNNING; RUNNING, SENDING and HELD among them). */
 void eng_pool_mark(eng_pool *p, int32_t page, eng_page_state state);
 int32_t eng_pool_pins(const eng_pool *p, int32_t page);
 int32_t eng_pool_total(const eng_pool *p);

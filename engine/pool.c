@@ -2,9 +2,9 @@
  * kv.c's, what a page holds is prefix.c's.
  *
  *              take                mark              mark
- *   FREE/CACHED -----> PROMISED ---------> LANDING ---------> RUNNING <------> SENDING
- *        ^                 |                  |                  |     mark       |
- *        +-----------------+------------------+------------------+----------------+
+ *   FREE/CACHED -----> PROMISED ---------> LANDING ---------> RUNNING <------> SENDING <------> HELD
+ *        ^                 |                  |                  |     mark       |     mark      |
+ *        +-----------------+------------------+------------------+----------------+---------------+
  *                            last give: CACHED if the index knows it, else FREE
  *
  *   FREE     -> PROMISED, RUNNING    [eng_pool_take]
@@ -14,6 +14,8 @@
  *   LANDING  -> RUNNING              [eng_pool_mark]         the transfer is over, however it went; what is
  *                                                          missing is computed here
  *   RUNNING <-> SENDING              [eng_pool_mark]         a receiver reads it; it has it
+ *   RUNNING, SENDING <-> HELD        [eng_pool_mark]         its prompt waits for a receiver; of a page that several hold
+ *                                                          the state is what the last of them said
  *   pinned   -> CACHED or FREE       [eng_pool_give]         the last pin
  *   CACHED   -> FREE                 [eng_pool_clear_cache]  (prefix.c)
  *
@@ -23,7 +25,7 @@
  *   3. A PROMISED or LANDING page is given back only after its link can no longer write to it: after
  *      ended() of its promise (kvtransfer/receive.c), whatever ended it, or if it was never made. The caller
  *      answers for that; the pool can not see links.
- *   4. Only RUNNING and SENDING pages are published: all of their tokens are computed. From then on
+ *   4. Only RUNNING, SENDING and HELD pages are published: all of their tokens are computed. From then on
  *      their content does not change, whoever holds pins.
  *   5. A page in the index has its parent in the index. So only leaves are evicted, and a cached page
  *      above a pinned one can not be had (it is `blocked`).
@@ -242,8 +244,9 @@ void eng_pool_mark(eng_pool *p, int32_t page, eng_page_state state) {
     static const bool allowed[ENG_PAGE_STATES][ENG_PAGE_STATES] = {
         [ENG_PAGE_PROMISED] = {[ENG_PAGE_LANDING] = true, [ENG_PAGE_RUNNING] = true},
         [ENG_PAGE_LANDING] = {[ENG_PAGE_RUNNING] = true},
-        [ENG_PAGE_RUNNING] = {[ENG_PAGE_SENDING] = true},
-        [ENG_PAGE_SENDING] = {[ENG_PAGE_RUNNING] = true},
+        [ENG_PAGE_RUNNING] = {[ENG_PAGE_SENDING] = true, [ENG_PAGE_HELD] = true},
+        [ENG_PAGE_SENDING] = {[ENG_PAGE_RUNNING] = true, [ENG_PAGE_HELD] = true},
+        [ENG_PAGE_HELD] = {[ENG_PAGE_RUNNING] = true, [ENG_PAGE_SENDING] = true},
     };
     assert(in_pool(p, page) && p->pages[page].pins > 0 && (unsigned)state < ENG_PAGE_STATES);
     if (p->pages[page].state == state) return;             /* a shared page, marked by each holder */

@@ -99,7 +99,7 @@ static void insert(eng_pool *p, int32_t page, uint64_t salt, int32_t parent,
                    const int32_t *tokens) {
     eng_page *g = &p->pages[page];
     assert(g->pins > 0 && !g->indexed);
-    assert(g->state == ENG_PAGE_RUNNING || g->state == ENG_PAGE_SENDING);
+    assert(g->state == ENG_PAGE_RUNNING || g->state == ENG_PAGE_SENDING || g->state == ENG_PAGE_HELD);
     memcpy(tokens_of(p, page), tokens, (size_t)p->P * sizeof *tokens);
     int32_t *full = bucket(p, p->full, salt, parent, tokens, p->P);
     int32_t *first = bucket(p, p->first, salt, parent, tokens, 1);

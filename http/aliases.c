@@ -3,7 +3,7 @@
 #include "http/http.h"
 #include <string.h>
 
-enum { LABELS_MAX = 4 };
+enum { LABELS_MAX = 5 };
 
 typedef struct alias {
     const char *name, *labels;           /* labels beside model_name; NULL: none */
@@ -21,7 +21,7 @@ static const alias aliases[] = {
     {"vllm:num_requests_waiting", NULL, METRIC_GAUGE, "baton_requests_waiting", {NULL}, SUM},
     {"vllm:num_requests_waiting", NULL, METRIC_GAUGE, "baton_node_requests", {"state=\"waiting\""}, SUM},
     {"vllm:kv_cache_usage_perc", NULL, METRIC_GAUGE, "baton_node_pages",
-     {"state=\"promised\"", "state=\"landing\"", "state=\"running\"", "state=\"sending\""}, SHARE},
+     {"state=\"promised\"", "state=\"landing\"", "state=\"running\"", "state=\"sending\"", "state=\"held\""}, SHARE},
     {"vllm:prompt_tokens_total", NULL, METRIC_COUNTER, "baton_prompt_tokens_total", {NULL}, SUM},
     {"vllm:generation_tokens_total", NULL, METRIC_COUNTER, "baton_tokens_total", {NULL}, SUM},
     {SOURCE("local_compute"), "baton_node_tokens_total", {"kind=\"prefill\""}, SUM},

@@ -84,6 +84,7 @@ void node_core_destroy(node_core *c) {
 
 const node_limits *node_core_limits(const node_core *c) { return &c->limits; }
 const node_io *node_core_io(const node_core *c) { return &c->io; }
+node_seq *node_core_first(const node_core *c) { return c->first; }
 void node_core_emit(node_core *c, const node_event *e) { c->io.emit(c->io.ctx, e); }
 
 const char *node_core_text(node_core *c, const char *fmt, ...) {

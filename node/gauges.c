@@ -6,6 +6,7 @@
 static metric pages[ENG_PAGE_STATES] = {
     PAGES(ENG_PAGE_FREE, "free"),       PAGES(ENG_PAGE_PROMISED, "promised"), PAGES(ENG_PAGE_LANDING, "landing"),
     PAGES(ENG_PAGE_RUNNING, "running"), PAGES(ENG_PAGE_SENDING, "sending"),   PAGES(ENG_PAGE_CACHED, "cached"),
+    PAGES(ENG_PAGE_HELD, "held"),
 };
 METRIC(running, "baton_node_requests", "state=\"running\"", METRIC_GAUGE, "requests in the batch, and those that wait for pages or KV");
 METRIC(waiting, "baton_node_requests", "state=\"waiting\"", METRIC_GAUGE, "requests in the batch, and those that wait for pages or KV");

@@ -49,6 +49,7 @@ typedef struct node_request {
     const char *kv_address;      /* of the receiving node's ranks, with commas */
     eng_kv_type kv_type;         /* of its pages */
     int32_t skip, send_end;
+    bool hold;                   /* nothing is sent: the pages are kept until it is canceled */
 } node_request;
 
 /* ---- events out of the core ---------------------------------------------------------------------- */

@@ -9,6 +9,7 @@
 const node_limits *node_core_limits(const node_core *c);   /* context: cut to what the pool can hold */
 const node_io *node_core_io(const node_core *c);
 void node_core_emit(node_core *c, const node_event *e);
+node_seq *node_core_first(const node_core *c);             /* of the sequences, in the order of the schedule; NULL: none */
 /* A sequence in front of s waits for pages: s must not pass it. */
 bool node_core_waits(const node_seq *s);
 /* Text for a refusal with numbers in it, valid until the next one. */

@@ -39,6 +39,8 @@ static status read_request(const node_facts *facts, const ProtobufCMessage *mess
     if (m->skip < 0 || m->skip > m->send_end || (size_t)m->send_end > m->n_tokens)
         return error_set(err, ST_BAD_INPUT, "skip %d, send_end %d: expected 0 <= skip <= send_end <= %zu",
                          m->skip, m->send_end, m->n_tokens);
+    if (m->hold && m->send_end > 0)
+        return error_set(err, ST_BAD_INPUT, "hold and send_end %d: expected 0, nothing is sent", m->send_end);
     size_t bytes = strlen(m->kv_address);
     if (m->send_end > m->skip && (bytes == 0 || m->ticket == 0))
         return error_set(err, ST_BAD_INPUT, "kv_address and ticket: expected both where there are tokens to send");
@@ -54,6 +56,8 @@ static status read_request(const node_facts *facts, const ProtobufCMessage *mess
     r->ticket = m->ticket;
     r->skip = m->skip;
     r->send_end = m->send_end;
+    r->hold = m->hold;
+    if (r->hold) r->priority = -PRIORITY_MAX;         /* what is to be sent now goes first */
     return ST_OK;
 }
 

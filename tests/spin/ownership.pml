@@ -60,8 +60,9 @@
  *
  * Left out: damaged payloads (they end as a lost link does), wrong bounds and types, HELLO, the frames of a box but one,
  * idle links, several D nodes (a ticket is of one), several ranks of D, the prefix cache and preemption (a page has one
- * owner here, and returns when its sequence ends), local prefill and prompts computed apart, the node that is full (a call
- * waits for a page instead of being refused and asked again), drain, the coordinator's own death (which is that every
+ * owner here, and returns when its sequence ends), local prefill and prompts computed apart, prompts read ahead (what P
+ * holds is pinned, and nobody has promised room for it, reads or writes it: coordinator/hold.c), the node that is full (a
+ * call waits for a page instead of being refused and asked again), drain, the coordinator's own death (which is that every
  * stream is canceled, or, unseen, that cancels are lost). Time: there is none, only order. */
 #ifndef REQUESTS
 #define REQUESTS 2

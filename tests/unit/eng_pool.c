@@ -17,6 +17,12 @@ static void expect_counts(eng_pool *p, int32_t free, int32_t promised, int32_t l
     assert_memory_equal(counts, expected, sizeof counts);
 }
 
+static void expect_held(eng_pool *p, int32_t held) {
+    int32_t counts[ENG_PAGE_STATES];
+    eng_pool_counts(p, counts);
+    assert_int_equal(counts[ENG_PAGE_HELD], held);
+}
+
 static void pages_go_round(void **state) {
     (void)state;
     eng_pool *p = eng_pool_create(4, 2);
@@ -35,6 +41,10 @@ static void pages_go_round(void **state) {
     assert_int_equal(eng_pool_pins(p, pages[0]), 2);
     eng_pool_mark(p, pages[1], ENG_PAGE_SENDING);
     eng_pool_mark(p, pages[1], ENG_PAGE_SENDING);          /* by each of its holders */
+    expect_counts(p, 1, 0, 0, 2, 1, 0);
+    eng_pool_mark(p, pages[1], ENG_PAGE_HELD);
+    expect_held(p, 1);
+    eng_pool_mark(p, pages[1], ENG_PAGE_SENDING);
     expect_counts(p, 1, 0, 0, 2, 1, 0);
     for (int i = 0; i < 3; i++) eng_pool_give(p, pages[i]);
     expect_counts(p, 2, 0, 0, 1, 0, 1);
