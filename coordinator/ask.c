@@ -49,20 +49,48 @@ static coord_ask ask_for(coord_core *c, const coord_request *r) {
     return a;
 }
 
-/* What was measured, and what nodes cache of this prompt (in c->cached): asked only once somebody has room. */
+/* The prefill node that read of the prompt last, if it is still there. */
+static int reader_of(const coord_core *c, const coord_request *r) {
+    const coord_entry *n = r->reader < 0 ? NULL : &c->nodes[r->reader];
+    return n && n->alive && n->state.epoch == r->reader_epoch ? r->reader : -1;
+}
+
+/* What was measured, and what nodes cache of this prompt (in c->cached): asked only once somebody has room. Who has just
+ * read it, or holds it, caches it whatever the view says yet. */
 static void look_up(coord_core *c, const coord_request *r, coord_ask *a) {
+    enum { VIEW_MS = 1000 };     /* the view is no further behind */
     if (c->limits.route == COORD_ROUTE_COST) coord_route_average(a);
     memset(c->cached, 0, (size_t)c->nodes_end * sizeof *c->cached);
     if (coord_request_prompt_here(r)) return;
     for (int32_t i = 0; i < r->marks_count; i++) coord_cache_match(c->cache, &r->marks[i], c->cached);
     if (r->prefer_node >= 0 && r->prefer_node < c->nodes_end) c->cached[r->prefer_node] = r->count;
+    int reader = reader_of(c, r);
+    bool sure = r->seat[SIDE_HOLD].node >= 0 || c->now_ms - r->read_ms < VIEW_MS;
+    if (reader >= 0 && sure && c->cached[reader] < r->prompt_count) c->cached[reader] = r->prompt_count;
 }
 
-static const coord_cost *choose(coord_core *c, coord_request *r, const coord_ask *a, coord_role role, int candidates) {
+/* sender: who is chosen if it is a candidate; -1: as the costs say. */
+static const coord_cost *choose(coord_core *c, coord_request *r, const coord_ask *a, coord_role role, int candidates,
+                                int sender) {
     coord_cost *rows = c->rows[role];
     int chosen = coord_route_choose(a, rows, candidates);
+    for (int i = 0; i < candidates; i++)
+        if (rows[i].node == sender) {
+            rows[chosen].chosen = false;
+            rows[chosen = i].chosen = true;
+            break;
+        }
     if (r->costs) coord_route_explain(rows, candidates, role, r->costs, &r->costs_count);
     return chosen < 0 ? NULL : &rows[chosen];
+}
+
+/* A prompt that is read already is sent by who has its pages, after a failover too: the costs are the time of this request
+ * alone, and not what others wait while it is read once more. Looked up. -1: nobody has. */
+static int sender_of(const coord_core *c, const coord_request *r) {
+    int reader = reader_of(c, r);
+    if (r->seat[SIDE_HOLD].node >= 0 || reader < 0) return reader;
+    bool known = c->limits.route == COORD_ROUTE_COST;        /* what nodes cache */
+    return !known || c->cached[reader] + c->nodes[reader].state.page_tokens >= r->prompt_count ? reader : -1;
 }
 
 bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
@@ -74,8 +102,8 @@ bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
     ask.apart = coord_route_apart(&c->limits, c->nodes, c->nodes_end, any) && r->failures < COORD_APART_FAILURES;
     look_up(c, r, &ask);
     r->costs_count = 0;
-    ask.prefill = choose(c, r, &ask, COORD_PREFILL, prefills);
-    int node = choose(c, r, &ask, COORD_DECODE, decodes)->node;
+    ask.prefill = choose(c, r, &ask, COORD_PREFILL, prefills, sender_of(c, r));
+    int node = choose(c, r, &ask, COORD_DECODE, decodes, -1)->node;
     *out = (coord_placement){.node = node, .prefill_nodes = prefills > 0,
                              .differ = coord_route_apart(&c->limits, c->nodes, c->nodes_end, node),
                              .local_tokens_max = coord_route_local_tokens(&ask, node)};
@@ -89,5 +117,54 @@ int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved) {
     int candidates = coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
     if (candidates == 0) return -1;
     look_up(c, r, &a);
-    return choose(c, r, &a, COORD_PREFILL, candidates)->node;
+    return choose(c, r, &a, COORD_PREFILL, candidates, sender_of(c, r))->node;
+}
+
+/* ---- reading ahead: hold.c ------------------------------------------------------------------------------ */
+
+int32_t coord_ask_pages(const coord_node *n, int32_t tokens) {
+    int32_t P = n->page_tokens > 0 ? n->page_tokens : 1;
+    return (int32_t)(((int64_t)tokens + P - 1) / P);
+}
+
+/* Keeps the rows of nodes that have nothing to read and room for so many tokens. *ever: some could have room. */
+static int hold_candidates(const coord_ask *a, coord_cost *rows, int count, bool *ever) {
+    int kept = 0;
+    *ever = count == 0;
+    for (int i = 0; i < count; i++) {
+        const coord_entry *n = &a->nodes[rows[i].node];
+        int32_t pages = coord_ask_pages(&n->state, a->tokens), most = n->state.pages_total / 2;
+        *ever = *ever || pages <= most;
+        if (n->prefilling == 0 && n->hold_ms <= a->now_ms && n->holds < n->state.capacity / 2 && n->held_pages + pages <= most)
+            rows[kept++] = rows[i];
+    }
+    return kept;
+}
+
+/* The decode node that has most of it; full ones are asked, too. -1: none serves. */
+static int likely_decode_node(const coord_core *c) {
+    int best = -1;
+    for (int i = 0; i < c->nodes_end; i++) {
+        const coord_entry *n = &c->nodes[i];
+        if (!n->alive || n->state.draining || n->state.role != COORD_DECODE) continue;
+        if (best < 0 || c->cached[i] > c->cached[best]) best = i;
+    }
+    return best;
+}
+
+bool coord_ask_hold(coord_core *c, coord_request *r, coord_holding *out) {
+    bool ever;
+    coord_ask a = ask_for(c, r);
+    int candidates = coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
+    candidates = hold_candidates(&a, c->rows[COORD_PREFILL], candidates, &ever);
+    *out = (coord_holding){.node = -1};
+    if (candidates == 0) return !ever;
+    look_up(c, r, &a);
+    int to = likely_decode_node(c);
+    if (to < 0) return false;
+    r->costs_count = 0;
+    a.prefill = choose(c, r, &a, COORD_PREFILL, candidates, -1);
+    out->apart = coord_route_apart(&c->limits, c->nodes, c->nodes_end, to) && r->failures < COORD_APART_FAILURES;
+    if (out->apart || r->count - 1 - c->cached[to] > coord_route_local_tokens(&a, to)) out->node = a.prefill->node;
+    return true;
 }

@@ -162,7 +162,8 @@ typedef struct coord_action {
         /* kv_address: the RESERVED event's own, which is this step's. */
         struct { const int32_t *tokens; int32_t count, prompt_count; uint64_t ticket;
                  const char *kv_address; int32_t skip, send_end;
-                 uint64_t salt; const coord_cost *costs; int32_t costs_count; } prefill;
+                 uint64_t salt; const coord_cost *costs; int32_t costs_count;
+                 bool hold; } prefill;           /* nothing is to be sent: the pages are kept until it is canceled */
         /* index as in the events; borrowed until the next step. */
         struct { int32_t index; const int32_t *tokens; int32_t count; } emit;
         struct { status st; int32_t reason; int64_t retry_after_ms; int32_t attempts;   /* retry_after_ms: -1: no hint */

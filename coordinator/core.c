@@ -1,15 +1,15 @@
 /* core.c -- one step of the coordinator: an event in, actions out, and the tables behind it.
  *
  * A step is: free what the last step forgot, let the event change its request or node, then place
- * waiting requests in the order of the queue as long as a node has room (only when something changed that
- * could make room). Requests are found by number in an open-addressing table; the queue and the
+ * waiting requests in the order of the queue as long as a node has room, and let prompts of the others be read ahead (only
+ * when something changed that could make room). Requests are found by number in an open-addressing table; the queue and the
  * timers are binary heaps with the index kept in the request: each event costs O(log n), plus a look
  * at every node for a placement.
  *
  * No step can fail in the middle: every table and the action list are sized at creation, and only
  * coord_request_submit() allocates, for its own request. Most actions of one step: a request gives
- * at most two cancels, one emit and then one of decode, prefill or finish, since only an event can
- * undo what a step began and a step has one event; so four for each of requests_max requests, and
+ * at most three cancels, one emit and then one of decode, prefill or finish, since only an event can
+ * undo what a step began and a step has one event; so five for each of requests_max requests, and
  * one finish for a request refused at the door. */
 #include "coordinator/core_internal.h"
 #include <assert.h>
@@ -41,7 +41,7 @@ coord_core *coord_core_create(const coord_limits *limits) {
     c->slots = mem_zalloc(slots, sizeof(coord_request *));
     c->answer_tokens = 64;
     c->cache = coord_cache_create();
-    c->actions_max = 4 * limits->requests_max + 1;
+    c->actions_max = 5 * limits->requests_max + 1;
     c->actions = mem_zalloc((size_t)c->actions_max, sizeof *c->actions);
     bool whole = c->slots && c->actions && c->cache;
     for (int h = 0; h < HEAPS; h++) {
@@ -143,6 +143,7 @@ void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms) {
     } else {
         heap_join(c, HEAP_QUEUE, r, r->key[HEAP_QUEUE]);
         r->queued_ms = c->now_ms;
+        coord_core_read_ahead(c, r, r->seat[SIDE_HOLD].node < 0);
         c->changed = true;
     }
     set_timer(c, r);
@@ -151,11 +152,18 @@ void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms) {
 void coord_core_dequeue(coord_core *c, coord_request *r) {
     if (r->retry_ms != INT64_MAX || r->place[HEAP_QUEUE] >= 0 || r->held) coord_tenant_wait(c, r, -1);
     heap_leave(c, HEAP_QUEUE, r);
+    heap_leave(c, HEAP_UNREAD, r);
     coord_tenant_unhold(c, r);
     if (r->retry_ms == INT64_MAX) return;
     r->retry_ms = INT64_MAX;
     c->delayed--;
     set_timer(c, r);
+}
+
+void coord_core_read_ahead(coord_core *c, coord_request *r, bool wanted) {
+    bool may = r->place[HEAP_QUEUE] >= 0 && c->limits.prefill != COORD_PREFILL_LOCAL && !coord_request_prompt_here(r);
+    if (wanted && may) heap_join(c, HEAP_UNREAD, r, r->key[HEAP_QUEUE]);
+    else heap_leave(c, HEAP_UNREAD, r);
 }
 
 /* ---- requests by number ------------------------------------------------------------------------ */
@@ -184,7 +192,7 @@ bool coord_core_insert(coord_core *c, coord_request *r) {
 
 /* Takes r out of every table; its memory stays until the next step. */
 void coord_core_forget(coord_core *c, coord_request *r) {
-    assert(r->seat[SIDE_DECODE].node < 0 && r->seat[SIDE_PREFILL].node < 0);
+    assert(r->seat[SIDE_DECODE].node < 0 && r->seat[SIDE_PREFILL].node < 0 && r->seat[SIDE_HOLD].node < 0);
     coord_core_dequeue(c, r);
     heap_leave(c, HEAP_TIMER, r);
     uint32_t hole = slot_of(c, r->number);
@@ -214,10 +222,14 @@ void coord_core_sit(coord_core *c, coord_request *r, coord_side side, int node) 
     *seat = (coord_seat){.next = n->first[side], .node = node};
     if (seat->next) seat->next->seat[side].prev = r;
     n->first[side] = r;
-    if (side == SIDE_DECODE)
+    if (side == SIDE_DECODE) {
         n->placed++, coord_tenant_take(c, r, node);
-    else
-        n->prefilling += r->prefilling;
+        return;
+    }
+    n->prefilling += side == SIDE_HOLD ? r->hold_tokens : r->prefilling;
+    r->reader = node;
+    r->reader_epoch = n->state.epoch;
+    if (side == SIDE_HOLD) n->holds++, n->held_pages += r->hold_pages;
 }
 
 void coord_core_leave(coord_core *c, coord_request *r, coord_side side) {
@@ -232,7 +244,8 @@ void coord_core_leave(coord_core *c, coord_request *r, coord_side side) {
     if (side == SIDE_DECODE)
         n->placed--, n->computing -= r->computing, r->computing = 0, coord_tenant_give(c, r);
     else
-        n->prefilling -= r->prefilling;
+        n->prefilling -= side == SIDE_HOLD ? r->hold_tokens : r->prefilling, r->read_ms = c->now_ms;
+    if (side == SIDE_HOLD) n->holds--, n->held_pages -= r->hold_pages, r->hold_tokens = 0;
     n->busy_ms = INT64_MIN; /* one of its requests ended: it may have room */
     c->changed = true;
 }
@@ -258,12 +271,14 @@ static void hear_node(coord_core *c, int node, const coord_node *state) {
     if (n->alive && state->epoch < n->state.epoch) return; /* a process that is gone */
     if (n->known && state->epoch != n->state.epoch) { /* a lower one, too: clocks go back */
         lose_node(c, n);
-        n->avoid_ms = INT64_MIN;
+        n->avoid_ms = n->hold_ms = INT64_MIN;
         n->light_steps_per_s = 0;
     }
     measure_steps(n, state);
     n->state = *state;
     n->known = n->alive = true;
+    while (n->first[SIDE_HOLD] && (state->draining || state->role != COORD_PREFILL)) /* it is to do something else */
+        coord_request_side_failed(c, n->first[SIDE_HOLD], SIDE_HOLD, ST_AGAIN, NULL);
     n->busy_ms = INT64_MIN;
     c->changed = true;
     if (node >= c->nodes_end) c->nodes_end = node + 1;
@@ -287,8 +302,10 @@ static void tick(coord_core *c) {
 }
 
 static void place_waiting(coord_core *c) {
-    coord_heap *queue = &c->heap[HEAP_QUEUE];
+    coord_heap *queue = &c->heap[HEAP_QUEUE], *unread = &c->heap[HEAP_UNREAD];
     while (queue->count > 0 && coord_request_place(c, queue->at[0])) c->turn++;
+    while (unread->count > 0 && coord_hold_start(c, unread->at[0])) {
+    }
     c->changed = false;
 }
 
@@ -329,6 +346,7 @@ int64_t coord_core_next_tick_ms(const coord_core *c) {
         if (!n->alive) continue;
         if (n->busy_ms > c->now_ms && n->busy_ms < next) next = n->busy_ms;
         if (n->avoid_ms > c->now_ms && n->avoid_ms < next) next = n->avoid_ms;
+        if (n->hold_ms > c->now_ms && n->hold_ms < next && c->heap[HEAP_UNREAD].count) next = n->hold_ms;
     }
     return next;
 }

@@ -1,15 +1,15 @@
 /* core_internal.h -- what the files of the coordinator's core share.
  *
  * core.c owns the tables (requests by number, queue, timers, nodes) and the order of one step, request.c the life of one
- * request, tenant.c who may wait and who goes first, cache.c what nodes hold, route.c the choice of a node, ask.c what it is
- * asked. */
+ * request, hold.c prompts that are read ahead, tenant.c who may wait and who goes first, cache.c what nodes hold, route.c
+ * the choice of a node, ask.c what it is asked. */
 #ifndef BATON_COORD_CORE_INTERNAL_H
 #define BATON_COORD_CORE_INTERNAL_H
 
 #include "coordinator/coord.h"
 
-/* A request talks to at most one node of each kind at a time: its two sides. */
-typedef enum coord_side { SIDE_DECODE, SIDE_PREFILL, SIDES } coord_side;
+/* A request talks to at most one node of each kind at a time, and one may hold its prompt: its sides. */
+typedef enum coord_side { SIDE_DECODE, SIDE_PREFILL, SIDE_HOLD, SIDES } coord_side;
 
 typedef enum coord_request_state {
     REQUEST_QUEUED,              /* in the queue, or delayed until retry_ms */
@@ -19,8 +19,9 @@ typedef enum coord_request_state {
     REQUEST_DECODING,
 } coord_request_state;
 
-/* Two heaps of requests: the queue by start tag (tenant.c), timers by the earliest time. Equal keys go by arrival. */
-typedef enum coord_heap_kind { HEAP_QUEUE, HEAP_TIMER, HEAPS } coord_heap_kind;
+/* Heaps of requests: the queue by start tag (tenant.c), those of the queue whose prompt should be read ahead alike, timers by
+ * the earliest time. Equal keys go by arrival. */
+typedef enum coord_heap_kind { HEAP_QUEUE, HEAP_UNREAD, HEAP_TIMER, HEAPS } coord_heap_kind;
 
 enum { COORD_MARKS_MAX = 4, COORD_LOOKS = 128 };
 
@@ -55,8 +56,14 @@ struct coord_request {
     int32_t *tokens;             /* (prompt_count + max_tokens): prompt, then what was emitted */
     int32_t count, prompt_count, max_tokens;
     int32_t confirmed;           /* tokens that the decode node of this attempt knows of */
-    int32_t prefilling;          /* tokens asked of the prefill node */
+    int32_t prefilling, moving;  /* tokens the prefill node has to read, by the view; and to send */
     int32_t computing;           /* tokens of the prompt that the decode node is computing */
+    uint32_t hold_attempt;       /* of its hold's stream */
+    int32_t hold_tokens, hold_pages;         /* that are being read ahead, 0: they are; and are or will be held */
+    bool hold_silent;            /* the token its node says is not the answer's */
+    int reader;                  /* prefill node that read of it last, -1: none; as that process, until then */
+    uint64_t reader_epoch;
+    int64_t read_ms;
     uint64_t salt, arrival;
     int tenant;                  /* index in the core's */
     int64_t pages;               /* counted of its tenant's; 0: it is not placed */
@@ -84,6 +91,8 @@ typedef struct coord_entry {
     bool known, alive;
     int32_t placed;              /* requests of ours with a Decode stream there */
     int64_t prefilling;          /* prefill node: prompt tokens of ours it has not finished */
+    int32_t holds, held_pages;   /* prefill node: prompts of ours it holds or reads to hold */
+    int64_t hold_ms;             /* prefill node: not asked to hold before this time */
     int64_t computing;           /* decode node: the same, of those that it reads itself */
     double light_steps_per_s;    /* as measured while a quarter full at most; else the most heard */
     int64_t avoid_ms, busy_ms;   /* not chosen before these times */
@@ -157,6 +166,8 @@ void coord_core_sit(coord_core *c, coord_request *r, coord_side side, int node);
 void coord_core_leave(coord_core *c, coord_request *r, coord_side side);
 void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms);
 void coord_core_dequeue(coord_core *c, coord_request *r);
+/* Its prompt should be read ahead, if it is in the queue; or should not. */
+void coord_core_read_ahead(coord_core *c, coord_request *r, bool wanted);
 
 /* tenant.c */
 /* NULL: the SUBMIT event's request is welcome. Else why not, written into the core, and when to come back. room: it need
@@ -191,6 +202,14 @@ bool coord_request_prompt_here(const coord_request *r);
 void coord_request_side_failed(coord_core *c, coord_request *r, coord_side side, status st,
                                const char *text);
 
+/* hold.c */
+/* false: nobody can read anything ahead now. */
+bool coord_hold_start(coord_core *c, coord_request *r);
+void coord_hold_read(coord_core *c, coord_request *r);           /* its first token came */
+void coord_hold_release(coord_core *c, coord_request *r);        /* if there is one */
+/* Its stream is over; full: for want of room. again: another one may do better. */
+void coord_hold_lost(coord_core *c, coord_request *r, bool full, bool again);
+
 /* ask.c */
 /* The page sizes and salts under which nodes may cache a prompt: seldom more than one. How many. */
 int32_t coord_ask_marks(const coord_core *c, uint64_t salt, int32_t P[COORD_MARKS_MAX], uint64_t salts[COORD_MARKS_MAX]);
@@ -206,8 +225,17 @@ typedef struct coord_placement {
 } coord_placement;
 /* false: nobody has room for it. */
 bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out);
-/* Who reads the prompt for a decode node that is chosen and wants so many tokens of it; -1: nobody is there. */
+/* Who reads the prompt for a decode node that is chosen and wants so many tokens of it; -1: nobody is there. What it
+ * caches stands in c->cached then. */
 int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved);
+
+typedef struct coord_holding {
+    int node;                    /* -1: it is not worth it */
+    bool apart;
+} coord_holding;
+/* Who reads the prompt ahead; false: nobody can now. */
+bool coord_ask_hold(coord_core *c, coord_request *r, coord_holding *out);
+int32_t coord_ask_pages(const coord_node *n, int32_t tokens);            /* of that node, for so many */
 
 /* cache.c */
 coord_cache *coord_cache_create(void);                       /* NULL: no memory */

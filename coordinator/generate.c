@@ -218,6 +218,7 @@ static Baton__V1__Finish *fill_finish(const coord_branch *b, finish_message *m) 
     m->timings.ttft = span_ms(b->submitted_us, b->first_us);
     m->timings.decode = span_ms(b->first_us, b->last_us);
     m->timings.draft = b->draft_ms;
+    m->timings.held = span_ms(b->held_us, b->taken_us);
     m->finish.reason = (Baton__V1__FinishReason)b->reason;
     m->finish.usage = &m->usage;
     m->finish.timings = &m->timings;

@@ -21,6 +21,7 @@ struct coord_leg {
     rpc_stream *stream;
     bool silent; /* dropped or canceled: what it still says is not listened to */
     bool done;   /* Done was heard */
+    bool hold;   /* LEG_PREFILL: of a prompt that is read ahead */
     int32_t reason;
     coord_leg *next; /* of the same branch */
 };
@@ -120,13 +121,24 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
     }
 }
 
+/* What was read ahead is not cached but read, as far as the client is concerned. */
+static void count_prefill(const coord_leg *leg, coord_branch *b, const Baton__Node__V1__FirstToken *m) {
+    if (leg->hold) {
+        b->held_us = clock_now_us();
+        b->ahead_ms = m->prefill_ms;
+        b->ahead_cached = m->cached_tokens;
+        return;
+    }
+    b->prefill_node = leg->node;
+    b->prefill_ms = b->ahead_ms + m->prefill_ms;
+    b->cached = b->held_us && b->ahead_cached < m->cached_tokens ? b->ahead_cached : m->cached_tokens;
+}
+
 static void on_prefill(coord_leg *leg, coord_branch *b, const Baton__Node__V1__PrefillEvent *m) {
     coord_event e = {.kind = COORD_SENT};
     switch (m->event_case) {
     case BATON__NODE__V1__PREFILL_EVENT__EVENT_FIRST_TOKEN:
-        b->prefill_node = leg->node;
-        b->prefill_ms = m->first_token->prefill_ms;
-        b->cached = m->first_token->cached_tokens;
+        count_prefill(leg, b, m->first_token);
         if (m->first_token->token)
             feed_tokens(leg, b, COORD_FIRST_TOKEN, &m->first_token->token, 1);
         break;
@@ -176,10 +188,10 @@ static void on_end(rpc_stream *s, status st, const char *text, int64_t retry_aft
 
 /* ---- requests -------------------------------------------------------------------------------- */
 
-/* The node's own numerics, so that it still has to be what it was heard to be; the decode node's KV. */
-static void fill_pairing(const coord_branch *b, int node, Baton__Node__V1__Pairing *p) {
+/* The node's own numerics, so that it still has to be what it was heard to be; the KV of the decode node `to`. */
+static void fill_pairing(const coord_branch *b, int node, int to, Baton__Node__V1__Pairing *p) {
     const coord_service *s = b->client->service;
-    const Baton__Node__V1__NodeState *own = cluster_view_state(s->view, node), *d = cluster_view_state(s->view, b->decode_node);
+    const Baton__Node__V1__NodeState *own = cluster_view_state(s->view, node), *d = cluster_view_state(s->view, to);
     baton__node__v1__pairing__init(p);
     p->protocol = PROTOCOL;
     p->model_digest = (char *)(uintptr_t)s->model.digest;
@@ -258,7 +270,8 @@ static status start_prefill(coord_leg *leg, coord_branch *b, const coord_action 
     r.prompt_count = a->prefill.prompt_count;
     r.sampling = fill_sampling(b, sampling);
     r.ticket = a->prefill.ticket;
-    r.kv_address = (char *)(uintptr_t)a->prefill.kv_address;
+    if (!a->prefill.hold) r.kv_address = (char *)(uintptr_t)a->prefill.kv_address;
+    r.hold = a->prefill.hold;
     r.skip = a->prefill.skip;
     r.send_end = a->prefill.send_end;
     r.priority = b->client->job.priority;
@@ -275,7 +288,7 @@ static status start(coord_leg *leg, coord_branch *b, const coord_action *a) {
     Baton__Node__V1__Pairing pairing;
     sampling_message *sampling = mem_alloc(sizeof *sampling);
     if (!sampling) return ST_NO_MEMORY;
-    fill_pairing(b, leg->node, &pairing);
+    fill_pairing(b, leg->node, leg->hold ? leg->node : b->decode_node, &pairing);   /* what is held goes nowhere yet */
     status st = (leg->kind == LEG_DECODE ? start_decode : start_prefill)(leg, b, a, &pairing,
                                                                          sampling, &events);
     mem_free(sampling);
@@ -292,7 +305,8 @@ void coord_leg_start(coord_branch *b, coord_leg_kind kind, const coord_action *a
                            .kind = kind,
                            .number = b->number,
                            .attempt = action->attempt,
-                           .node = action->node};
+                           .node = action->node,
+                           .hold = kind == LEG_PREFILL && action->prefill.hold};
         st = start(leg, b, action);
     }
     if (st != ST_OK) { /* the core is told after its step: we are inside one */

@@ -2,8 +2,8 @@
  *
  *   QUEUED -> RESERVING -> PREFILLING -> MOVING -> DECODING -> (finished)
  *
- *   QUEUED     -> RESERVING    [coord_request_place]  a decode node has room: its Decode starts. Until then no node
- *                                                     computes or holds anything for it
+ *   QUEUED     -> RESERVING    [coord_request_place]  a decode node has room: its Decode starts. Until then a prefill node
+ *                                                     may read its prompt ahead and hold it (coordinator/hold.c)
  *   RESERVING  -> PREFILLING   [reserved]             pages are promised: Prefill starts elsewhere
  *   RESERVING  -> DECODING     [reserved]             nothing to send: the decode node computes alone
  *   PREFILLING -> MOVING       [prefill_event]        the prompt is read, its last pages are moving
@@ -36,7 +36,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-static const char *const side_names[SIDES] = {"decode", "prefill"};
+static const char *const side_names[SIDES] = {"decode", "prefill", "prefill"};
 
 /* ---- birth -------------------------------------------------------------------------------------- */
 
@@ -65,8 +65,9 @@ static coord_request *create(const coord_core *c, const coord_event *e) {
                          .prompt_here = e->submit.prompt_here,
                          .deadline_ms = e->submit.deadline_ms,
                          .retry_ms = INT64_MAX,
-                         .seat = {{.node = -1}, {.node = -1}},
-                         .place = {-1, -1}};
+                         .reader = -1,
+                         .seat = {{.node = -1}, {.node = -1}, {.node = -1}},
+                         .place = {-1, -1, -1}};
     memcpy(r->tokens, e->submit.tokens, (size_t)r->count * sizeof(int32_t));
     r->id = memcpy(r->tokens + tokens, e->submit.id, id_bytes);
     for (size_t i = 0; i < marks; i++) coord_cache_mark(salts[i], r->tokens, r->count, P[i], &its_marks[i]);
@@ -121,10 +122,10 @@ void coord_request_submit(coord_core *c, const coord_event *e) {
 
 /* ---- ends --------------------------------------------------------------------------------------- */
 
-/* Cancels what is still open of this attempt. */
+/* Cancels what is still open of this attempt. A hold is not of it. */
 static void cancel_streams(coord_core *c, coord_request *r) {
-    static const coord_action_kind cancel[SIDES] = {COORD_DO_CANCEL_DECODE, COORD_DO_CANCEL_PREFILL};
-    for (int side = 0; side < SIDES; side++) {
+    static const coord_action_kind cancel[] = {COORD_DO_CANCEL_DECODE, COORD_DO_CANCEL_PREFILL};
+    for (int side = SIDE_DECODE; side <= SIDE_PREFILL; side++) {
         if (r->seat[side].node < 0) continue;
         coord_core_act(c, cancel[side], r, r->seat[side].node);
         coord_core_leave(c, r, side);
@@ -134,6 +135,7 @@ static void cancel_streams(coord_core *c, coord_request *r) {
 /* text: NULL with ST_OK; copied. */
 static void finish(coord_core *c, coord_request *r, status st, int32_t reason, const char *text) {
     cancel_streams(c, r);
+    coord_hold_release(c, r);
     coord_action *a = coord_core_act(c, COORD_DO_FINISH, r, -1);
     a->finish.st = st;
     a->finish.reason = reason;
@@ -231,6 +233,30 @@ bool coord_request_place(coord_core *c, coord_request *r) {
     return true;
 }
 
+/* e: what the decode node has reserved. */
+static void begin_prefill(coord_core *c, coord_request *r, int node, const coord_event *e) {
+    int32_t cached = e->reserved.cached, wanted = e->reserved.wanted;
+    int32_t count = r->apart ? r->prompt_count : r->confirmed;   /* a hold may have said the first token since */
+    coord_hold_release(c, r);                                    /* what it held is found in the cache */
+    r->moving = wanted - cached;
+    r->prefilling = c->cached[node] < count ? count - c->cached[node] : 1;
+    coord_core_sit(c, r, SIDE_PREFILL, node);
+    r->state = REQUEST_PREFILLING;
+    coord_action *a = coord_core_act(c, COORD_DO_PREFILL, r, node);
+    a->prefill.tokens = r->tokens;
+    a->prefill.count = count;
+    a->prefill.prompt_count = r->prompt_count;
+    a->prefill.ticket = e->reserved.ticket;
+    a->prefill.kv_address = e->reserved.kv_address;
+    a->prefill.skip = cached;
+    a->prefill.send_end = wanted;
+    a->prefill.salt = r->salt;
+    a->prefill.costs = r->costs;
+    a->prefill.costs_count = r->costs_count;
+    log_write(LOG_INFO, r->id, "request.prefilling", "attempt=%u prefill=%d cached=%d wanted=%d",
+              r->attempt, node, cached, wanted);
+}
+
 static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
     int32_t cached = e->reserved.cached, wanted = e->reserved.wanted;
     if (r->state != REQUEST_RESERVING || cached < 0 || cached > wanted || wanted > (r->apart ? r->prompt_count - 1 : r->count)) {
@@ -238,6 +264,7 @@ static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
         return;
     }
     if (wanted == cached) {
+        coord_hold_release(c, r);
         r->state = REQUEST_DECODING;
         r->computing = r->count - cached;
         c->nodes[r->seat[SIDE_DECODE].node].computing += r->computing;
@@ -250,22 +277,7 @@ static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
         retry(c, r, false);
         return;
     }
-    r->prefilling = wanted - cached;
-    coord_core_sit(c, r, SIDE_PREFILL, node);
-    r->state = REQUEST_PREFILLING;
-    coord_action *a = coord_core_act(c, COORD_DO_PREFILL, r, node);
-    a->prefill.tokens = r->tokens;
-    a->prefill.count = r->apart ? r->prompt_count : r->count;
-    a->prefill.prompt_count = r->prompt_count;
-    a->prefill.ticket = e->reserved.ticket;
-    a->prefill.kv_address = e->reserved.kv_address;
-    a->prefill.skip = cached;
-    a->prefill.send_end = wanted;
-    a->prefill.salt = r->salt;
-    a->prefill.costs = r->costs;
-    a->prefill.costs_count = r->costs_count;
-    log_write(LOG_INFO, r->id, "request.prefilling", "attempt=%u prefill=%d cached=%d wanted=%d",
-              r->attempt, node, cached, wanted);
+    begin_prefill(c, r, node, e);
 }
 
 static void move_on(coord_request *r, coord_request_state state, const char *event) {
@@ -366,6 +378,11 @@ static void attempt_failed(coord_core *c, coord_request *r, int node, coord_side
 void coord_request_side_failed(coord_core *c, coord_request *r, coord_side side, status st,
                                const char *text) {
     int node = r->seat[side].node;
+    if (side == SIDE_HOLD) {
+        coord_hold_release(c, r);
+        coord_core_read_ahead(c, r, true);
+        return;
+    }
     if (side == SIDE_PREFILL && r->state == REQUEST_DECODING) { /* rule 4 */
         coord_core_act(c, COORD_DO_CANCEL_PREFILL, r, node);
         coord_core_leave(c, r, side);
@@ -417,16 +434,34 @@ static void decode_event(coord_core *c, coord_request *r, const coord_event *e) 
     }
 }
 
+/* Of a prompt that is read ahead. */
+static void hold_event(coord_core *c, coord_request *r, const coord_event *e) {
+    if (e->kind == COORD_FIRST_TOKEN) {
+        coord_hold_read(c, r);
+        if (!r->hold_silent) relay(c, r, e, SIDE_HOLD);
+    } else if (e->kind == COORD_PREFILL_END) {
+        bool full = e->end.st == ST_AGAIN;
+        if (!full && e->end.st != ST_OK) judge_node(c, r->seat[SIDE_HOLD].node, e->end.st);
+        log_write(LOG_INFO, r->id, "request.unread", "attempt=%u status=%s %s", r->hold_attempt, status_name(e->end.st),
+                  e->end.text ? e->end.text : status_text(e->end.st));
+        coord_hold_lost(c, r, full, worth_another_try(e->end.st));
+    }
+}
+
 static void prefill_event(coord_core *c, coord_request *r, const coord_event *e) {
+    if (r->seat[SIDE_HOLD].node >= 0 && e->attempt == r->hold_attempt) {
+        hold_event(c, r, e);
+        return;
+    }
     if (e->attempt != r->attempt || r->seat[SIDE_PREFILL].node < 0) return; /* rule 1 */
     switch (e->kind) {
     case COORD_FIRST_TOKEN:
         if (r->apart || relay(c, r, e, SIDE_PREFILL)) move_on(r, REQUEST_MOVING, "request.moving");
         break;
     case COORD_SENT:
-        if (r->prefilling > 0 && r->seat[SIDE_DECODE].node >= 0)
+        if (r->moving > 0 && r->seat[SIDE_DECODE].node >= 0)
             coord_link_learn(&c->links, r->seat[SIDE_PREFILL].node, r->seat[SIDE_DECODE].node,
-                             e->sent.exposed_ms / r->prefilling);
+                             e->sent.exposed_ms / r->moving);
         move_on(r, REQUEST_MOVING, "request.moving");
         break;
     default: prefill_end(c, r, e);

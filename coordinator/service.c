@@ -68,10 +68,12 @@ static void act(coord_service *s, const coord_action *a) {
     switch (a->kind) {
     case COORD_DO_DECODE:
         if (b->placed_us == 0) b->placed_us = clock_now_us();
+        if (b->held_us && b->taken_us == 0) b->taken_us = clock_now_us();
         coord_generate_costs(b, a->decode.costs, a->decode.costs_count);
         coord_leg_start(b, LEG_DECODE, a);
         break;
     case COORD_DO_PREFILL:
+        if (b->placed_us == 0) b->placed_us = clock_now_us();
         coord_generate_costs(b, a->prefill.costs, a->prefill.costs_count);
         coord_leg_start(b, LEG_PREFILL, a);
         break;

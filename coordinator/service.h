@@ -163,7 +163,10 @@ typedef struct coord_branch {
     int32_t reason, attempts;
     /* figures */
     int64_t submitted_us, placed_us, first_us, last_us;
+    int64_t held_us, taken_us;   /* its prompt was read ahead; and then a decode node had room; 0: not */
     double prefill_ms, transfer_ms, draft_ms;
+    double ahead_ms;             /* of the prefill, the part that was read ahead */
+    int32_t ahead_cached;        /* tokens that were cached before that */
     int decode_node, prefill_node;               /* -1: none */
     coord_cost *costs;           /* (COORD_COSTS_MAX) of the last placement; NULL: nobody asks */
     int32_t costs_count;

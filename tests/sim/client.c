@@ -96,7 +96,7 @@ void sim_client_emit(sim *s, const coord_action *a) {
                  a->emit.index, r->prompt_count + r->emitted);
         return;
     }
-    if (r->emitted == 0) r->first_attempt = a->attempt;
+    if (r->emitted == 0 || r->first_attempt == r->hold_attempt) r->first_attempt = a->attempt;
     s->seen[SEEN_MIGRATED] += a->attempt != r->first_attempt && !r->migrated;
     r->migrated = r->migrated || a->attempt != r->first_attempt;
     for (int32_t i = 0; i < a->emit.count; i++) {
@@ -173,7 +173,7 @@ static void invent(sim *s, sim_request *r, int32_t bases[3][200], int longest) {
     if (sim_chance(s, 0.2)) r->sampling.repetition = 1.3f;
     r->salt = before ? before->salt : (uint64_t)sim_range(s, 0, 1);
     r->apart = s->apart;
-    r->decode_node = -1;
+    r->decode_node = r->holder = -1;
     r->ignore_eos = sim_chance(s, 0.5);
     r->priority = sim_chance(s, 0.7) ? 0 : (int32_t)sim_range(s, -2, 2);
     r->deadline_ms = INT64_MAX;

@@ -48,6 +48,18 @@ static void say_end(sim *s, sim_stream *st, status code, const char *text) {
     say(s, st, &m);
 }
 
+/* What a prompt that was read ahead saves. */
+static void see_held(sim *s, const sim_node *n, const sim_stream *st, const node_event *e) {
+    sim_request *q = &s->requests[st->request];
+    if (st->hold) {
+        s->seen[SEEN_HELD]++;
+        s->seen[SEEN_APART_HELD] += s->apart;
+        q->holder = n->slot;
+    } else if (q->holder == n->slot) {
+        s->seen[SEEN_HELD_FOUND] += (uint64_t)e->token.cached;
+    }
+}
+
 static void say_token(sim *s, sim_stream *st, const node_event *e) {
     message m = {.e = {.kind = st->prefill ? COORD_FIRST_TOKEN : COORD_TOKENS}};
     if (s->bug == BUG_HINT_SAID) m.e.kind = COORD_TOKENS;
@@ -78,7 +90,7 @@ void sim_coordinator_node_event(sim *s, sim_node *n, const node_event *e) {
     if (st->ended) sim_fail(s, "node %d: request %d: an event after the end", n->slot, st->request);
     switch (e->kind) {
     case NODE_RESERVED:
-        if (st->apart && e->reserved.wanted >= s->requests[st->request].prompt_count)
+        if (e->reserved.wanted >= (st->apart ? s->requests[st->request].prompt_count : s->requests[st->request].asked))
             sim_fail(s, "node %d: request %d: wants %d tokens of a prefill node", n->slot, st->request, e->reserved.wanted);
         m.e.kind = COORD_RESERVED;
         m.e.reserved.ticket = e->reserved.ticket;
@@ -101,6 +113,7 @@ void sim_coordinator_node_event(sim *s, sim_node *n, const node_event *e) {
     case NODE_TOKEN:
     case NODE_FIRST_TOKEN:
         check_silence(s, n, st);
+        if (st->prefill) see_held(s, n, st, e);
         say_token(s, st, e);
         break;
     case NODE_DONE:
@@ -110,6 +123,7 @@ void sim_coordinator_node_event(sim *s, sim_node *n, const node_event *e) {
     case NODE_END:
         st->ended = true;
         s->seen[SEEN_APART_SHORT] += st->apart && e->end.st == ST_PEER_STALE;
+        s->seen[SEEN_UNHELD] += st->hold && e->end.st == ST_AGAIN;
         s->seen[SEEN_APART_PREEMPTED] += st->apart && e->end.st == ST_AGAIN && st->said > 0;
         say_end(s, st, e->end.st, e->end.text);
         break;
@@ -193,10 +207,16 @@ static void send_start(sim *s, const coord_action *a, bool prefill) {
     start *m = sim_alloc(sizeof *m);
     const int32_t *tokens = prefill ? a->prefill.tokens : a->decode.tokens;
     int32_t count = prefill ? a->prefill.count : a->decode.count;
-    int32_t whole = q->prompt_count + (prefill && q->apart ? 0 : q->emitted);
+    bool hold = prefill && a->prefill.hold;
+    int32_t whole = q->prompt_count + (prefill && (hold ? s->apart : q->apart) ? 0 : q->emitted);
+    if (hold && s->apart && count != whole) whole = q->prompt_count + q->emitted;   /* after it was read by a decode node */
+    if (prefill && !hold && !q->apart) whole = q->asked;   /* a hold may have said a token since */
+    if (!prefill) q->asked = whole;
     if (count != whole || memcmp(tokens, q->tokens, (size_t)count * sizeof *tokens) != 0)
         sim_fail(s, "request %d: attempt %u begins with %d tokens, expected the %d of prompt and answer so far",
                  st->request, st->attempt, count, whole);
+    st->hold = hold;
+    if (hold) q->hold_attempt = a->attempt, q->holder = -1;
     m->handle = st->handle;
     m->r = (node_request){.handle = st->handle, .id = "sim", .epoch = a->attempt, .count = count,
                           .prompt_count = q->prompt_count, .sampling = q->sampling, .salt = q->salt, .priority = q->priority,
@@ -205,11 +225,12 @@ static void send_start(sim *s, const coord_action *a, bool prefill) {
     if (s->bug == BUG_SEED_LOST && a->attempt > 1) m->r.sampling.seed++;
     if (s->bug != BUG_SALT_LOST) m->r.salt = prefill ? a->prefill.salt : a->decode.salt;
     if (prefill) {
-        s->seen[SEEN_REMOTE]++;
+        s->seen[hold ? SEEN_AHEAD : SEEN_REMOTE]++;
+        m->r.hold = hold;
         m->r.ticket = a->prefill.ticket;
         m->r.skip = a->prefill.skip;
         m->r.send_end = a->prefill.send_end;
-        snprintf(m->address, sizeof m->address, "%s", a->prefill.kv_address);
+        if (!hold) snprintf(m->address, sizeof m->address, "%s", a->prefill.kv_address);
     } else {
         m->r.max_tokens = a->decode.max_tokens;
         m->r.local_tokens_max = a->decode.local_tokens_max;
@@ -226,7 +247,7 @@ static void send_cancel(sim *s, const coord_action *a, bool prefill) {
         if (st->request + 1 != (int)a->request || st->attempt != a->attempt || st->prefill != prefill) continue;
         st->canceled = true;
         st->cancel_us = to_node(s, st);
-        if (s->bug == BUG_CANCEL_LOST) return;
+        if (s->bug == BUG_CANCEL_LOST || (s->bug == BUG_HOLD_KEPT && st->hold)) return;
         sim_at_node(s, st->cancel_us, st->node, st->life, cancel)->a = (int64_t)st->handle;
         return;
     }

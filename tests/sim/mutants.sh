@@ -51,7 +51,7 @@ kvtransfer/promise.c~s/if (at->epoch != f->epoch) return KVT_REFUSE_EPOCH;//~fra
 kvtransfer/promise.c~s/    at->expires_ms = now_ms + at->lease_ms;/    at->expires_ms = INT64_MAX;/~a lease never ends once a frame has come
 kvtransfer/promise.c~s/    for (size_t row = 0; row < (size_t)at->g.layers/    for (size_t row = 0; row < (size_t)1/~a token counts as landed when its first layer has
 coordinator/request.c~s/if (r->apart || relay(c, r, e, SIDE_PREFILL))/if (relay(c, r, e, SIDE_PREFILL))/~apart: the prefill node's first token is said
-coordinator/request.c~s/a->prefill.count = r->apart ? r->prompt_count : r->count;/a->prefill.count = r->count;/~apart: a prefill node is sent answer tokens
+coordinator/request.c~s/int32_t count = r->apart ? r->prompt_count : r->confirmed;/int32_t count = r->confirmed;/~apart: a prefill node is sent answer tokens
 coordinator/request.c~s/r->apart_until_ms = c->now_ms + c->limits.apart_ms;/r->apart_until_ms = c->now_ms;/~apart: nobody waits for a prefill node
 coordinator/tenant.c~s/    c->waiting_tokens += sign .*/    if (sign > 0) c->waiting_tokens += r->prompt_count;/~tokens of prompts that no longer wait are counted on
 coordinator/tenant.c~s/    c->tenants\[tenant\].alive--;/    c->tenants[tenant].alive -= c->tenants[tenant].alive > 1;/~a tenant's last request counts as alive for ever
@@ -61,8 +61,13 @@ decode-node/decode.c~s/    if (lacks_prompt(s)) node_seq_end(c, s, ST_AGAIN.*//~
 decode-node/decode.c~s/return (s->request->apart ? s->request->prompt_count : s->count) - 1; }/return s->count - 1; }/~apart: answer positions are wanted of a prefill node
 node/seq.c~s/int32_t known = .*/int32_t known = s->ready;/~apart: answer pages are offered as prompt pages
 node/seq.c~s/(s->request->apart ? s->request->prompt_count : s->count) - 1;/s->count - 1;/~apart: answer positions are looked for among prompt pages
+coordinator/hold.c~s/    coord_core_act(c, COORD_DO_CANCEL_PREFILL, r, node)->attempt = r->hold_attempt;//~a held prompt is never let go
+coordinator/request.c~s/if (!r->hold_silent) relay/relay/~apart: the first token of a prompt that was read ahead is said
+prefill-node/prefill.c~s/v->state == PREFILL_HELD \&\& v->blocks_count > 0/v->request->hold \&\& v->blocks_count > 0/~pages of a prompt that is still being read are unpinned
 decode-node/decode.c~s/ != guess) break;/ != guess \&\& guess < 0) break;/~a proposed token is followed by the next one though the target drew another
 node/core.c~s/int32_t final = min32(r->count, s->target - s->ready);/int32_t final = r->count;/~rows of proposed tokens count as the answer's
+coordinator/request.c~s/r->prompt_count : r->confirmed; /r->prompt_count : r->count; /~a prefill node reads on after the token that ended the answer
+coordinator/hold.c~s/h.apart || r->count > r->prompt_count/h.apart/~a prompt that is held once more says what comes after the answer
 TABLE
 echo "$((count - missed)) of $count mutants found"
 [ $missed -eq 0 ]

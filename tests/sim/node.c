@@ -254,13 +254,15 @@ sim_event *sim_node_post(sim *s, sim_node *n, void (*run)(sim *, sim_event *)) {
 static void check_pins(sim *s, sim_node *n) {
     int32_t holders[512] = {0};
     uint64_t salts[512];
-    for (const node_seq *q = n->core->first; q; q = q->next)
+    for (const node_seq *q = n->core->first; q; q = q->next) {
+        s->seen[SEEN_HELD_UNPINNED] += q->request->hold && !q->runnable && q->blocks_count == 0;
         for (int32_t i = 0; i < q->blocks_count; i++) {
             int32_t page = q->blocks[i];
             if (holders[page]++ > 0 && salts[page] != q->request->salt)
                 sim_fail(s, "node %d: page %d serves two tenants", n->slot, page);
             salts[page] = q->request->salt;
         }
+    }
     for (int32_t i = 0; i < n->pages; i++)
         if (holders[i] != eng_pool_pins(n->core->pool, i))
             sim_fail(s, "node %d: page %d has %d pins and %d holders", n->slot, i,

@@ -62,6 +62,7 @@ enum {
     X(BUG_APART_LOST, "the decode node does not hear that the prompt is read apart")                \
     X(BUG_SALT_LOST, "prompts read apart and prompts read by decode nodes share pages")             \
     X(BUG_HINT_SAID, "the prefill node's first token is passed on as the decode node's")         \
+    X(BUG_HOLD_KEPT, "a prefill node does not hear that a held prompt is wanted no more")           \
     X(BUG_PROPOSED_ROWS, "the rows of proposed tokens have the logits of the row before them")
 
 typedef enum sim_bug {
@@ -94,6 +95,10 @@ typedef enum sim_bug {
     X(SEEN_APART_FAILOVER, "apart: answers continued by another node")                              \
     X(SEEN_APART_WAITED, "apart: requests that waited for a prefill node")                          \
     X(SEEN_APART_GAVE_UP, "apart: prompts read by a decode node after all")                         \
+    X(SEEN_AHEAD, "prompts to be read ahead") X(SEEN_HELD, "of them held")                          \
+    X(SEEN_HELD_FOUND, "of those sent: rows found where they were held")                            \
+    X(SEEN_HELD_UNPINNED, "unpinned, as their pages were wanted") X(SEEN_UNHELD, "refused, or lost")\
+    X(SEEN_APART_HELD, "apart: held")                                                               \
     X(SEEN_ACCEPTED, "proposed tokens accepted") X(SEEN_REJECTED, "proposed tokens rejected")
 
 typedef enum sim_seen {
@@ -125,7 +130,7 @@ typedef struct sim_stream {
     uint64_t handle;             /* index in streams + 1 */
     int request, node;
     uint32_t attempt, life;
-    bool prefill, apart, broken, ended, done, canceled;
+    bool prefill, apart, hold, broken, ended, done, canceled;
     int32_t reason;
     int32_t rows_end;            /* decode: positions below it were computed or are about to be */
     int32_t said;                /* decode: answer tokens */
@@ -196,6 +201,9 @@ typedef struct sim_request {
     bool ignore_eos;
     bool apart;                  /* tokens hold the answer to a prompt read apart */
     int decode_node;             /* of the last attempt */
+    uint32_t hold_attempt;       /* that read its prompt ahead last */
+    int holder;                  /* node that holds it, -1: none */
+    int32_t asked;               /* tokens the decode node of the last attempt was given */
     int64_t submit_us, cancel_us, deadline_ms;           /* -1, INT64_MAX: none */
     int32_t stop_after;          /* tokens; 0: no */
     int32_t emitted;

@@ -2,13 +2,15 @@
  * chosen by load (story_limits): what a choice by cost depends on is coord_route.c's to test.
  *
  * Events, request 1 in its attempt 2 being "1.2"; every prompt has 10 tokens:
- *   node N D|P [cap=C] [epoch=E] [num=X] [page=TOKENS] [drain]   lost N   at MS (a tick)   cancel R   stop R
+ *   node N D|P [cap=C] [epoch=E] [num=X] [page=TOKENS] [pages=N of 4] [drain]   lost N   at MS (a tick)
+ *   cancel R   stop R
  *   submit R [max=M] [prefer=N] [deadline=MS] [tenant=T] [here: the decode node is to read the prompt]
  *   reserved R.A CACHED/WANTED   landed R.A   sent R.A   tokens R.A @INDEX T,T   first R.A @INDEX T
  *   dend R.A STATUS|done         pend R.A STATUS
  * Actions, blank between them, "" for none:
  *   D1.1>0:10,L32   Decode of 10 tokens on node 0, local_tokens_max 32 (L* : all; a last A: its prompt is read apart)
  *   P1.1>2:0-9      Prefill on node 2, skip 0, send_end 9 (a last +2: two answer tokens go with the prompt)
+ *   H1.1>2:10       Prefill of 10 tokens that are to be held there
  *   xD1.1>0 xP1.1>2 cancels      E1@10:7,8  emit      F1:ST_OK/2  finish, reason 2 */
 #ifndef BATON_TESTS_COORD_STORY_H
 #define BATON_TESTS_COORD_STORY_H
@@ -57,7 +59,8 @@ static inline void list_tokens(char *out, size_t room, const int32_t *tokens, in
 static inline void write_action(char *out, size_t room, const coord_action *a) {
     static const char *const heads[] = {"D", "P", "xD", "xP", "E", "F"};
     int r = (int)a->request;
-    int used = snprintf(out, room, "%s%d", heads[a->kind], r);
+    bool hold = a->kind == COORD_DO_PREFILL && a->prefill.hold;
+    int used = snprintf(out, room, "%s%d", hold ? "H" : heads[a->kind], r);
     if (a->kind < COORD_DO_EMIT)
         used += snprintf(out + used, room - (size_t)used, ".%u>%d", a->attempt, a->node);
     out += used;
@@ -67,6 +70,8 @@ static inline void write_action(char *out, size_t room, const coord_action *a) {
         snprintf(out, room, ":%d,L*%s", a->decode.count, apart);
     else if (a->kind == COORD_DO_DECODE)
         snprintf(out, room, ":%d,L%d%s", a->decode.count, a->decode.local_tokens_max, apart);
+    else if (hold)
+        snprintf(out, room, ":%d", a->prefill.count);
     else if (a->kind == COORD_DO_PREFILL && a->prefill.count > a->prefill.prompt_count)
         snprintf(out, room, ":%d-%d+%d", a->prefill.skip, a->prefill.send_end, a->prefill.count - a->prefill.prompt_count);
     else if (a->kind == COORD_DO_PREFILL)
@@ -98,8 +103,9 @@ static inline void tell_node(coord_event *e, const char *text) {
     e->node_state.capacity = number_after(text, "cap=", 4);
     e->node_state.epoch = (uint64_t)number_after(text, "epoch=", 1);
     e->node_state.numerics = (uint64_t)number_after(text, "num=", 0);
+    e->node_state.pages_total = number_after(text, "pages=", 0);
     e->node_state.draining = strstr(text, "drain") != NULL;
-    e->node_state.page_tokens = number_after(text, "page=", 0);
+    e->node_state.page_tokens = number_after(text, "page=", e->node_state.pages_total ? 4 : 0);
 }
 
 static inline void tell_submit(coord_event *e, const char *text) {
