@@ -11,6 +11,7 @@
  * role in its certificate and not its host name: nodes are where the registry says, and their role is what counts. Of a
  * server that is not baton's it is the host name. */
 #include "rpc/internal.h"
+#include <arpa/inet.h>
 #include <assert.h>
 #include <grpc/support/alloc.h>
 #include <grpc/support/string_util.h>
@@ -170,8 +171,13 @@ rpc_security *rpc_security_take(rpc_security *s) {
 
 /* ---- what may be in the clear --------------------------------------------------------------------- */
 
+/* An address by its number: a name like 127.example.com may be anywhere. */
 static bool is_loopback(const char *host) {
-    return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 || strcmp(host, "localhost") == 0;
+    struct in_addr four;
+    struct in6_addr six;
+    if (inet_pton(AF_INET, host, &four) == 1) return ntohl(four.s_addr) >> 24 == 127;
+    if (inet_pton(AF_INET6, host, &six) == 1) return IN6_IS_ADDR_LOOPBACK(&six);
+    return strcmp(host, "localhost") == 0;
 }
 
 static bool may_be_clear(const rpc_security *s, const char *host) { return is_loopback(host) || (s && s->insecure); }

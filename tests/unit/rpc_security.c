@@ -135,12 +135,12 @@ static void beyond_loopback(void **state) {
     rpc_loop *loop;
     rpc_server *server = NULL;
     rpc_channel *channel = NULL;
-    static const char *const far[] = {"0.0.0.0:0", "[::]:0", "192.0.2.1:0", "host.example:0"};
-    static const char *const near[] = {"127.0.0.1:0", "127.9.9.9:0", "[::1]:0", "localhost:0"};
+    static const char *const far[] = {"127.example.com:1", "0.0.0.0:0", "[::]:0", "192.0.2.1:0", "host.example:0"};
+    static const char *const near[] = {"127.255.255.254:0", "127.0.0.1:0", "127.9.9.9:0", "[::1]:0", "localhost:0"};
     assert_int_equal(rpc_loop_create(&loop, &err), ST_OK);
     rpc_security *tls = secure(certs_options("ca", "c1", RPC_COORDINATOR, 0)), *insecure = secure((rpc_security_options){.insecure = true});
     rpc_security *token = secure((rpc_security_options){.token = certs_path("token", "")}), *ca = secure(certs_options("ca", "", 0, 0));
-    for (int i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof far / sizeof *far; i++) {
         rpc_security_use(NULL);
         assert_int_equal(rpc_server_open(loop, far[i], methods, 3, NULL, &server, &err), ST_DENIED);
         assert_non_null(strstr(err.text, "--insecure"));
