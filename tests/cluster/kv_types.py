@@ -41,7 +41,7 @@ def main():
             with cluster(args, *pair.split('/'), flags, count) as client:
                 each(client, checker, where)
                 partly_cached(client, checker, where + ', partly cached')
-                among_others(client, checker, where + ', among others')
+                among_others(client, checker, where + ', among others', False)
                 client.pages_back(5)
         wrong += checker.wrong
         print(f'{pair}: {checker.comparisons} comparisons, {len(checker.wrong)} differ, {time.monotonic() - began:.0f} s', flush=True)

@@ -9,63 +9,16 @@ Exits with 77 where namespaces are not permitted.
 
     python tests/cluster/ranks_netns.py [--baton build/baton] [--model FILE] [--tokens 100]
 """
-import contextlib, ctypes, os, shutil, signal, subprocess, sys
+import os, signal, subprocess
 
 from harness import *
 from load import *
+from netns import *
 
-SKIPPED = 77
 PROMISE_S = 5.0
 HUB, R0, R1 = (f'bt-{name}-{os.getpid()}' for name in ('hub', 'r0', 'r1'))
-ADDRESS = {HUB: '10.177.0.1', R0: '10.177.0.10', R1: '10.177.0.11'}
+ADDRESS = {HUB: address(), R0: address(0), R1: address(1)}
 GRPC_PORT, GROUP_PORT = 7001, 7002
-
-
-def ip(*words):
-    subprocess.run(['ip', *words], check=True, capture_output=True, text=True)
-
-
-def enter(namespace):
-    """This thread, and what it starts from now on."""
-    with open(f'/run/netns/{namespace}') as f:
-        if ctypes.CDLL(None, use_errno=True).setns(f.fileno(), 0x40000000):      # CLONE_NEWNET
-            raise OSError(ctypes.get_errno(), 'setns')
-
-
-@contextlib.contextmanager
-def namespaces():
-    names = (HUB, R0, R1)
-    try:
-        for name in names:
-            ip('netns', 'add', name)
-            ip('-n', name, 'link', 'set', 'lo', 'up')
-        ip('-n', HUB, 'link', 'add', 'br0', 'type', 'bridge')
-        for port, name in (('p0', R0), ('p1', R1)):
-            ip('-n', HUB, 'link', 'add', port, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', name)
-            ip('-n', HUB, 'link', 'set', port, 'master', 'br0', 'up')
-            ip('-n', name, 'address', 'add', f'{ADDRESS[name]}/24', 'dev', 'eth0')
-            ip('-n', name, 'link', 'set', 'eth0', 'up')
-        ip('-n', HUB, 'address', 'add', f'{ADDRESS[HUB]}/24', 'dev', 'br0')
-        ip('-n', HUB, 'link', 'set', 'br0', 'up')
-        yield
-    finally:
-        for name in names:
-            subprocess.run(['ip', 'netns', 'del', name], capture_output=True)
-
-
-def skip(why):
-    print(f'skipped: {why}')
-    sys.exit(SKIPPED)
-
-
-def permitted():
-    if not shutil.which('ip'):
-        skip('no `ip` here (package iproute2)')
-    name = f'bt-probe-{os.getpid()}'
-    tried = subprocess.run(['ip', 'netns', 'add', name], capture_output=True, text=True)
-    subprocess.run(['ip', 'netns', 'del', name], capture_output=True)
-    if tried.returncode:
-        skip(f'network namespaces are not permitted: {tried.stderr.strip()}')
 
 
 class Group:
@@ -183,7 +136,7 @@ def story(args):
 def main():
     args = arguments(tokens=100, prompt=200)
     permitted()
-    with namespaces():
+    with namespaces(HUB, (R0, R1)):
         enter(HUB)
         story(args)
 

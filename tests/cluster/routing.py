@@ -54,7 +54,8 @@ def caches(args, policy):
 
 def caps(args):
     with Cluster(args, '--tenant-requests', 2, '--queue', 64, '--sequences', 8) as cluster:
-        long = request(tokens=[5] * 20, max_tokens=400)
+        # two megabytes that nobody reads: flow control keeps it running, however fast the model
+        long = request(tokens=[5] * 20, max_tokens=7000, logprobs=20)
         running = [cluster.inference.Generate(long, timeout=120, metadata=tenant('a')) for _ in range(2)]
         for stream in running:
             next(stream)
