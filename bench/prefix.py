@@ -11,7 +11,8 @@ import pathlib, random, statistics, sys, time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'tests' / 'cluster'))
 from harness import *
 
-LAYOUTS = {'colocated': ['--prefill', 0, '--decode', 1], '1P+1D': ['--prefill', 1, '--decode', 1, '--prefill-policy', 'remote']}
+LAYOUTS = {'colocated': ['--prefill', 0, '--decode', 1], '1P+1D': ['--prefill', 1, '--decode', 1],
+           '1P+1D, all prompts remote': ['--prefill', 1, '--decode', 1, '--prefill-policy', 'remote']}
 
 
 def any_tokens(count):
