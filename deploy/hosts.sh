@@ -77,8 +77,19 @@ install_one() {
     mkdir -p "$stage$etc" "$stage$lib" "$stage${exe%/*}" "$stage$ROOT/etc/systemd/system"
     if [ "$role" = etcd ]; then
         [ -n "$ROOT" ] || ask "$host" "dpkg-query -W etcd-server >/dev/null 2>&1 || apt-get install -y -qq etcd-server"
-        etcd_command "$name" | sed 's/^/[Unit]\nDescription=etcd for baton\nAfter=network-online.target\n[Service]\nType=notify\nUser=etcd\nStateDirectory=etcd\nRestart=always\nExecStart=\/usr\/bin\//; s/$/\n[Install]\nWantedBy=multi-user.target/' \
-            >"$stage$ROOT/etc/systemd/system/baton-etcd.service"
+        cat >"$stage$ROOT/etc/systemd/system/baton-etcd.service" <<UNIT
+[Unit]
+Description=etcd for baton
+After=network-online.target
+[Service]
+Type=notify
+User=etcd
+StateDirectory=etcd
+Restart=always
+ExecStart=/usr/bin/$(etcd_command "$name")
+[Install]
+WantedBy=multi-user.target
+UNIT
     else
         install -m 755 "$BATON" "$stage$exe"
         cp "$MODEL" "$stage$lib/"
