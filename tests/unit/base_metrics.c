@@ -11,6 +11,8 @@ METRIC(crc, "baton_test_refused_total", "reason=\"crc\"", METRIC_COUNTER, "Frame
 METRIC(other, "baton_test_between", NULL, METRIC_GAUGE, "Stands between two of one family.");
 METRIC(epoch, "baton_test_refused_total", "reason=\"epoch\"", METRIC_COUNTER,
        "Frames\nrefused \\ why.");
+METRIC(spent, "baton_test_spent_seconds_total", NULL, METRIC_SECONDS, "Counted in microseconds.");
+METRIC(shown, "baton_test_shown_total", NULL, METRIC_COUNTER, "Nothing yet.");
 static const double bounds[] = {0.01, 0.5, 2};
 static metric seconds = {.name = "baton_test_seconds", .labels = "node=\"p1\"", .help = "Time.",
                          .kind = METRIC_HISTOGRAM, .bounds = bounds, .bounds_count = 3};
@@ -33,10 +35,15 @@ static void writes_families_and_buckets(void **state) {
     metric_observe(&seconds, 1);
     metric_observe(&seconds, 100);
     metric_observe(&seconds, NAN);       /* not counted */
+    metric_add(&spent, 1500000);
+    metric_show(&shown);
     assert_int_equal(metric_get(&crc), 2);
     assert_int_equal(metric_get(&seconds), 3);
     char *text = written();
     assert_string_equal(text,
+        "# HELP baton_test_shown_total Nothing yet.\n# TYPE baton_test_shown_total counter\nbaton_test_shown_total 0\n"
+        "# HELP baton_test_spent_seconds_total Counted in microseconds.\n# TYPE baton_test_spent_seconds_total counter\n"
+        "baton_test_spent_seconds_total 1.500000\n"
         "# HELP baton_test_seconds Time.\n# TYPE baton_test_seconds histogram\n"
         "baton_test_seconds_bucket{node=\"p1\",le=\"0.01\"} 1\n"
         "baton_test_seconds_bucket{node=\"p1\",le=\"0.5\"} 1\n"
