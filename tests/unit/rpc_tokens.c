@@ -21,7 +21,7 @@ static void tokens_are_found(void **state) {
     assert_true(rpc_tokens_find(t, HASHED, &who));
     assert_string_equal(who.name, "team-b");
     assert_int_equal(who.roles, RPC_CLIENT | RPC_ADMIN);
-    static const char *const wrong[] = {"", PLAIN "x", "orrect-horse-battery", DIGEST, "sha256:" DIGEST, "# comment", "team-a"};
+    static const char *const wrong[] = {"", PLAIN "x", "orrect-horse-battery", DIGEST, ("sha256:" DIGEST), "# comment", "team-a"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) assert_false(rpc_tokens_find(t, wrong[i], &who));
     rpc_tokens_free(t);
 }
