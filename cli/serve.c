@@ -163,11 +163,8 @@ static bool read_policy(const char *text, coord_prefill_policy *out) {
     return false;
 }
 
-static cli_exit coordinator(const cli_options *o, const char *const *words, int count) {
-    (void)words;
-    (void)count;
+static cli_exit read_coordinator_options(const cli_options *o, coord_options *out) {
     error err = {0};
-    coord_service *s;
     coord_options options = {.id = o->id,
                              .model = o->model,
                              .listen = o->listen,
@@ -192,7 +189,18 @@ static cli_exit coordinator(const cli_options *o, const char *const *words, int 
     if (!read_policy(o->prefill_policy, &options.limits.prefill))
         return cli_usage("coordinator", "--prefill-policy '%.40s': expected auto, local or remote",
                          o->prefill_policy);
-    cli_exit code = cli_log_setup(o, "coordinator", o->id);
+    *out = options;
+    return CLI_OK;
+}
+
+static cli_exit coordinator(const cli_options *o, const char *const *words, int count) {
+    (void)words;
+    (void)count;
+    error err = {0};
+    coord_service *s;
+    coord_options options;
+    cli_exit code = read_coordinator_options(o, &options);
+    if (code == CLI_OK) code = cli_log_setup(o, "coordinator", o->id);
     if (code == CLI_OK) code = cli_security_serve(o, "coordinator", RPC_COORDINATOR);
     if (code != CLI_OK) return code;
     cli_client_hold_signals();

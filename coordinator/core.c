@@ -294,6 +294,17 @@ coord_action *coord_core_act(coord_core *c, coord_action_kind kind, const coord_
     return a;
 }
 
+coord_action *coord_core_prefill(coord_core *c, const coord_request *r, int node, int32_t count) {
+    coord_action *a = coord_core_act(c, COORD_DO_PREFILL, r, node);
+    a->prefill.tokens = r->tokens;
+    a->prefill.count = count;
+    a->prefill.prompt_count = r->prompt_count;
+    a->prefill.salt = r->salt;
+    a->prefill.costs = r->costs;
+    a->prefill.costs_count = r->costs_count;
+    return a;
+}
+
 static void tick(coord_core *c) {
     c->changed = true; /* nodes may be free of a ban */
     coord_heap *timers = &c->heap[HEAP_TIMER];

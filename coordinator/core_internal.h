@@ -160,6 +160,8 @@ struct coord_core {
 
 /* core.c */
 coord_action *coord_core_act(coord_core *c, coord_action_kind kind, const coord_request *r, int node);
+/* Prefill of r's first count tokens; where they go is the caller's to fill in. */
+coord_action *coord_core_prefill(coord_core *c, const coord_request *r, int node, int32_t count);
 bool coord_core_insert(coord_core *c, coord_request *r);
 void coord_core_forget(coord_core *c, coord_request *r);
 void coord_core_sit(coord_core *c, coord_request *r, coord_side side, int node);

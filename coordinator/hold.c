@@ -29,14 +29,7 @@ bool coord_hold_start(coord_core *c, coord_request *r) {
     r->hold_tokens = h.apart ? r->prompt_count : r->count;
     r->hold_pages = coord_ask_pages(&c->nodes[h.node].state, r->hold_tokens);
     coord_core_sit(c, r, SIDE_HOLD, h.node);
-    coord_action *a = coord_core_act(c, COORD_DO_PREFILL, r, h.node);
-    a->prefill.tokens = r->tokens;
-    a->prefill.count = r->hold_tokens;
-    a->prefill.prompt_count = r->prompt_count;
-    a->prefill.salt = r->salt;
-    a->prefill.costs = r->costs;
-    a->prefill.costs_count = r->costs_count;
-    a->prefill.hold = true;
+    coord_core_prefill(c, r, h.node, r->hold_tokens)->prefill.hold = true;
     log_write(LOG_INFO, r->id, "request.reading", "attempt=%u prefill=%d tokens=%d ahead", r->hold_attempt, h.node, r->hold_tokens);
     return true;
 }

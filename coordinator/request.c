@@ -242,17 +242,11 @@ static void begin_prefill(coord_core *c, coord_request *r, int node, const coord
     r->prefilling = c->cached[node] < count ? count - c->cached[node] : 1;
     coord_core_sit(c, r, SIDE_PREFILL, node);
     r->state = REQUEST_PREFILLING;
-    coord_action *a = coord_core_act(c, COORD_DO_PREFILL, r, node);
-    a->prefill.tokens = r->tokens;
-    a->prefill.count = count;
-    a->prefill.prompt_count = r->prompt_count;
+    coord_action *a = coord_core_prefill(c, r, node, count);
     a->prefill.ticket = e->reserved.ticket;
     a->prefill.kv_address = e->reserved.kv_address;
     a->prefill.skip = cached;
     a->prefill.send_end = wanted;
-    a->prefill.salt = r->salt;
-    a->prefill.costs = r->costs;
-    a->prefill.costs_count = r->costs_count;
     log_write(LOG_INFO, r->id, "request.prefilling", "attempt=%u prefill=%d cached=%d wanted=%d",
               r->attempt, node, cached, wanted);
 }

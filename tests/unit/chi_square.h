@@ -5,6 +5,7 @@
 #ifndef BATON_TESTS_CHI_SQUARE_H
 #define BATON_TESTS_CHI_SQUARE_H
 
+#include "decode-node/decode.h"
 #include "tests/unit/node_fake.h"
 #include <math.h>
 
@@ -43,6 +44,28 @@ static inline void chi_third_token(const int32_t *prompt, int32_t count, double 
             for (int i = 0; i < FAKE_V; i++) out[i] += first[a] * second[b] * third[i];
         }
     }
+}
+
+/* The i-th request for an answer to the prompt. */
+static inline node_request *chi_request(uint64_t handle, const int32_t *prompt, int32_t count, int32_t i) {
+    node_request *r = fake_request(handle, prompt, count, CHI_ANSWER);
+    r->sampling = chi_sampling;
+    r->sampling.seed = (uint64_t)i;
+    return r;
+}
+
+/* Has it answered, and counts the third token and what was proposed. */
+static inline void chi_count(fake_node *f, node_request *r, int32_t *seen, int64_t *proposed, int64_t *accepted) {
+    uint64_t handle = r->handle;
+    int32_t count = r->prompt_count, got[CHI_ANSWER];
+    f->events_count = 0;
+    node_core_submit(f->core, &decode_role, r, f->now_us);
+    fake_run(f, 20);
+    assert_int_equal(fake_tokens(f, handle, count, got), CHI_ANSWER);
+    seen[got[2]]++;
+    const node_event *e = fake_event(f, handle, NODE_DONE);
+    *proposed += e->done.proposed;
+    *accepted += e->done.accepted;
 }
 
 /* seen: how often each token was the third of CHI_SAMPLES answers to the prompt. */

@@ -172,19 +172,9 @@ static void keeps_the_distribution(void **state) {
     m->x->fixed = true;
     fake_prompt(all, COUNT, 0, HANDLE);
     for (int32_t i = 0; i < CHI_SAMPLES; i++) {
-        node_request *r = fake_request(HANDLE, all, COUNT, CHI_ANSWER);
-        r->sampling = chi_sampling;
-        r->sampling.seed = (uint64_t)i;
+        node_request *r = chi_request(HANDLE, all, COUNT, i);
         fake_expect(&r->sampling, -1, all, COUNT, CHI_ANSWER, all + COUNT);
-        f->events_count = 0;
-        node_core_submit(f->core, &decode_role, r, f->now_us);
-        fake_run(f, 20);
-        int32_t got[TOKENS];
-        assert_int_equal(fake_tokens(f, HANDLE, COUNT, got), CHI_ANSWER);
-        seen[got[2]]++;
-        const node_event *e = fake_event(f, HANDLE, NODE_DONE);
-        proposed += e->done.proposed;
-        accepted += e->done.accepted;
+        chi_count(f, r, seen, &proposed, &accepted);
     }
     chi_assert_kept(seen, all, COUNT, proposed, accepted);
     assert_true(proposed > CHI_SAMPLES && accepted * 4 > proposed && accepted * 4 < 3 * proposed);

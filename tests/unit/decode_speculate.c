@@ -29,18 +29,7 @@ static void keeps_the_distribution(const decode_proposer *proposer) {
     fake_node *f = fake_create_with(&limits, &x->table);
     repeating_prompt(prompt);
     for (int32_t i = 0; i < CHI_SAMPLES; i++) {
-        node_request *r = fake_request(HANDLE, prompt, COUNT, CHI_ANSWER);
-        r->sampling = chi_sampling;
-        r->sampling.seed = (uint64_t)i;
-        f->events_count = 0;
-        node_core_submit(f->core, &decode_role, r, f->now_us);
-        fake_run(f, 20);
-        int32_t got[CHI_ANSWER];
-        assert_int_equal(fake_tokens(f, HANDLE, COUNT, got), CHI_ANSWER);
-        seen[got[2]]++;
-        const node_event *e = fake_event(f, HANDLE, NODE_DONE);
-        proposed += e->done.proposed;
-        accepted += e->done.accepted;
+        chi_count(f, chi_request(HANDLE, prompt, COUNT, i), seen, &proposed, &accepted);
     }
     chi_assert_kept(seen, prompt, COUNT, proposed, accepted);
     assert_true(proposed > CHI_SAMPLES / 5 && accepted > CHI_SAMPLES / 1500 && accepted < proposed);
