@@ -1,47 +1,61 @@
 """What a fault is injected into: many requests under way at once, whose answers are known from a run without a fault."""
-import concurrent.futures, contextlib, itertools, time
+import concurrent.futures, contextlib, itertools, threading, time
 
 from harness import *
 
-LEAST = 50           # a fault that hits fewer proves little
+AT_ONCE = 56         # a fault that hits fewer than 50 proves little
 
 
 class Load:
     rounds = itertools.count()
 
-    def __init__(self, client, prompt_characters, max_tokens, count=LEAST + 6):
+    def __init__(self, client, prompt_characters, max_tokens):
         self.client, self.max_tokens = client, max_tokens
-        self.prompts = [long_text(prompt_characters + 7 * i, 300 * i) for i in range(count)]
+        self.prompts = [long_text(prompt_characters + 7 * i, 300 * i) for i in range(AT_ONCE)]
         with self.under_way() as run:
-            self.want = [tokens for tokens, _, _ in run.answers()]
+            self.want = [answers[0][0] for answers in run.answers()]
 
     @contextlib.contextmanager
     def under_way(self):
-        """All requests are sent at once; leaving it waits for their answers."""
+        """All prompts are sent at once, and each again when it is answered: however fast the machine is, none is idle when a
+        fault comes. Asking for the answers ends it."""
         with concurrent.futures.ThreadPoolExecutor(len(self.prompts)) as pool:
-            yield Run(self, pool, f'load-{next(self.rounds)}')
+            run = Run(self, pool, f'load-{next(self.rounds)}')
+            try:
+                yield run
+            finally:
+                run.enough.set()
 
 
 class Run:
-    """The requests of one round: NAME-0, NAME-1, ..."""
+    """The requests of one round: NAME-PROMPT-0, NAME-PROMPT-1, ..."""
 
     def __init__(self, load, pool, name):
-        self.load, self.name = load, name
-        asked = [request(p, max_tokens=load.max_tokens, logprobs=0, request_id=f'{name}-{i}') for i, p in enumerate(load.prompts)]
-        self.futures = [pool.submit(load.client.generate, r, 300) for r in asked]
+        self.load, self.name, self.enough = load, name, threading.Event()
+        self.futures = [pool.submit(self.ask, i, p) for i, p in enumerate(load.prompts)]
 
-    def left(self):
+    def ask(self, i, prompt):
+        answers = []
+        while not answers or not self.enough.is_set():
+            answers.append(self.load.client.generate(request(
+                prompt, max_tokens=self.load.max_tokens, logprobs=0, request_id=f'{self.name}-{i}-{len(answers)}'), 300))
+        return answers
+
+    def under_way(self):
         return sum(not f.done() for f in self.futures)
 
     def answers(self):
+        """Of each prompt, those of every time that it was asked."""
+        self.enough.set()
         return [f.result() for f in self.futures]
 
     def same_bytes(self):
         """How often a request was placed again, all together."""
         answers = self.answers()
-        wrong = [f'{self.name}-{i}' for i, ((tokens, _, _), want) in enumerate(zip(answers, self.load.want)) if tokens != want]
+        wrong = [f'{self.name}-{i}-{k}' for i, want in enumerate(self.load.want) for k, (tokens, _, _) in enumerate(answers[i])
+                 if tokens != want]
         assert not wrong, f'other tokens after the fault: {wrong}'
-        return sum(finish.attempts - 1 for _, _, finish in answers)
+        return sum(finish.attempts - 1 for of_prompt in answers for _, _, finish in of_prompt)
 
 
 class Stopwatch:

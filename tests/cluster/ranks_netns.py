@@ -31,7 +31,8 @@ class Group:
 
     def start(self, args, rank, namespace):
         command = ['ip', 'netns', 'exec', namespace, args.baton, 'decode', '--model', args.model, '--id', f'tcp.{rank}' if rank else 'tcp',
-                   '--tp', '2', '--rank', str(rank), '--group', f'{ADDRESS[R0]}:{GROUP_PORT}', '--no-prefix-cache', '--threads', '1',
+                   '--tp', '2', '--rank', str(rank), '--group', f'{ADDRESS[R0]}:{GROUP_PORT}',
+                   '--no-prefix-cache', '--speculate', 'off', '--threads', '1',
                    '--listen', f'{ADDRESS[namespace]}:{GRPC_PORT}', '--kv-listen', f'{ADDRESS[namespace]}:0', '--insecure']
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
 
@@ -86,7 +87,7 @@ def fault(client, load, group, what, break_it):
     left_stopped = {pids[1]} if break_it is stop else set()
     with load.under_way() as run:
         wait_until(lambda: client.node('tcp').running >= 8, 60, 'the ranks work')
-        watch, under_way = Stopwatch(), run.left()
+        watch, under_way = Stopwatch(), run.under_way()
         break_it(group)
         watch.see(PROMISE_S, ended=lambda: not any(alive(p) for p in pids if p not in left_stopped),
                   coordinator=lambda: client.node('tcp').state == 'lost')
@@ -94,14 +95,14 @@ def fault(client, load, group, what, break_it):
     assert break_it is kill or 'group.lost' in group.log_text()
     print(f'rank 1 {what}: {watch}; {under_way} requests under way, {again} placed again', flush=True)
     mended(group)
-    return under_way >= LEAST and again > 0
+    return again > 0
 
 
 def story(args):
     with contextlib.ExitStack() as stack:
         common = ['--no-prefix-cache', '--threads', 1]
         prefill = stack.enter_context(node(args, 'prefill', 'prefill-1', '--chunk', 64, '--insecure', *common))
-        shared = stack.enter_context(node(args, 'decode', 'shm', '--tp', 2, *common))
+        shared = stack.enter_context(node(args, 'decode', 'shm', '--tp', 2, '--speculate', 'off', *common))
         over_tcp = f'{ADDRESS[R0]}:{GRPC_PORT}'
 
         def coordinator(*decode):
