@@ -93,6 +93,25 @@ static int sender_of(const coord_core *c, const coord_request *r) {
     return !known || c->cached[reader] + c->nodes[reader].state.page_tokens >= r->prompt_count ? reader : -1;
 }
 
+/* A decode node that can send the pages, all but the last ones: who ran the answer that moves; else one that caches the
+ * prompt, where the prefill node does not (reader). Rule 6 of request.c forbids it where numerics differ. -1: none. */
+static int holder_of(coord_core *c, const coord_request *r, int to, const coord_cost *reader) {
+    const coord_entry *n = r->holder < 0 ? NULL : &c->nodes[r->holder];
+    if (n && n->alive && n->state.epoch == r->holder_epoch) {
+        c->cached[r->holder] = r->count - 1;
+        return r->holder;
+    }
+    int best = -1;
+    if (r->apart || c->limits.prefill == COORD_PREFILL_LOCAL || coord_request_prompt_here(r)) return -1;
+    for (int i = 0; i < c->nodes_end; i++) {
+        n = &c->nodes[i];
+        bool may = n->alive && i != to && n->state.role == COORD_DECODE && !n->state.draining && n->placed < n->state.capacity &&
+                   n->avoid_ms <= c->now_ms && n->busy_ms <= c->now_ms;
+        if (may && c->cached[i] + n->state.page_tokens >= r->prompt_count && (best < 0 || c->cached[i] > c->cached[best])) best = i;
+    }
+    return best >= 0 && (!reader || reader->cached + c->nodes[best].state.page_tokens < c->cached[best]) ? best : -1;
+}
+
 bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
     coord_ask ask = ask_for(c, r);
     int decodes = coord_route_candidates(&ask, COORD_DECODE, c->rows[COORD_DECODE]);
@@ -107,6 +126,8 @@ bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
     *out = (coord_placement){.node = node, .prefill_nodes = prefills > 0,
                              .differ = coord_route_apart(&c->limits, c->nodes, c->nodes_end, node),
                              .local_tokens_max = coord_route_local_tokens(&ask, node)};
+    if (holder_of(c, r, node, ask.prefill) >= 0 && out->local_tokens_max > c->limits.local_tokens_max)
+        out->local_tokens_max = c->limits.local_tokens_max;
     return true;
 }
 
@@ -114,10 +135,12 @@ int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved) {
     coord_ask a = ask_for(c, r);
     a.to = to;
     a.moved = moved;
-    int candidates = coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
-    if (candidates == 0) return -1;
+    bool strange = !r->apart && coord_route_apart(&c->limits, c->nodes, c->nodes_end, to);  /* since it was placed */
+    int candidates = strange || c->limits.prefill == COORD_PREFILL_LOCAL ? 0 : coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
     look_up(c, r, &a);
-    return choose(c, r, &a, COORD_PREFILL, candidates, sender_of(c, r))->node;
+    const coord_cost *reader = choose(c, r, &a, COORD_PREFILL, candidates, sender_of(c, r));
+    int holder = holder_of(c, r, to, reader);
+    return holder >= 0 ? holder : reader ? reader->node : -1;
 }
 
 /* ---- reading ahead: hold.c ------------------------------------------------------------------------------ */

@@ -158,12 +158,14 @@ typedef struct coord_action {
     union {
         /* tokens: prompt and what was emitted so far; borrowed until the next step. */
         struct { const int32_t *tokens; int32_t count, prompt_count, max_tokens, local_tokens_max; bool apart;
+                 bool moved;                     /* the attempt before was ended to move it: coordinator/move.c */
                  uint64_t salt; const coord_cost *costs; int32_t costs_count; } decode;
         /* kv_address: the RESERVED event's own, which is this step's. */
         struct { const int32_t *tokens; int32_t count, prompt_count; uint64_t ticket;
                  const char *kv_address; int32_t skip, send_end;
                  uint64_t salt; const coord_cost *costs; int32_t costs_count;
-                 bool hold; } prefill;           /* nothing is to be sent: the pages are kept until it is canceled */
+                 bool hold;                      /* nothing is to be sent: the pages are kept until it is canceled */
+                 bool moved; } prefill;          /* of an answer that the node ran: it is asked though it drains */
         /* index as in the events; borrowed until the next step. */
         struct { int32_t index; const int32_t *tokens; int32_t count; } emit;
         struct { status st; int32_t reason; int64_t retry_after_ms; int32_t attempts;   /* retry_after_ms: -1: no hint */
@@ -186,7 +188,7 @@ int64_t coord_core_next_tick_ms(const coord_core *c);
 typedef struct coord_counts {
     int32_t waiting, placed;     /* requests */
     int64_t waiting_tokens;      /* of prompts */
-    int64_t retries, disagreements;
+    int64_t retries, moves, disagreements;
 } coord_counts;
 coord_counts coord_core_counts(const coord_core *c);
 

@@ -78,6 +78,7 @@ coord_counts coord_core_counts(const coord_core *c) {
                           .placed = c->requests - waiting,
                           .waiting_tokens = c->waiting_tokens,
                           .retries = c->retries,
+                          .moves = c->moves,
                           .disagreements = c->disagreements};
 }
 
@@ -227,8 +228,7 @@ void coord_core_sit(coord_core *c, coord_request *r, coord_side side, int node) 
         return;
     }
     n->prefilling += side == SIDE_HOLD ? r->hold_tokens : r->prefilling;
-    r->reader = node;
-    r->reader_epoch = n->state.epoch;
+    if (n->state.role == COORD_PREFILL) r->reader = node, r->reader_epoch = n->state.epoch;
     if (side == SIDE_HOLD) n->holds++, n->held_pages += r->hold_pages;
 }
 
@@ -314,6 +314,7 @@ static void tick(coord_core *c) {
 
 static void place_waiting(coord_core *c) {
     coord_heap *queue = &c->heap[HEAP_QUEUE], *unread = &c->heap[HEAP_UNREAD];
+    coord_move_away(c);
     while (queue->count > 0 && coord_request_place(c, queue->at[0])) c->turn++;
     while (unread->count > 0 && coord_hold_start(c, unread->at[0])) {
     }

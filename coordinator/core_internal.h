@@ -1,7 +1,7 @@
 /* core_internal.h -- what the files of the coordinator's core share.
  *
  * core.c owns the tables (requests by number, queue, timers, nodes) and the order of one step, request.c the life of one
- * request, hold.c prompts that are read ahead, tenant.c who may wait and who goes first, cache.c what nodes hold, route.c
+ * request, hold.c prompts that are read ahead, move.c answers that leave a node, tenant.c who may wait and who goes first, cache.c what nodes hold, route.c
  * the choice of a node, ask.c what it is asked. */
 #ifndef BATON_COORD_CORE_INTERNAL_H
 #define BATON_COORD_CORE_INTERNAL_H
@@ -64,6 +64,8 @@ struct coord_request {
     int reader;                  /* prefill node that read of it last, -1: none; as that process, until then */
     uint64_t reader_epoch;
     int64_t read_ms;
+    int holder;                  /* decode node that it moves away from, as that process; -1: it does not move */
+    uint64_t holder_epoch;
     uint64_t salt, arrival;
     int tenant;                  /* index in the core's */
     int64_t pages;               /* counted of its tenant's; 0: it is not placed */
@@ -152,7 +154,7 @@ struct coord_core {
     int actions_count, actions_max;
     int64_t finish_ms[COORD_FINISHES];       /* ring of the last answers' times, and their prompts' tokens */
     int32_t finish_tokens[COORD_FINISHES];
-    int64_t finishes, retries, disagreements;
+    int64_t finishes, retries, disagreements, moves;
     int64_t turns, turn_at_ms;   /* placements of those that had waited, and when there was one */
     double turn_ms, turn_tokens; /* from one to the next while somebody waits, and of its prompt; on average */
     char text[240];              /* of a refusal */
@@ -204,6 +206,13 @@ bool coord_request_prompt_here(const coord_request *r);
 void coord_request_side_failed(coord_core *c, coord_request *r, coord_side side, status st,
                                const char *text);
 
+/* Ends its attempt, which has not failed, and puts it back into the queue. */
+void coord_request_again(coord_core *c, coord_request *r);
+
+/* move.c */
+bool coord_move_leaves(const coord_entry *n);                    /* a node whose running answers should be elsewhere */
+void coord_move_away(coord_core *c);                             /* all of them that can be */
+
 /* hold.c */
 /* false: nobody can read anything ahead now. */
 bool coord_hold_start(coord_core *c, coord_request *r);
@@ -227,8 +236,8 @@ typedef struct coord_placement {
 } coord_placement;
 /* false: nobody has room for it. */
 bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out);
-/* Who reads the prompt for a decode node that is chosen and wants so many tokens of it; -1: nobody is there. What it
- * caches stands in c->cached then. */
+/* Who reads or sends the prompt for a decode node that is chosen and wants so many tokens of it; -1: nobody is there. What
+ * it caches stands in c->cached then. */
 int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved);
 
 typedef struct coord_holding {

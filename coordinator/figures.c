@@ -17,6 +17,7 @@ METRIC_BUCKETS(transfer, "baton_request_kv_transfer_seconds", NULL, request_s, "
 METRIC_BUCKETS(decode, "baton_request_decode_seconds", NULL, request_s, "first token to the last");
 METRIC(prompt_tokens, "baton_prompt_tokens_total", NULL, METRIC_COUNTER, "prompt tokens of answered requests");
 METRIC(placed_again, "baton_placed_again_total", NULL, METRIC_COUNTER, "times that a request was placed another time");
+METRIC(moves, "baton_migrations_total", NULL, METRIC_COUNTER, "answers that were moved off a decode node while they ran");
 METRIC(waiting, "baton_requests_waiting", NULL, METRIC_GAUGE, "requests that wait for a place");
 METRIC(waiting_tokens, "baton_requests_waiting_tokens", NULL, METRIC_GAUGE, "prompt tokens that wait for a place");
 METRIC(placed, "baton_requests_placed", NULL, METRIC_GAUGE, "requests that nodes work on");
@@ -59,7 +60,7 @@ void coord_figures_finish(const coord_branch *b, status st) {
 }
 
 void coord_figures_open(void) {
-    metric *const all[] = {&first, &between, &mean, &whole, &queue, &prefill, &transfer, &decode, &prompt_tokens, &placed_again,
+    metric *const all[] = {&first, &between, &mean, &whole, &queue, &prefill, &transfer, &decode, &prompt_tokens, &placed_again, &moves,
                            &waiting, &waiting_tokens, &placed, &answers_stop, &answers_length, &answers_abort, &answers_refused, &answers_error};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) metric_show(all[i]);
 }
@@ -69,4 +70,5 @@ void coord_figures_load(const coord_core *core) {
     metric_set(&waiting, now.waiting);
     metric_set(&waiting_tokens, now.waiting_tokens);
     metric_set(&placed, now.placed);
+    metric_set(&moves, now.moves);
 }

@@ -82,6 +82,7 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
     case BATON__NODE__V1__DECODE_EVENT__EVENT_RESERVED:
         e.kind = COORD_RESERVED;
         b->wanted = m->reserved->wanted_tokens - m->reserved->cached_tokens;
+        if (!b->moved) b->cached = m->reserved->cached_tokens;
         e.reserved.ticket = m->reserved->ticket;
         e.reserved.kv_address = m->reserved->kv_address;
         e.reserved.cached = m->reserved->cached_tokens;
@@ -109,7 +110,7 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
         b->proposed = m->done->proposed_tokens;
         b->accepted = m->done->accepted_tokens;
         b->draft_ms = m->done->draft_ms;
-        if (b->prefill_node < 0) {
+        if (b->prefill_node < 0 && !b->moved) {
             b->prefill_ms = m->done->prefill_ms;
             /* What came from a prefill node whose first token is still on its way was not cached. */
             int64_t cached = (int64_t)b->client->job.count - m->done->computed_tokens - b->wanted;
@@ -121,8 +122,9 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
     }
 }
 
-/* What was read ahead is not cached but read, as far as the client is concerned. */
+/* What was read ahead is not cached but read, as far as the client is concerned; and nothing was read for a move. */
 static void count_prefill(const coord_leg *leg, coord_branch *b, const Baton__Node__V1__FirstToken *m) {
+    if (b->moved) return;
     if (leg->hold) {
         b->held_us = clock_now_us();
         b->ahead_ms = m->prefill_ms;
@@ -272,6 +274,7 @@ static status start_prefill(coord_leg *leg, coord_branch *b, const coord_action 
     r.ticket = a->prefill.ticket;
     if (!a->prefill.hold) r.kv_address = (char *)(uintptr_t)a->prefill.kv_address;
     r.hold = a->prefill.hold;
+    r.moved = a->prefill.moved;
     r.skip = a->prefill.skip;
     r.send_end = a->prefill.send_end;
     r.priority = b->client->job.priority;
@@ -296,8 +299,11 @@ static status start(coord_leg *leg, coord_branch *b, const coord_action *a) {
 }
 
 void coord_leg_start(coord_branch *b, coord_leg_kind kind, const coord_action *action) {
-    if (kind == LEG_DECODE) b->decode_node = action->node;
-    if (kind == LEG_DECODE) b->prefill_node = -1;
+    if (kind == LEG_DECODE) {
+        b->decode_node = action->node;
+        b->moved = action->decode.moved;
+        if (!b->moved) b->prefill_node = -1;
+    }
     coord_leg *leg = mem_zalloc(1, sizeof *leg);
     status st = ST_NO_MEMORY;
     if (leg) {

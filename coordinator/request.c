@@ -10,6 +10,7 @@
  *   any placed -> DECODING     [decode_event]         the decode node has what it will get
  *   any placed -> QUEUED       [retry]                a node failed, is full or was lost (coordinator/core.c, lose_node);
  *                                                     emitted tokens are kept
+ *   DECODING   -> QUEUED       [coord_request_again]  its node is to have no work any more (coordinator/move.c)
  *   QUEUED stays QUEUED        while no decode node serves: until one does, or the deadline passes; and while its tenant
  *                              has too many pages [coord_tenant_hold]
  *   any        -> finished     [finish]               answered, canceled, too late, or given up
@@ -66,6 +67,7 @@ static coord_request *create(const coord_core *c, const coord_event *e) {
                          .deadline_ms = e->submit.deadline_ms,
                          .retry_ms = INT64_MAX,
                          .reader = -1,
+                         .holder = -1,
                          .seat = {{.node = -1}, {.node = -1}, {.node = -1}},
                          .place = {-1, -1, -1}};
     memcpy(r->tokens, e->submit.tokens, (size_t)r->count * sizeof(int32_t));
@@ -161,6 +163,8 @@ static void retry(coord_core *c, coord_request *r, bool failed) {
     coord_core_enqueue(c, r, wait ? c->now_ms + c->limits.avoid_ms : 0);
 }
 
+void coord_request_again(coord_core *c, coord_request *r) { retry(c, r, false); }
+
 /* Its timer came: too late for the client, or time to try again. */
 void coord_request_due(coord_core *c, coord_request *r) {
     if (r->deadline_ms <= c->now_ms) {
@@ -205,6 +209,7 @@ static void begin_decode(coord_core *c, coord_request *r, int node, int32_t loca
     a->decode.max_tokens = r->max_tokens;
     a->decode.local_tokens_max = local_tokens_max;
     a->decode.apart = r->apart;
+    a->decode.moved = r->holder >= 0;
     a->decode.salt = r->apart ? coord_ask_apart_salt(c, r->salt) : r->salt;
     a->decode.costs = r->costs;
     a->decode.costs_count = r->costs_count;
@@ -247,8 +252,16 @@ static void begin_prefill(coord_core *c, coord_request *r, int node, const coord
     a->prefill.kv_address = e->reserved.kv_address;
     a->prefill.skip = cached;
     a->prefill.send_end = wanted;
+    a->prefill.moved = node == r->holder;
     log_write(LOG_INFO, r->id, "request.prefilling", "attempt=%u prefill=%d cached=%d wanted=%d",
               r->attempt, node, cached, wanted);
+}
+
+/* Its node has what it will get. */
+static void decoding(coord_core *c, coord_request *r) {
+    r->state = REQUEST_DECODING;
+    r->holder = -1;
+    c->changed = c->changed || coord_move_leaves(&c->nodes[r->seat[SIDE_DECODE].node]);
 }
 
 static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
@@ -259,7 +272,7 @@ static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
     }
     if (wanted == cached) {
         coord_hold_release(c, r);
-        r->state = REQUEST_DECODING;
+        decoding(c, r);
         r->computing = r->count - cached;
         c->nodes[r->seat[SIDE_DECODE].node].computing += r->computing;
         log_write(LOG_INFO, r->id, "request.decoding", "attempt=%u cached=%d local", r->attempt,
@@ -274,10 +287,16 @@ static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
     begin_prefill(c, r, node, e);
 }
 
-static void move_on(coord_request *r, coord_request_state state, const char *event) {
-    if (r->state >= state) return;
-    r->state = state;
-    log_write(LOG_INFO, r->id, event, "attempt=%u", r->attempt);
+static void landed(coord_core *c, coord_request *r) {
+    if (r->state == REQUEST_DECODING) return;
+    decoding(c, r);
+    log_write(LOG_INFO, r->id, "request.decoding", "attempt=%u", r->attempt);
+}
+
+static void moving(coord_request *r) {
+    if (r->state >= REQUEST_MOVING) return;
+    r->state = REQUEST_MOVING;
+    log_write(LOG_INFO, r->id, "request.moving", "attempt=%u", r->attempt);
 }
 
 /* ---- tokens -------------------------------------------------------------------------------------- */
@@ -351,6 +370,7 @@ static void judge_node(coord_core *c, int node, status st) {
 static void attempt_failed(coord_core *c, coord_request *r, int node, coord_side side, status st,
                            const char *text) {
     judge_node(c, node, st);
+    if (side == SIDE_PREFILL) r->holder = -1;
     if (st == ST_AGAIN) {
         retry(c, r, false);
         return;
@@ -419,10 +439,10 @@ static void decode_event(coord_core *c, coord_request *r, const coord_event *e) 
     if (e->attempt != r->attempt || r->seat[SIDE_DECODE].node < 0) return; /* rule 1 */
     switch (e->kind) {
     case COORD_RESERVED: reserved(c, r, e); break;
-    case COORD_LANDED: move_on(r, REQUEST_DECODING, "request.decoding"); break;
+    case COORD_LANDED: landed(c, r); break;
     case COORD_TOKENS:
         computed(c, r);
-        if (relay(c, r, e, SIDE_DECODE)) move_on(r, REQUEST_DECODING, "request.decoding");
+        if (relay(c, r, e, SIDE_DECODE)) landed(c, r);
         break;
     default: decode_end(c, r, e);
     }
@@ -450,13 +470,13 @@ static void prefill_event(coord_core *c, coord_request *r, const coord_event *e)
     if (e->attempt != r->attempt || r->seat[SIDE_PREFILL].node < 0) return; /* rule 1 */
     switch (e->kind) {
     case COORD_FIRST_TOKEN:
-        if (r->apart || relay(c, r, e, SIDE_PREFILL)) move_on(r, REQUEST_MOVING, "request.moving");
+        if (r->apart || relay(c, r, e, SIDE_PREFILL)) moving(r);
         break;
     case COORD_SENT:
         if (r->moving > 0 && r->seat[SIDE_DECODE].node >= 0)
             coord_link_learn(&c->links, r->seat[SIDE_PREFILL].node, r->seat[SIDE_DECODE].node,
                              e->sent.exposed_ms / r->moving);
-        move_on(r, REQUEST_MOVING, "request.moving");
+        moving(r);
         break;
     default: prefill_end(c, r, e);
     }

@@ -173,6 +173,7 @@ typedef struct coord_branch {
     int32_t tokens_count, cached, proposed, accepted;
     int32_t prompt_told;         /* positions of the prompt whose logprobs were heard; the first has none */
     int32_t wanted;              /* tokens of a prefill node */
+    bool moved;                  /* its last placement was a move: who read the prompt, and how, stays as it was */
     rpc_timer *again;            /* waits to be submitted again */
     /* what the core is to be told after the step in hand */
     bool due, want_submit, want_stop, want_cancel;

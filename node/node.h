@@ -50,6 +50,7 @@ typedef struct node_request {
     eng_kv_type kv_type;         /* of its pages */
     int32_t skip, send_end;
     bool hold;                   /* nothing is sent: the pages are kept until it is canceled */
+    bool moved;                  /* of an answer that this node ran: its pages are wanted elsewhere */
 } node_request;
 
 /* ---- events out of the core ---------------------------------------------------------------------- */
@@ -284,7 +285,7 @@ status node_process_open(const node_options *o, const node_service *const *servi
 const char *node_process_address(const node_process *p);
 const char *node_process_kv_address(const node_process *p);
 bool node_process_draining(const node_process *p);       /* any thread: it takes no new requests */
-/* Refuses new work, lets running work finish for up to grace_ms, ends the rest, takes back its registration. Blocks. */
+/* Refuses new work, lets running work finish or move for up to grace_ms, ends the rest, takes back its registration. Blocks. */
 void node_process_close(node_process *p, int grace_ms);
 
 /* A rank other than 0: follows it, on the calling thread. ST_OK: it was dismissed. */

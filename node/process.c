@@ -346,12 +346,18 @@ static void post_to_loop(node_process *p, void (*fn)(void *)) {
     while (rpc_loop_post(p->loop, fn, p) != ST_OK) usleep(1000);
 }
 
-/* Fences stand between a cancel and the end of a session, so the wait for the last session is not
+/* An answer that is moved away ends here first; then its pages are fetched, by a Prefill that is given FETCH_MS to come.
+ * Fences stand between a cancel and the end of a session, so the wait for the last session is not
  * bounded by grace_ms; kvtransfer answers a revoke or an abort without its peer. */
 void node_process_close(node_process *p, int grace_ms) {
-    int64_t until_ms = clock_now_ms() + grace_ms;
+    enum { FETCH_MS = 500 };
+    int64_t now_ms = clock_now_ms(), until_ms = now_ms + grace_ms, busy_ms = now_ms - FETCH_MS;
     post_to_loop(p, refuse_new);
-    while (atomic_load(&p->sessions) > 0 && clock_now_ms() < until_ms) usleep(5000);
+    for (; now_ms < until_ms; now_ms = clock_now_ms()) {
+        if (atomic_load(&p->sessions) > 0) busy_ms = now_ms;
+        else if (now_ms - busy_ms >= FETCH_MS) break;
+        usleep(5000);
+    }
     log_write(LOG_INFO, NULL, "node.closing", "canceled=%d", atomic_load(&p->sessions));
     node_process_post(p, &p->cancel_all);
     post_to_loop(p, leave);

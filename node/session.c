@@ -210,7 +210,6 @@ static void on_free(rpc_call *call, void *user) {
 
 static status read_request(node_process *p, const node_service *service, const ProtobufCMessage *message,
                            node_request **out, error *err) {
-    if (p->draining) return error_set(err, ST_AGAIN, "draining: %s takes no new requests", p->id);
     if (atomic_load(&p->sessions) >= p->sessions_max)
         return error_set(err, ST_AGAIN, "%s has %d calls open", p->id, p->sessions_max);
     arena *a = arena_create(CALL_ARENA_BYTES);
@@ -220,6 +219,7 @@ static status read_request(node_process *p, const node_service *service, const P
         r->memory = a;
         st = service->read(&p->facts, message, r, err);
     }
+    if (st == ST_OK && p->draining && !r->moved) st = error_set(err, ST_AGAIN, "draining: %s takes no new requests", p->id);
     if (st == ST_OK)
         *out = r;
     else

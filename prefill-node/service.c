@@ -57,6 +57,7 @@ static status read_request(const node_facts *facts, const ProtobufCMessage *mess
     r->skip = m->skip;
     r->send_end = m->send_end;
     r->hold = m->hold;
+    r->moved = m->moved;
     if (r->hold) r->priority = -PRIORITY_MAX;         /* what is to be sent now goes first */
     return ST_OK;
 }

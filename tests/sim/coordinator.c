@@ -55,6 +55,8 @@ static void see_held(sim *s, const sim_node *n, const sim_stream *st, const node
         s->seen[SEEN_HELD]++;
         s->seen[SEEN_APART_HELD] += s->apart;
         q->holder = n->slot;
+    } else if (st->moved) {
+        s->seen[SEEN_MOVED_FOUND] += (uint64_t)e->token.cached;
     } else if (q->holder == n->slot) {
         s->seen[SEEN_HELD_FOUND] += (uint64_t)e->token.cached;
     }
@@ -226,6 +228,9 @@ static void send_start(sim *s, const coord_action *a, bool prefill) {
     if (s->bug != BUG_SALT_LOST) m->r.salt = prefill ? a->prefill.salt : a->decode.salt;
     if (prefill) {
         s->seen[hold ? SEEN_AHEAD : SEEN_REMOTE]++;
+        st->moved = a->prefill.moved;
+        s->seen[SEEN_MOVED] += st->moved;
+        s->seen[SEEN_OTHER_HOLDER] += !st->moved && !s->nodes[a->node].prefill;
         m->r.hold = hold;
         m->r.ticket = a->prefill.ticket;
         m->r.skip = a->prefill.skip;

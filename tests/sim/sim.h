@@ -98,7 +98,8 @@ typedef enum sim_bug {
     X(SEEN_AHEAD, "prompts to be read ahead") X(SEEN_HELD, "of them held")                          \
     X(SEEN_HELD_FOUND, "of those sent: rows found where they were held")                            \
     X(SEEN_HELD_UNPINNED, "unpinned, as their pages were wanted") X(SEEN_UNHELD, "refused, or lost")\
-    X(SEEN_APART_HELD, "apart: held")                                                               \
+    X(SEEN_APART_HELD, "apart: held") X(SEEN_MOVED, "running answers moved off a node that drains")  \
+    X(SEEN_MOVED_FOUND, "of those: rows that node still had") X(SEEN_OTHER_HOLDER, "prompts sent by another decode node") \
     X(SEEN_ACCEPTED, "proposed tokens accepted") X(SEEN_REJECTED, "proposed tokens rejected")
 
 typedef enum sim_seen {
@@ -130,7 +131,7 @@ typedef struct sim_stream {
     uint64_t handle;             /* index in streams + 1 */
     int request, node;
     uint32_t attempt, life;
-    bool prefill, apart, hold, broken, ended, done, canceled;
+    bool prefill, apart, hold, moved, broken, ended, done, canceled;
     int32_t reason;
     int32_t rows_end;            /* decode: positions below it were computed or are about to be */
     int32_t said;                /* decode: answer tokens */

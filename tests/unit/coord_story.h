@@ -9,7 +9,8 @@
  *   dend R.A STATUS|done         pend R.A STATUS
  * Actions, blank between them, "" for none:
  *   D1.1>0:10,L32   Decode of 10 tokens on node 0, local_tokens_max 32 (L* : all; a last A: its prompt is read apart)
- *   P1.1>2:0-9      Prefill on node 2, skip 0, send_end 9 (a last +2: two answer tokens go with the prompt)
+ *   P1.1>2:0-9      Prefill on node 2, skip 0, send_end 9 (a last +2: two answer tokens go with the prompt; a last m: of an
+ *                   answer that moves away from there)
  *   H1.1>2:10       Prefill of 10 tokens that are to be held there
  *   xD1.1>0 xP1.1>2 cancels      E1@10:7,8  emit      F1:ST_OK/2  finish, reason 2 */
 #ifndef BATON_TESTS_COORD_STORY_H
@@ -73,7 +74,8 @@ static inline void write_action(char *out, size_t room, const coord_action *a) {
     else if (hold)
         snprintf(out, room, ":%d", a->prefill.count);
     else if (a->kind == COORD_DO_PREFILL && a->prefill.count > a->prefill.prompt_count)
-        snprintf(out, room, ":%d-%d+%d", a->prefill.skip, a->prefill.send_end, a->prefill.count - a->prefill.prompt_count);
+        snprintf(out, room, ":%d-%d+%d%s", a->prefill.skip, a->prefill.send_end, a->prefill.count - a->prefill.prompt_count,
+                 a->prefill.moved ? "m" : "");
     else if (a->kind == COORD_DO_PREFILL)
         snprintf(out, room, ":%d-%d", a->prefill.skip, a->prefill.send_end);
     else if (a->kind == COORD_DO_FINISH)
