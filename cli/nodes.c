@@ -14,7 +14,7 @@ static const config_row rows[] = {CLI_SERVER, CLI_CREDENTIAL, CLI_JSON};
 const cli_command cli_nodes = {
     "nodes", "", "The processes of a cluster: roles, states, pages.", CLI_ROWS(rows), 0, 0, nodes};
 const cli_command cli_drain = {
-    "drain", "NODE", "Gives a node no new work; what it runs finishes.", CLI_ROWS(rows), 1,
+    "drain", "NODE", "Gives a node no new work; its running answers move to another node, or finish.", CLI_ROWS(rows), 1,
     1,       drain};
 const cli_command cli_undrain = {
     "undrain", "NODE", "Gives a drained node work again.", CLI_ROWS(rows), 1, 1, undrain};

@@ -45,6 +45,7 @@ typedef struct request {
     eng_sampling sampling;
     bool no_prefill;             /* the prefill node never comes */
     bool apart;                  /* the decode node reads nothing of the prompt */
+    bool moved;                  /* its Prefill is for an answer that ran on the node it is sent to */
     int cancel_after;            /* events; 0: never */
     int32_t prompt_first, prompt_top;        /* logprobs of the prompt from that position on; 0: none */
     uint32_t lease_ms;
@@ -128,6 +129,7 @@ static inline void start_prefill(int node, request *r, const Baton__Node__V1__Re
     m.kv_address = reserved->kv_address;
     m.skip = reserved->cached_tokens;
     m.send_end = reserved->wanted_tokens;
+    m.moved = r->moved;
     status st = rpc_stream_start(channels[node], &prefill_method, &m.base, 0, true, &events, r, &r->prefill);
     running += st == ST_OK;
     if (st != ST_OK) assert_int_equal(st, ST_NO_MEMORY);   /* where a test took it; D goes on alone */

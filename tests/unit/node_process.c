@@ -397,6 +397,15 @@ static void drained_and_back(void **state) {
     assert_int_equal(r.end, ST_AGAIN);
     assert_non_null(strstr(r.text, "draining"));
     assert_true(watch(1, false).draining);
+    r = make_request(700, 20, 5);
+    Baton__Node__V1__Reserved nowhere = BATON__NODE__V1__RESERVED__INIT;
+    start_prefill(1, &r, &nowhere);
+    rpc_loop_run(loop);
+    assert_int_equal(r.prefill_end, ST_AGAIN);
+    r.moved = true;                              /* pages of an answer that ran here are still to be had */
+    start_prefill(1, &r, &nowhere);
+    rpc_loop_run(loop);
+    assert_int_equal(r.prefill_end, ST_OK);
     assert_false(control(1, 2, "").draining);
     assert_string_equal(control(1, 3, "prefill").role, "prefill");
     assert_string_equal(control(1, 3, "decode").role, "decode");
