@@ -112,7 +112,7 @@ static void submit_all(cluster *c, int *node) {
         coord_event e = {.kind = COORD_SUBMIT, .request = (uint64_t)i + 1};
         e.submit.id = "bench";
         e.submit.tokens = c->prompts + (size_t)i * TOKENS;
-        e.submit.count = TOKENS;
+        e.submit.count = e.submit.prompt_count = TOKENS;
         e.submit.max_tokens = 64;
         e.submit.deadline_ms = INT64_MAX;
         e.submit.prefer_node = -1;

@@ -63,7 +63,8 @@ static void look_up(coord_core *c, const coord_request *r, coord_ask *a) {
     memset(c->cached, 0, (size_t)c->nodes_end * sizeof *c->cached);
     if (coord_request_prompt_here(r)) return;
     for (int32_t i = 0; i < r->marks_count; i++) coord_cache_match(c->cache, &r->marks[i], c->cached);
-    if (r->prefer_node >= 0 && r->prefer_node < c->nodes_end) c->cached[r->prefer_node] = r->count;
+    if (r->prefer_node >= 0 && r->prefer_node < c->nodes_end && c->cached[r->prefer_node] < r->prompt_count)
+        c->cached[r->prefer_node] = r->prompt_count;
     int reader = reader_of(c, r);
     bool sure = r->seat[SIDE_HOLD].node >= 0 || c->now_ms - r->read_ms < VIEW_MS;
     if (reader >= 0 && sure && c->cached[reader] < r->prompt_count) c->cached[reader] = r->prompt_count;

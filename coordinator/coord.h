@@ -104,9 +104,9 @@ typedef struct coord_event {
     union {
         struct {
             const char *id;          /* for the log; copied */
-            const int32_t *tokens;   /* prompt; copied */
-            int32_t count;
-            int32_t max_tokens;      /* > 0; count + max_tokens fit the context */
+            const int32_t *tokens;   /* prompt, then of the answer what the client has already; copied */
+            int32_t count, prompt_count;
+            int32_t max_tokens;      /* > count - prompt_count; prompt_count + max_tokens fit the context */
             int64_t deadline_ms;     /* monotonic; INT64_MAX: none */
             int prefer_node;         /* decode node that has just read this prompt, so caches it whatever the view
                                         says yet; -1: none */

@@ -22,7 +22,8 @@
  *     says a known index again must say the same token; the same bytes are a promise, so a
  *     difference ends the request rather than the client reading either.
  *  3. A new attempt starts from prompt + emitted tokens. The sampler's randomness is a function of
- *     the position, so it goes on as if nothing had happened.
+ *     the position, so it goes on as if nothing had happened. The first one of a request that another coordinator had
+ *     begun starts from what the client has of its answer, in the same way.
  *  4. A failed prefill matters only until the decode node has landed: from then on it needs nobody.
  *  5. "Full" (ST_AGAIN) is an answer, not a failure: it costs no attempt and bans no node.
  *  6. Where prefill and decode nodes have different numerics (ranks, KV types, back ends) the prompt's positions are
@@ -42,8 +43,9 @@ static const char *const side_names[SIDES] = {"decode", "prefill", "prefill"};
 /* ---- birth -------------------------------------------------------------------------------------- */
 
 static coord_request *create(const coord_core *c, const coord_event *e) {
-    assert(e->request != 0 && e->submit.count > 0 && e->submit.max_tokens > 0);
-    size_t tokens = (size_t)e->submit.count + (size_t)e->submit.max_tokens;
+    int32_t seen = e->submit.count - e->submit.prompt_count;
+    assert(e->request != 0 && e->submit.prompt_count > 0 && seen >= 0 && seen < e->submit.max_tokens);
+    size_t tokens = (size_t)e->submit.prompt_count + (size_t)e->submit.max_tokens;
     size_t id_bytes = strlen(e->submit.id) + 1, costs = e->submit.explain ? COORD_COSTS_MAX : 0;
     int32_t P[COORD_MARKS_MAX];
     uint64_t salts[COORD_MARKS_MAX];
@@ -59,7 +61,7 @@ static coord_request *create(const coord_core *c, const coord_event *e) {
                          .costs = costs ? its_costs : NULL,
                          .tokens = (int32_t *)(its_costs + costs),
                          .count = e->submit.count,
-                         .prompt_count = e->submit.count,
+                         .prompt_count = e->submit.prompt_count,
                          .max_tokens = e->submit.max_tokens,
                          .prefer_node = e->submit.prefer_node,
                          .salt = e->submit.salt,
@@ -106,7 +108,7 @@ void coord_request_submit(coord_core *c, const coord_event *e) {
         refuse(c, e, ST_AGAIN, why, retry_after_ms);
         return;
     }
-    if ((why = coord_tenant_too_large(c, e->submit.count, e->submit.max_tokens))) {
+    if ((why = coord_tenant_too_large(c, e->submit.prompt_count, e->submit.max_tokens))) {
         refuse(c, e, ST_BAD_INPUT, why, -1);
         return;
     }

@@ -133,6 +133,7 @@ static void submit(coord_service *s, coord_branch *b) {
     e.submit.id = b->id;
     e.submit.tokens = c->job.tokens;
     e.submit.count = c->job.count;
+    e.submit.prompt_count = c->job.count;
     e.submit.max_tokens = c->job.max_tokens;
     e.submit.deadline_ms = c->deadline_ms;
     e.submit.prefer_node = b->prefer_node;

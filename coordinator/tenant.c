@@ -100,7 +100,7 @@ bool coord_tenant_would_hold(coord_core *c, const coord_event *e) {
     const coord_tenant *t = find(c, e->submit.tenant);
     if (!t || t->held_first) return t;
     return t->pages > 0 && c->limits.tenant_pages_max < INT64_MAX &&
-           t->pages + least_pages(c, e->submit.count, e->submit.max_tokens) > c->limits.tenant_pages_max;
+           t->pages + least_pages(c, e->submit.prompt_count, e->submit.max_tokens) > c->limits.tenant_pages_max;
 }
 
 /* Its turn comes before that of b. */
@@ -242,7 +242,7 @@ static const char *tenant_refusal(coord_core *c, const coord_tenant *t, int32_t 
 const char *coord_tenant_refusal(coord_core *c, const coord_event *e, bool room, int64_t *retry_after_ms) {
     const coord_limits *l = &c->limits;
     const coord_tenant *t = find(c, e->submit.tenant);
-    int32_t tokens = e->submit.count;
+    int32_t tokens = e->submit.prompt_count;
     int32_t waiting = coord_core_counts(c).waiting;
     bool no_seat = !t && c->tenants_end == COORD_TENANTS_MAX;
     for (int i = 0; no_seat && i < COORD_TENANTS_MAX; i++) no_seat = c->tenants[i].alive > 0;

@@ -45,7 +45,7 @@ static void submit(sim *s, sim_event *at) {
     snprintf(id, sizeof id, "r%d", (int)at->a);
     e.submit.id = id;
     e.submit.tokens = r->tokens;
-    e.submit.count = r->prompt_count;
+    e.submit.count = e.submit.prompt_count = r->prompt_count;
     e.submit.max_tokens = r->max_tokens;
     e.submit.deadline_ms = r->deadline_ms;
     e.submit.prefer_node = sim_chance(s, 0.2) ? (int)sim_range(s, 0, s->nodes_count - 1) : -1;

@@ -43,7 +43,7 @@ static int64_t refused_for_ms(told *t) {
     coord_actions out;
     e.submit.id = "hint";
     e.submit.tokens = &token;
-    e.submit.count = e.submit.max_tokens = 1;
+    e.submit.count = e.submit.prompt_count = e.submit.max_tokens = 1;
     e.submit.deadline_ms = INT64_MAX;
     coord_core_step(t->core, &e, t->now_ms, &out);
     assert_int_equal(out.count, 1);
@@ -178,7 +178,7 @@ static void a_restart_with_an_earlier_clock(void **state) {
     e = (coord_event){.kind = COORD_SUBMIT, .request = 1};
     e.submit.id = "back";
     e.submit.tokens = &token;
-    e.submit.count = e.submit.max_tokens = 1;
+    e.submit.count = e.submit.prompt_count = e.submit.max_tokens = 1;
     e.submit.deadline_ms = INT64_MAX;
     e.submit.prefer_node = -1;
     coord_core_step(c, &e, 1, &out);
@@ -210,7 +210,7 @@ static void is_quick(void **state) {
         coord_event e = {.kind = COORD_SUBMIT, .request = i};
         e.submit.id = "quick";
         e.submit.tokens = prompt;
-        e.submit.count = 200;
+        e.submit.count = e.submit.prompt_count = 200;
         e.submit.max_tokens = TOKENS;
         e.submit.deadline_ms = 1000000;
         e.submit.prefer_node = -1;

@@ -160,6 +160,31 @@ static void decode_dies_and_the_answer_goes_on(void **state) {
           {"dend 1.2 done", "xP1.2>1 F1:ST_OK/2"});
 }
 
+/* Rule 3: begun by another coordinator. */
+static void goes_on_behind_what_was_seen(void **state) {
+    (void)state;
+    STORY(&limits, NODES, {"node 2 D", ""},
+          {"submit 1 max=4 seen=2", "D1.1>0:12,L4"},
+          {"reserved 1.1 0/11", "P1.1>1:0-11+2"},
+          {"first 1.1 @12 3", "E1@12:3"},
+          {"landed 1.1", ""},
+          {"pend 1.1 ST_OK", ""},
+          {"lost 0", "xD1.1>0 D1.2>2:13,L4"},
+          {"reserved 1.2 0/0", ""},
+          {"tokens 1.2 @13 4", "E1@13:4"},
+          {"dend 1.2 done", "F1:ST_OK/2"});
+    STORY(&limits, NODES,
+          {"submit 1 max=4 seen=2", "D1.1>0:12,L4"},
+          {"reserved 1.1 12/12", ""},
+          {"tokens 1.1 @11 9", "xD1.1>0 F1:ST_INTERNAL/0"});     /* rule 2 holds for what was seen, too */
+    STORY(&limits, {"node 0 D", ""},
+          {"submit 1 max=4 seen=3", "D1.1>0:13,L*"},
+          {"reserved 1.1 13/13", ""},
+          {"tokens 1.1 @13 4,5", "xD1.1>0 F1:ST_INTERNAL/0"});   /* so does max_tokens */
+    STORY(&limits, NODES,
+          {"submit 1 here seen=1", "D1.1>0:11,L4"});              /* rule 7: the prompt was told */
+}
+
 static void every_retryable_status(void **state) {
     (void)state;
     static const char *const names[] = {"ST_PEER_LOST", "ST_PEER_STALE", "ST_DEVICE", "ST_IO", "ST_NO_MEMORY",
@@ -376,6 +401,7 @@ int main(void) {
         cmocka_unit_test_setup(prefill_fails_before_landing, setup),
         cmocka_unit_test_setup(prefill_fails_after_landing, setup),
         cmocka_unit_test_setup(decode_dies_and_the_answer_goes_on, setup),
+        cmocka_unit_test_setup(goes_on_behind_what_was_seen, setup),
         cmocka_unit_test_setup(every_retryable_status, setup),
         cmocka_unit_test_setup(every_final_status, setup),
         cmocka_unit_test_setup(gives_up_after_its_attempts, setup),

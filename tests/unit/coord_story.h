@@ -4,7 +4,8 @@
  * Events, request 1 in its attempt 2 being "1.2"; every prompt has 10 tokens:
  *   node N D|P [cap=C] [epoch=E] [num=X] [page=TOKENS] [pages=N of 4] [drain]   lost N   at MS (a tick)
  *   cancel R   stop R
- *   submit R [max=M] [prefer=N] [deadline=MS] [tenant=T] [here: the decode node is to read the prompt]
+ *   submit R [max=M] [seen=S: the client has 1, 2, .. S of the answer] [prefer=N] [deadline=MS] [tenant=T]
+ *            [here: the decode node is to read the prompt]
  *   reserved R.A CACHED/WANTED   landed R.A   sent R.A   tokens R.A @INDEX T,T   first R.A @INDEX T
  *   dend R.A STATUS|done         pend R.A STATUS
  * Actions, blank between them, "" for none:
@@ -111,12 +112,13 @@ static inline void tell_node(coord_event *e, const char *text) {
 }
 
 static inline void tell_submit(coord_event *e, const char *text) {
-    static const int32_t prompt[10] = {100, 101, 102, 103, 104, 105, 106, 107, 108, 109};
+    static const int32_t tokens[14] = {100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 1, 2, 3, 4};
     e->kind = COORD_SUBMIT;
     e->request = (uint64_t)number_after(text, "submit ", 0);
     e->submit.id = "story";
-    e->submit.tokens = prompt;
-    e->submit.count = 10;
+    e->submit.tokens = tokens;
+    e->submit.prompt_count = 10;
+    e->submit.count = 10 + number_after(text, "seen=", 0);
     e->submit.max_tokens = number_after(text, "max=", 4);
     e->submit.prefer_node = number_after(text, "prefer=", -1);
     e->submit.tenant = (uint64_t)number_after(text, "tenant=", 0);

@@ -181,7 +181,7 @@ static bool submit(coord_core *c, uint64_t number, const source *from, int64_t n
     coord_event e = {.kind = COORD_SUBMIT, .request = number};
     e.submit.id = "flood";
     e.submit.tokens = prompt;
-    e.submit.count = from->tokens;
+    e.submit.count = e.submit.prompt_count = from->tokens;
     e.submit.max_tokens = 1;
     e.submit.deadline_ms = INT64_MAX;
     e.submit.prefer_node = -1;
@@ -237,7 +237,7 @@ static int64_t hint(told *t, uint64_t tenant) {
     coord_event e = {.kind = COORD_SUBMIT, .request = 9999};
     e.submit.id = "hint";
     e.submit.tokens = prompt;
-    e.submit.count = from.tokens;
+    e.submit.count = e.submit.prompt_count = from.tokens;
     e.submit.max_tokens = 1;
     e.submit.deadline_ms = INT64_MAX;
     e.submit.prefer_node = -1;
