@@ -184,6 +184,60 @@ static status take_max_tokens(const coord_model *m, const Baton__V1__GenerateReq
     return ST_OK;
 }
 
+bool coord_check_ends(const coord_model *m, const coord_job *job, int32_t token) {
+    for (int32_t i = 0; i < job->stop_tokens_count; i++)
+        if (job->stop_tokens[i] == token) return true;
+    return !job->ignore_eos && eng_vocab_is_stop(m->vocab, token);
+}
+
+/* ---- what the client has already ------------------------------------------------------------- */
+
+/* The answer's tokens could be these. */
+static status check_seen(const coord_model *m, const coord_job *job, const Baton__V1__Seen *s, error *err) {
+    char what[40];
+    snprintf(what, sizeof what, "seen[index %d].tokens", s->index);
+    TRY(coord_check_tokens(m, what, s->tokens, s->n_tokens, err));
+    if (s->n_tokens > (size_t)job->max_tokens)
+        return error_set(err, ST_BAD_INPUT, "%s: %zu tokens: expected at most %d, what max_tokens or the context allows", what,
+                         s->n_tokens, job->max_tokens);
+    if (s->finished && s->n_tokens == 0)
+        return error_set(err, ST_BAD_INPUT, "%s: an answer that is finished has at least one token", what);
+    for (size_t i = 0; i + 1 < s->n_tokens; i++)
+        if (coord_check_ends(m, job, s->tokens[i]))
+            return error_set(err, ST_BAD_INPUT, "%s[%zu] is %d, which ends the answer: expected no token after it", what, i,
+                             s->tokens[i]);
+    return ST_OK;
+}
+
+static status copy_seen(const coord_job *job, const Baton__V1__Seen *from, arena *a, coord_seen *to, error *err) {
+    to->tokens = arena_alloc(a, ((size_t)job->count + from->n_tokens) * sizeof *to->tokens);
+    if (!to->tokens) return error_set(err, ST_NO_MEMORY, "no memory for what was seen");
+    memcpy(to->tokens, job->tokens, (size_t)job->count * sizeof *to->tokens);
+    if (from->n_tokens) memcpy(to->tokens + job->count, from->tokens, from->n_tokens * sizeof *to->tokens);
+    to->count = job->count + (int32_t)from->n_tokens;
+    to->finished = from->finished;
+    return ST_OK;
+}
+
+static status take_seen(const coord_model *m, const Baton__V1__GenerateRequest *r, arena *a, coord_job *out, error *err) {
+    if (r->n_seen == 0) return ST_OK;
+    if (out->sampling.temperature > 0 && !out->has_seed)
+        return error_set(err, ST_BAD_INPUT, "sampling.seed is missing: with seen, and a temperature above 0, expected the one that "
+                                            "the answer's first chunk told");
+    TRY(check_range("number of entries in seen", (int64_t)r->n_seen, 0, out->n, err));
+    out->seen = arena_alloc(a, (size_t)out->n * sizeof *out->seen);
+    if (!out->seen) return error_set(err, ST_NO_MEMORY, "no memory for what was seen");
+    for (size_t i = 0; i < r->n_seen; i++) {
+        const Baton__V1__Seen *s = r->seen[i];
+        TRY(check_range("index of an entry in seen", s->index, 0, out->n - 1, err));
+        if (out->seen[s->index].count > 0)
+            return error_set(err, ST_BAD_INPUT, "seen has index %d twice: expected one entry for each answer", s->index);
+        TRY(check_seen(m, out, s, err));
+        TRY(copy_seen(out, s, a, &out->seen[s->index], err));
+    }
+    return ST_OK;
+}
+
 status coord_check_generate(const coord_model *m, const Baton__V1__GenerateRequest *r, arena *a,
                             coord_job *out, error *err) {
     coord_job job = {.n = 1, .ignore_eos = r->ignore_eos, .explain = r->explain, .prompt_logprobs = -1};
@@ -201,6 +255,7 @@ status coord_check_generate(const coord_model *m, const Baton__V1__GenerateReque
     TRY(take_stops(m, r, a, &job, err));
     TRY(take_prompt(m, r, a, &job, err));
     TRY(take_max_tokens(m, r, &job, err));
+    TRY(take_seen(m, r, a, &job, err));
     job.id = arena_strndup(a, r->request_id, strlen(r->request_id));
     if (!job.id) return error_set(err, ST_NO_MEMORY, "no memory for the request");
     *out = job;

@@ -56,7 +56,8 @@ void coord_figures_finish(const coord_branch *b, status st) {
     metric_observe(&prefill, b->prefill_ms / 1e3);
     if (b->prefill_node >= 0) metric_observe(&transfer, b->transfer_ms / 1e3);
     metric_observe(&decode, seconds(b->first_us, b->last_us));
-    if (b->tokens_count > 1) metric_observe(&mean, seconds(b->first_us, b->last_us) / (b->tokens_count - 1));
+    int32_t given = b->tokens_count - (b->count - b->client->job.count);
+    if (given > 1) metric_observe(&mean, seconds(b->first_us, b->last_us) / (given - 1));
 }
 
 void coord_figures_open(void) {

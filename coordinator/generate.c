@@ -1,9 +1,10 @@
-/* generate.c -- one client's call: checked, branched n times, streamed back, ended once.
+/* generate.c -- one client's call: checked, branched n times (branch.c), streamed back, ended once.
  *
  *   one call, job.n branches; a branch is one request of the core
  *   branch 0      submitted at once
  *   branches 1..  submitted when the decode node of branch 0 said its first token, and to the same
- *                 node: the prompt's pages are in its prefix cache by then [coord_generate_fan_out]
+ *                 node: the prompt's pages are in its prefix cache by then [coord_generate_fan_out];
+ *                 at once, if branch 0 was complete when the call came
  *   a branch      finished by the core [coord_generate_finish], told to the client [flush]
  *   the call      ended when every branch is both, or one has failed and the others are canceled [end]
  *
@@ -29,47 +30,11 @@ METRIC(tokens_total, "baton_tokens_total", NULL, METRIC_COUNTER, "answer tokens 
 
 /* ---- birth and death ------------------------------------------------------------------------- */
 
-/* Branch 0 keeps the seed, so that n = 1 is the n = 2 answer's first. */
-static uint64_t branch_seed(uint64_t seed, int32_t index) {
-    return index == 0 ? seed : mix64(seed + (uint64_t)index * 0x9E3779B97F4A7C15ull); /* splitmix64 */
-}
-
-static void name_branch(coord_branch *b, const char *id) {
-    if (b->index == 0)
-        snprintf(b->id, sizeof b->id, "%s", id);
-    else
-        snprintf(b->id, sizeof b->id, "%.*s/%d", COORD_ID_BYTES_MAX, id, b->index + 1);
-}
-
-static status make_branches(coord_client *c) {
-    coord_job *job = &c->job;
-    if (!job->has_seed) job->sampling.seed = random_number();
-    char id[COORD_ID_BYTES_MAX + 1];
-    snprintf(id, sizeof id, "%s", job->id);
-    if (!*id) snprintf(id, sizeof id, "r-%016" PRIx64, random_number());
-    c->branches = arena_alloc(c->memory, (size_t)job->n * sizeof *c->branches);
-    if (!c->branches) return ST_NO_MEMORY;
-    for (int32_t i = 0; i < job->n; i++) {
-        coord_branch *b = &c->branches[i];
-        b->client = c;
-        b->index = i;
-        b->seed = branch_seed(job->sampling.seed, i);
-        b->decode_node = b->prefill_node = b->prefer_node = -1;
-        b->costs = job->explain ? arena_alloc(c->memory, COORD_COSTS_MAX * sizeof *b->costs) : NULL;
-        if (job->explain && !b->costs) return ST_NO_MEMORY;
-        b->answer.text = (coord_text){
-            .vocab = c->service->model.vocab, .stops = job->stops, .stops_count = job->stops_count};
-        name_branch(b, id);
-    }
-    c->live = job->n;
-    return ST_OK;
-}
-
 static void on_free(rpc_call *call, void *user) {
     (void)call;
     coord_client *c = user;
     coord_service *s = c->service;
-    for (int32_t i = 0; i < c->job.n; i++) coord_answer_free(&c->branches[i].answer);
+    coord_branch_free(c);
     if (c->prev)
         c->prev->next = c->next;
     else
@@ -104,13 +69,20 @@ static void submit(coord_branch *b, int prefer_node) {
     coord_service_due(b);
 }
 
-/* The prompt's first token has nothing before it: no node says anything of it. */
-static void begin(coord_branch *b) {
-    b->prompt_told = 1;
-    if (coord_generate_wants_prompt(b) && coord_answer_push_prompt(&b->answer, b->client->job.tokens[0], NULL) != ST_OK)
-        coord_generate_cancel(b->client, ST_NO_MEMORY, "no memory for the prompt's log probabilities");
+/* The prompt's first token has nothing before it: no node says anything of it. Who has answer tokens has all of them. */
+static void begin(coord_client *c) {
+    coord_branch *b = &c->branches[0];
+    bool tells = coord_generate_wants_prompt(b) && b->count == c->job.count && !b->finished;
+    b->prompt_told = tells ? 1 : c->job.count;
+    if (tells && coord_answer_push_prompt(&b->answer, c->job.tokens[0], NULL) != ST_OK)
+        coord_generate_cancel(c, ST_NO_MEMORY, "no memory for the prompt's log probabilities");
+    else if (b->finished)
+        coord_generate_fan_out(c, -1);
     else
         submit(b, -1);
+    if (!c->job.seen) return;
+    flush(c); /* what is complete */
+    end(c);
 }
 
 static void take_on(coord_service *s, coord_client *c) {
@@ -126,8 +98,17 @@ static void take_on(coord_service *s, coord_client *c) {
     s->clients_count++;
     rpc_call_watch(c->call, &events, c);
     metric_add(&requests_total, 1);
-    begin(&c->branches[0]);
+    begin(c);
     coord_service_settle(s);
+}
+
+static status take_job(coord_client *c, const ProtobufCMessage *request, error *err) {
+    TRY(coord_check_generate(&c->service->model, (const Baton__V1__GenerateRequest *)request, c->memory, &c->job, err));
+    if (c->once && c->job.seen)
+        return error_set(err, ST_BAD_INPUT, "seen: GenerateOnce has no stream that could break: expected none, or Generate");
+    status st = coord_branch_make(c, err);
+    if (st != ST_OK && c->branches) coord_branch_free(c);
+    return st;
 }
 
 static void on_request(rpc_call *call, const ProtobufCMessage *request, coord_service *s,
@@ -143,12 +124,7 @@ static void on_request(rpc_call *call, const ProtobufCMessage *request, coord_se
     if (st == ST_OK) {
         *c = (coord_client){
             .service = s, .call = call, .once = once, .memory = memory, .retry_after_ms = -1};
-        st = coord_check_generate(&s->model, (const Baton__V1__GenerateRequest *)request, memory,
-                                  &c->job, &err);
-    }
-    if (st == ST_OK) {
-        st = make_branches(c);
-        if (st != ST_OK) error_set(&err, st, "no memory for %d answers", c->job.n);
+        st = take_job(c, request, &err);
     }
     if (st != ST_OK) {
         log_write(LOG_INFO, NULL, "request.refused", "peer=%s: %s", rpc_call_peer(call), err.text);
@@ -325,13 +301,6 @@ static const Baton__Node__V1__Token *info_at(const coord_branch *b, int32_t inde
     return NULL;
 }
 
-/* The token that ends an answer has no text in it. */
-static bool is_silent(const coord_client *c, int32_t token) {
-    for (int32_t i = 0; i < c->job.stop_tokens_count; i++)
-        if (c->job.stop_tokens[i] == token) return true;
-    return !c->job.ignore_eos && eng_vocab_is_stop(c->service->model.vocab, token);
-}
-
 void coord_generate_costs(coord_branch *b, const coord_cost *costs, int32_t count) {
     if (!b->costs || !costs) return;
     memcpy(b->costs, costs, (size_t)count * sizeof *costs);
@@ -371,7 +340,7 @@ void coord_generate_emit(coord_branch *b, const coord_action *action) {
     for (int32_t i = 0; i < action->emit.count && !b->answer.text.stopped; i++) {
         int32_t token = action->emit.tokens[i];
         status st = coord_answer_push(&b->answer, token, info_at(b, action->emit.index + i),
-                                      is_silent(c, token));
+                                      coord_check_ends(&c->service->model, &c->job, token));
         if (st != ST_OK) {
             coord_generate_cancel(c, st, "no memory for the answer");
             return;
@@ -441,7 +410,8 @@ void coord_generate_finish(coord_branch *b, const coord_action *a) {
 void coord_generate_fan_out(coord_client *c, int node) {
     if (c->fanned || c->st != ST_OK) return;
     c->fanned = true;
-    for (int32_t i = 1; i < c->job.n; i++) submit(&c->branches[i], node);
+    for (int32_t i = 1; i < c->job.n; i++)
+        if (!c->branches[i].finished) submit(&c->branches[i], node);
     coord_service_settle(c->service);
 }
 

@@ -113,7 +113,7 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
         if (b->prefill_node < 0 && !b->moved) {
             b->prefill_ms = m->done->prefill_ms;
             /* What came from a prefill node whose first token is still on its way was not cached. */
-            int64_t cached = (int64_t)b->client->job.count - m->done->computed_tokens - b->wanted;
+            int64_t cached = (int64_t)b->count - m->done->computed_tokens - b->wanted;
             b->cached = cached < 0 ? 0 : cached > INT32_MAX ? INT32_MAX : (int32_t)cached;
         }
         break;

@@ -131,8 +131,8 @@ static void submit(coord_service *s, coord_branch *b) {
     }
     e.request = b->number;
     e.submit.id = b->id;
-    e.submit.tokens = c->job.tokens;
-    e.submit.count = c->job.count;
+    e.submit.tokens = b->tokens;
+    e.submit.count = b->count;
     e.submit.prompt_count = c->job.count;
     e.submit.max_tokens = c->job.max_tokens;
     e.submit.deadline_ms = c->deadline_ms;

@@ -3,6 +3,7 @@
  *   service.c   life of the service; events into the core, its actions out to nodes and clients
  *   leg.c       one Decode or Prefill stream to a node
  *   generate.c  one client's Generate or GenerateOnce call and its n branches
+ *   branch.c    their birth: name, seed, what the client has of them already
  *   answer.c    tokens of one branch on their way to the client
  *   figures.c   what it counts, for /metrics
  *   text.c      tokens to text: whole characters, stop strings
@@ -63,6 +64,13 @@ enum {
     COORD_ID_BYTES_MAX = 64,
 };
 
+/* What the client has of one of the answers, from a stream that broke. */
+typedef struct coord_seen {
+    int32_t *tokens;             /* the prompt, then those of the answer */
+    int32_t count;               /* of both; 0: it has nothing */
+    bool finished;               /* it has the end, too */
+} coord_seen;
+
 /* What a client asked for, checked. Lives in the arena given. */
 typedef struct coord_job {
     const char *id;              /* "" : none given */
@@ -70,6 +78,7 @@ typedef struct coord_job {
     int32_t count;
     int32_t max_tokens;          /* at least 1; count + max_tokens fit the context */
     int32_t n, priority;
+    coord_seen *seen;            /* (n); NULL: it is asked for the first time */
     int32_t prompt_logprobs;     /* alternatives of each of the prompt's tokens; -1: none are wanted */
     eng_sampling sampling;
     bool has_seed;
@@ -82,6 +91,8 @@ typedef struct coord_job {
 
 status coord_check_generate(const coord_model *m, const Baton__V1__GenerateRequest *r, arena *a,
                             coord_job *out, error *err);
+/* The token ends the answer: none follows it, and it has no text. */
+bool coord_check_ends(const coord_model *m, const coord_job *job, int32_t token);
 /* Every id must be in the vocabulary; what: how the list is called in the error. */
 status coord_check_tokens(const coord_model *m, const char *what, const int32_t *tokens,
                           size_t count, error *err);
@@ -102,6 +113,9 @@ typedef struct coord_text {
 /* Appends what token adds; silent: its text is not part of the answer. When a stop string is
  * complete, text ends before it and stopped is set for good. ST_NO_MEMORY. */
 status coord_text_push(coord_text *t, int32_t token, bool silent);
+/* Pushes all of them, the last one silently if it ends the answer, and drops what is ready: it was given before.
+ * ST_BAD_INPUT: a stop string was complete before the last. ST_NO_MEMORY. */
+status coord_text_replay(coord_text *t, const int32_t *tokens, int32_t count, bool ends);
 /* No token follows: everything held back is ready. */
 status coord_text_end(coord_text *t);
 void coord_text_drop(coord_text *t, size_t bytes);       /* of the ready ones, from the front */
@@ -142,7 +156,7 @@ char *coord_answer_text(const coord_answer *w, arena *a);
 void coord_answer_sent(coord_answer *w);
 void coord_answer_free(coord_answer *w);
 
-/* ---- generate.c, leg.c --------------------------------------------------------------------------- */
+/* ---- branch.c, generate.c, leg.c --------------------------------------------------------------------------- */
 
 typedef struct coord_client coord_client;
 typedef struct coord_leg coord_leg;
@@ -154,6 +168,8 @@ typedef struct coord_branch {
     uint64_t number;             /* in the core; 0: not there */
     char id[COORD_ID_BYTES_MAX + 16];           /* "ID", "ID/2", ... */
     uint64_t seed;
+    const int32_t *tokens;       /* prompt, then what the client has of the answer: what is submitted */
+    int32_t count;
     coord_answer answer;
     coord_leg *legs;
     const Baton__Node__V1__Token *const *heard;  /* of the message in hand, for EMIT */
@@ -170,7 +186,8 @@ typedef struct coord_branch {
     int decode_node, prefill_node;               /* -1: none */
     coord_cost *costs;           /* (COORD_COSTS_MAX) of the last placement; NULL: nobody asks */
     int32_t costs_count;
-    int32_t tokens_count, cached, proposed, accepted;
+    int32_t tokens_count;        /* of the answer, those that the client had before included */
+    int32_t cached, proposed, accepted;
     int32_t prompt_told;         /* positions of the prompt whose logprobs were heard; the first has none */
     int32_t wanted;              /* tokens of a prefill node */
     bool moved;                  /* its last placement was a move: who read the prompt, and how, stays as it was */
@@ -202,6 +219,11 @@ struct coord_client {
     uint64_t tenant;             /* a number for its name, and the salt of its pages; 0: it named none */
     coord_client *next, *prev;
 };
+
+/* All of c->job.n, none submitted. Those that are complete by what the client has are finished, and told if it has the end,
+ * too. The caller frees them, also after a failure that left c->branches. */
+status coord_branch_make(coord_client *c, error *err);
+void coord_branch_free(coord_client *c);
 
 void coord_generate_on_request(rpc_call *call, const ProtobufCMessage *request, void *ctx);
 void coord_generate_once_on_request(rpc_call *call, const ProtobufCMessage *request, void *ctx);

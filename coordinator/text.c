@@ -61,6 +61,15 @@ status coord_text_push(coord_text *t, int32_t token, bool silent) {
     return ST_OK;
 }
 
+status coord_text_replay(coord_text *t, const int32_t *tokens, int32_t count, bool ends) {
+    for (int32_t i = 0; i < count; i++) {
+        if (t->stopped) return ST_BAD_INPUT;
+        TRY(coord_text_push(t, tokens[i], ends && i == count - 1));
+        if (t->ready) coord_text_drop(t, t->ready);
+    }
+    return ST_OK;
+}
+
 status coord_text_end(coord_text *t) {
     if (t->stopped) return ST_OK;
     TRY(reserve(t, 16));

@@ -33,6 +33,7 @@ typedef struct built {
     Baton__V1__TokenBias bias, *biases[COORD_BIAS_MAX + 1];
     int32_t ids[9000];
     char *stops[COORD_STOPS_MAX + 1];
+    Baton__V1__Seen seen[COORD_N_MAX + 1], *seens[COORD_N_MAX + 1];
     int32_t stop_tokens[COORD_STOP_TOKENS_MAX + 1];
     char text[400];
 } built;
@@ -94,6 +95,22 @@ static void use_chat(built *b, size_t count, const char *role, const char *conte
     b->chat.n_messages = count;
     b->r.input_case = BATON__V1__GENERATE_REQUEST__INPUT_CHAT;
     b->r.chat = &b->chat;
+}
+
+/* One more entry; its tokens are b->ids. */
+static void use_seen(built *b, int32_t index, size_t count) {
+    Baton__V1__Seen *s = b->seens[b->r.n_seen] = &b->seen[b->r.n_seen];
+    baton__v1__seen__init(s);
+    s->index = index;
+    s->tokens = b->ids;
+    s->n_tokens = count;
+    b->r.seen = b->seens;
+    b->r.n_seen++;
+}
+static void use_seed(built *b, float temperature, uint64_t seed) {
+    b->s.temperature = temperature;
+    b->s.seed_set_case = BATON__V1__SAMPLING__SEED_SET_SEED;
+    b->s.seed = seed;
 }
 
 static built *fresh(void) {
@@ -221,6 +238,36 @@ static void sampling(void **state) {
     TAKEN(b->r.sampling = NULL, job.sampling.temperature == 0);
 }
 
+/* Tokens 100 are words; the model's end token is 2. */
+static void seen(void **state) {
+    (void)state;
+    int32_t eos = eng_vocab_eos(model.vocab);
+#define SEEN(b, count) (use_seen(b, 0, count), (b)->ids[0] = (b)->ids[1] = (b)->ids[2] = 100)
+    TAKEN((void)b, job.seen == NULL);
+    TAKEN(SEEN(b, 2), job.seen[0].count == job.count + 2 && job.seen[0].tokens[0] == job.tokens[0] &&
+                      job.seen[0].tokens[job.count + 1] == 100 && !job.seen[0].finished);
+    TAKEN((use_n(b, 3), use_seen(b, 2, 1), b->ids[0] = 7, b->seen[0].finished = true),
+          job.seen[2].finished && job.seen[2].tokens[job.count] == 7 && job.seen[0].count == 0 && job.seen[1].count == 0);
+    TAKEN(use_seen(b, 0, 0), job.seen[0].count == job.count);
+    REFUSED(use_seen(b, 1, 1), ST_BAD_INPUT, "index of an entry in seen is 1: expected 0 to 0");
+    REFUSED(use_seen(b, -1, 1), ST_BAD_INPUT, "index of an entry in seen is -1");
+    REFUSED((use_n(b, 2), use_seen(b, 1, 1), use_seen(b, 1, 1)), ST_BAD_INPUT, "seen has index 1 twice");
+    REFUSED((use_n(b, 2), use_seen(b, 1, 0), use_seen(b, 1, 0)), ST_BAD_INPUT, "seen has index 1 twice");
+    REFUSED((use_seen(b, 0, 1), use_seen(b, 0, 1)), ST_BAD_INPUT, "number of entries in seen is 2: expected 0 to 1");
+    REFUSED((SEEN(b, 3), b->ids[1] = 1 << 20), ST_BAD_INPUT, "seen[index 0].tokens[1] is 1048576: expected a token id");
+    REFUSED((SEEN(b, 3), b->ids[2] = -1), ST_BAD_INPUT, "seen[index 0].tokens[2] is -1");
+    REFUSED((SEEN(b, 3), use_max_tokens(b, 2)), ST_BAD_INPUT, "3 tokens: expected at most 2");
+    TAKEN((SEEN(b, 3), use_max_tokens(b, 3)), job.seen[0].count == job.count + 3);
+    REFUSED((use_ids(b, (size_t)model.context - 2), use_seen(b, 0, 3)), ST_BAD_INPUT, "3 tokens: expected at most 2");
+    REFUSED((use_seen(b, 0, 0), b->seen[0].finished = true), ST_BAD_INPUT, "at least one token");
+    REFUSED((SEEN(b, 3), b->ids[1] = eos), ST_BAD_INPUT, "seen[index 0].tokens[1] is 2, which ends the answer: expected no token");
+    TAKEN((SEEN(b, 3), b->ids[2] = eos), job.seen[0].tokens[job.count + 2] == eos);
+    TAKEN((SEEN(b, 3), b->ids[1] = eos, b->r.ignore_eos = true), job.seen[0].count == job.count + 3);
+    REFUSED((SEEN(b, 3), use_stop_tokens(b, 1, 100)), ST_BAD_INPUT, "seen[index 0].tokens[0] is 100, which ends the answer");
+    REFUSED((SEEN(b, 1), b->s.temperature = 1), ST_BAD_INPUT, "sampling.seed is missing");
+    TAKEN((SEEN(b, 1), use_seed(b, 1, 5)), job.sampling.seed == 5 && job.seen[0].count == job.count + 1);
+}
+
 static void no_memory(void **state) {
     (void)state;
     coord_job job;
@@ -228,6 +275,8 @@ static void no_memory(void **state) {
     built *b = fresh();
     use_stops(b, 2, "x");
     use_biases(b, 2, 1);
+    use_seen(b, 0, 2000);
+    for (int i = 0; i < 2000; i++) b->ids[i] = 100;
     arena *a = NULL;
     for (int64_t n = 1;; n++) {
         a = arena_create(64);
@@ -247,7 +296,7 @@ static int close_arena(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(prompts), cmocka_unit_test(limits),
-                                       cmocka_unit_test(names), cmocka_unit_test(sampling),
+                                       cmocka_unit_test(names), cmocka_unit_test(sampling), cmocka_unit_test(seen),
                                        cmocka_unit_test(no_memory)};
     return cmocka_run_group_tests(tests, setup, close_arena);
 }

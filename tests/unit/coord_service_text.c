@@ -87,6 +87,53 @@ static void streaming(void **state) {
     arena_destroy(a);
 }
 
+/* Cut after any token: what a client of the first text has and what the replayed one still gives are the whole text. */
+static void replayed(void **state) {
+    (void)state;
+    static const char text[] = "smile \xF0\x9F\x98\x80 and \xE6\x97\xA5\xE6\x9C\xAC go ST on STOP";
+    static const char *const stops[] = {"STOP"};
+    arena *a = arena_create(1024);
+    int32_t *tokens, count, halves = 0;
+    assert_int_equal(eng_vocab_tokenize(model.vocab, text, strlen(text), false, a, &tokens, &count, NULL), ST_OK);
+    size_t expected = (size_t)(strstr(text, "STOP") - text);
+    for (int32_t cut = 0; cut <= count; cut++) {
+        coord_text whole = {.vocab = model.vocab, .stops = stops, .stops_count = 1}, rest = whole;
+        for (int32_t i = 0; i < cut; i++) assert_int_equal(coord_text_push(&whole, tokens[i], false), ST_OK);
+        assert_int_equal(coord_text_replay(&rest, tokens, cut, false), ST_OK);
+        halves += whole.count > whole.ready;
+        assert_int_equal(rest.ready, 0);
+        assert_int_equal(rest.count, whole.count - whole.ready);
+        for (int32_t i = cut; i < count; i++) assert_int_equal(coord_text_push(&rest, tokens[i], false), ST_OK);
+        assert_int_equal(coord_text_end(&rest), ST_OK);
+        assert_int_equal(whole.ready + rest.ready, expected);
+        assert_memory_equal(whole.data ? whole.data : "", text, whole.ready);
+        assert_memory_equal(rest.data ? rest.data : "", text + whole.ready, rest.ready);
+        assert_true(rest.stopped);
+        coord_text_free(&whole);
+        coord_text_free(&rest);
+    }
+    assert_true(halves > 1); /* some were cut where text was held back */
+    arena_destroy(a);
+}
+
+static void replayed_beyond_its_end(void **state) {
+    (void)state;
+    static const char *const stops[] = {"b"};
+    int32_t tokens[] = {character_token('a'), character_token('b'), character_token('c')};
+    coord_text t = {.vocab = model.vocab, .stops = stops, .stops_count = 1};
+    assert_int_equal(coord_text_replay(&t, tokens, 3, false), ST_BAD_INPUT);
+    t = (coord_text){.vocab = model.vocab, .stops = stops, .stops_count = 1, .data = t.data, .max = t.max};
+    assert_int_equal(coord_text_replay(&t, tokens, 2, false), ST_OK);
+    assert_true(t.stopped && t.count == 0);
+    t = (coord_text){.vocab = model.vocab, .stops = stops, .stops_count = 1, .data = t.data, .max = t.max};
+    assert_int_equal(coord_text_replay(&t, tokens, 2, true), ST_OK); /* as a stop token it has no text */
+    assert_false(t.stopped);
+    coord_text_free(&t);
+    mem_fail_at(1);
+    assert_int_equal(coord_text_replay(&t, tokens, 1, false), ST_NO_MEMORY);
+    mem_fail_at(0);
+}
+
 static void control_tokens_and_silence(void **state) {
     (void)state;
     coord_text t = {.vocab = model.vocab};
@@ -111,6 +158,7 @@ static void no_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(characters), cmocka_unit_test(streaming),
+                                       cmocka_unit_test(replayed), cmocka_unit_test(replayed_beyond_its_end),
                                        cmocka_unit_test(control_tokens_and_silence),
                                        cmocka_unit_test(no_memory)};
     return cmocka_run_group_tests(tests, setup, teardown);
