@@ -3,7 +3,7 @@
 A story is a script: it starts a Cluster, does something to it, and checks what a user would see. It runs
 under ctest as `python story.py --baton build/baton --model FILE`, and by hand the same way.
 """
-import argparse, atexit, contextlib, importlib, os, pathlib, re, signal, socket, subprocess, sys, tempfile, time
+import argparse, atexit, collections, contextlib, functools, importlib, os, pathlib, re, signal, socket, subprocess, sys, tempfile, time
 
 import grpc
 from grpc_tools import protoc
@@ -195,6 +195,87 @@ def collect(stream, sink=None):
     assert finish is not None, 'the stream ended without a finish'
     assert finish.usage.completion_tokens == len(tokens), (finish.usage, len(tokens))
     return tokens, text, finish
+
+
+# As rpc/options.c has it: a stopped coordinator still acknowledges data, only its pings go unanswered.
+FIND_DEAD = [('grpc.keepalive_time_ms', 2000), ('grpc.keepalive_timeout_ms', 3000), ('grpc.keepalive_permit_without_calls', 1),
+             ('grpc.http2.max_pings_without_data', 0), ('grpc.use_local_subchannel_pool', 1), ('grpc.enable_retries', 0),
+             ('grpc.initial_reconnect_backoff_ms', 100), ('grpc.min_reconnect_backoff_ms', 2000), ('grpc.max_reconnect_backoff_ms', 1000)]
+
+
+@functools.lru_cache(None)
+def inference_at(address):
+    return pb_grpc.InferenceStub(grpc.insecure_channel(address, FIND_DEAD))
+
+
+class Answering:
+    """One request and its n answers, over as many streams as they take: what cli/resume.c does."""
+
+    def __init__(self, request):
+        n = request.n if request.HasField('n') else 1
+        self.request = pb.GenerateRequest()
+        self.request.CopyFrom(request)
+        self.ids, self.tokens, self.text, self.finish = [[] for _ in range(n)], [[] for _ in range(n)], [''] * n, [None] * n
+        self.prompt, self.streams, self.gap, self.last = [], 0, 0.0, None
+
+    def stream(self, address, timeout):
+        """The call behind what was seen; chunks are for take()."""
+        del self.request.seen[:]
+        for index, ids in enumerate(self.ids):
+            if ids:
+                self.request.seen.add(index=index, tokens=ids, finished=self.finish[index] is not None)
+        self.streams += 1
+        self.prompt_at = 0
+        return inference_at(address).Generate(self.request, timeout=timeout)
+
+    def take(self, chunk):
+        now, k = time.monotonic(), chunk.index
+        self.gap, self.last = max(self.gap, now - (self.last or now)), now
+        assert self.finish[k] is None, 'a chunk after the finish'
+        if k == 0 and chunk.request_id:
+            self.request.request_id, self.request.sampling.seed = chunk.request_id, chunk.seed
+        for info in told_prompt(chunk.prompt):
+            if self.prompt_at == len(self.prompt):
+                self.prompt.append(info)
+            assert self.prompt[self.prompt_at] == info, (self.prompt_at, info)
+            self.prompt_at += 1
+        self.ids[k] += [t.token for t in chunk.tokens]
+        self.tokens[k] += [(t.token, t.logprob) if t.HasField('logprob') else t.token for t in chunk.tokens]
+        self.text[k] += chunk.text
+        if chunk.HasField('finish'):
+            self.finish[k] = chunk.finish
+            assert chunk.finish.usage.completion_tokens == len(self.ids[k]), (chunk.finish.usage, len(self.ids[k]))
+
+    def whole(self):
+        assert None not in self.finish, f'the stream ended without a finish: {self.finish}'
+
+    def seen(self):
+        return sum(map(len, self.ids)) + sum(f is not None for f in self.finish)
+
+
+Answer = collections.namedtuple('Answer', 'tokens text finish resumed gap')
+
+
+def resilient(addresses, request, timeout=120, rounds=20, pause=0.25):
+    """(tokens, text, finish, how often a stream broke, longest gap between two chunks in seconds) of index 0, as a client
+    gets them that knows several coordinators: when a stream breaks it goes on at the next one, up to `rounds` times around
+    without a new token. Tokens as collect() gives them; the gap is one of all n answers together."""
+    a, end, turn, idle = Answering(request), time.monotonic() + timeout, 0, 0
+    while True:
+        before = a.seen()
+        try:
+            for chunk in a.stream(addresses[turn % len(addresses)], max(0.1, end - time.monotonic())):
+                a.take(chunk)
+            a.whole()
+            return Answer(a.tokens[0], a.text[0], a.finish[0], a.streams - 1, a.gap)
+        except grpc.RpcError as broke:
+            codes = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}     # full only delays what has begun
+            idle = idle + 1 if a.seen() == before else 0
+            if broke.code() not in codes or (broke.code() != grpc.StatusCode.UNAVAILABLE and not before) or idle >= rounds * len(addresses):
+                raise
+        turn += 1
+        if idle and idle % len(addresses) == 0:
+            time.sleep(pause)
 
 
 def told_prompt(infos):
