@@ -197,10 +197,12 @@ def collect(stream, sink=None):
     return tokens, text, finish
 
 
-# As rpc/options.c has it: a stopped coordinator still acknowledges data, only its pings go unanswered.
-FIND_DEAD = [('grpc.keepalive_time_ms', 2000), ('grpc.keepalive_timeout_ms', 3000), ('grpc.keepalive_permit_without_calls', 1),
-             ('grpc.http2.max_pings_without_data', 0), ('grpc.use_local_subchannel_pool', 1), ('grpc.enable_retries', 0),
-             ('grpc.initial_reconnect_backoff_ms', 100), ('grpc.min_reconnect_backoff_ms', 2000), ('grpc.max_reconnect_backoff_ms', 1000)]
+# As rpc/options.c has it: a stopped coordinator still acknowledges data, only pings go unanswered. ping_timeout_ms is what newer
+# gRPC waits for an answer to any of them: a minute by itself.
+FIND_DEAD = [('grpc.keepalive_time_ms', 2000), ('grpc.keepalive_timeout_ms', 3000), ('grpc.http2.ping_timeout_ms', 3000),
+             ('grpc.keepalive_permit_without_calls', 1), ('grpc.http2.max_pings_without_data', 0), ('grpc.enable_retries', 0),
+             ('grpc.use_local_subchannel_pool', 1), ('grpc.initial_reconnect_backoff_ms', 100),
+             ('grpc.min_reconnect_backoff_ms', 2000), ('grpc.max_reconnect_backoff_ms', 1000)]
 
 
 @functools.lru_cache(None)
@@ -260,14 +262,21 @@ def resilient(addresses, request, timeout=120, rounds=20, pause=0.25):
     """(tokens, text, finish, how often a stream broke, longest gap between two chunks in seconds) of index 0, as a client
     gets them that knows several coordinators: when a stream breaks it goes on at the next one, up to `rounds` times around
     without a new token. Tokens as collect() gives them; the gap is one of all n answers together."""
-    a, end, turn, idle = Answering(request), time.monotonic() + timeout, 0, 0
+    a = Answering(request)
+    go_on(a, addresses, timeout, rounds, pause)
+    return Answer(a.tokens[0], a.text[0], a.finish[0], a.streams - 1, a.gap)
+
+
+def go_on(a, addresses, timeout=120, rounds=20, pause=0.25):
+    """The same with an Answering, which has all n answers."""
+    end, turn, idle = time.monotonic() + timeout, 0, 0
     while True:
         before = a.seen()
         try:
             for chunk in a.stream(addresses[turn % len(addresses)], max(0.1, end - time.monotonic())):
                 a.take(chunk)
             a.whole()
-            return Answer(a.tokens[0], a.text[0], a.finish[0], a.streams - 1, a.gap)
+            return
         except grpc.RpcError as broke:
             codes = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}     # full only delays what has begun
             idle = idle + 1 if a.seen() == before else 0
