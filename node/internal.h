@@ -104,6 +104,7 @@ struct node_process {
     mailbox *mail;
     node_outbox outbox;
     atomic_int sessions;         /* alive: counted up by the loop, down by the engine */
+    atomic_int owed;             /* calls canceled while it drains, less those that came for the pages of a moved answer */
 };
 
 /* session.c */

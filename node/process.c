@@ -346,16 +346,17 @@ static void post_to_loop(node_process *p, void (*fn)(void *)) {
     while (rpc_loop_post(p->loop, fn, p) != ST_OK) usleep(1000);
 }
 
-/* An answer that is moved away ends here first; then its pages are fetched, by a Prefill that is given FETCH_MS to come.
+/* An answer that is moved away ends here first; then its pages are fetched, by a Prefill that is given FETCH_MS to come. (Who
+ * cancels for another reason makes it wait as long.)
  * Fences stand between a cancel and the end of a session, so the wait for the last session is not
  * bounded by grace_ms; kvtransfer answers a revoke or an abort without its peer. */
 void node_process_close(node_process *p, int grace_ms) {
-    enum { FETCH_MS = 500 };
-    int64_t now_ms = clock_now_ms(), until_ms = now_ms + grace_ms, busy_ms = now_ms - FETCH_MS;
+    enum { FETCH_MS = 1500 };
+    int64_t now_ms = clock_now_ms(), until_ms = now_ms + grace_ms, busy_ms = now_ms;
     post_to_loop(p, refuse_new);
     for (; now_ms < until_ms; now_ms = clock_now_ms()) {
         if (atomic_load(&p->sessions) > 0) busy_ms = now_ms;
-        else if (now_ms - busy_ms >= FETCH_MS) break;
+        else if (atomic_load(&p->owed) <= 0 || now_ms - busy_ms >= FETCH_MS) break;
         usleep(5000);
     }
     log_write(LOG_INFO, NULL, "node.closing", "canceled=%d", atomic_load(&p->sessions));

@@ -36,6 +36,7 @@ typedef struct session {
     rpc_call *call;              /* NULL: finished */
     bool blocked;                /* window full */
     bool canceled, ended, freed;
+    bool moved;                  /* as the request's */
     status end_status;
     char end_text[200];
     bool end_has_text;
@@ -188,7 +189,9 @@ void node_session_deliver(node_process *p, const node_letter *letter) {
 
 static void on_cancel(rpc_call *call, void *user) {
     session *s = user;
-    if (s->call == call) finish(s, ST_CANCELED, NULL);
+    if (s->call != call) return;
+    if (s->p->draining && !s->moved) atomic_fetch_add(&s->p->owed, 1);
+    finish(s, ST_CANCELED, NULL);
 }
 
 static void on_writable(rpc_call *call, void *user) {
@@ -252,10 +255,12 @@ void node_session_open(rpc_call *call, const ProtobufCMessage *message, void *ta
     s->p = t->p;
     s->service = t->service;
     s->request = r;
+    s->moved = r->moved;
     s->call = call;
     memcpy(s->id, r->id, id_bytes);
     r->handle = (uint64_t)(uintptr_t)s;
     atomic_fetch_add(&t->p->sessions, 1);
+    if (s->moved) atomic_fetch_sub(&t->p->owed, 1);
     log_write(LOG_INFO, s->id, "call.begin", "method=%s tokens=%d epoch=%u peer=%s",
               strrchr(s->service->path, '/') + 1, r->count, r->epoch, rpc_call_peer(call));
     rpc_call_watch(call, &events, s);

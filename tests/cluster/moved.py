@@ -2,7 +2,7 @@
 they still run elsewhere; the clients see the bytes of a lone node, in one attempt, and of what was computed nothing is computed
 again but the last page of each (counted by the nodes' own counters).
 
-    python tests/cluster/moved.py [--baton build/baton] [--model FILE] [--requests 12] [--prompt 300] [--tokens 1500]
+    python tests/cluster/moved.py [--baton build/baton] [--model FILE] [--requests 12] [--prompt 300] [--tokens 2500]
 """
 import concurrent.futures, os, random, signal
 
@@ -69,7 +69,7 @@ def moved(cluster, jobs, expected, order):
 
 
 def main():
-    args = arguments(requests=12, prompt=300, tokens=1500)
+    args = arguments(requests=12, prompt=300, tokens=2500)
     work = jobs(args)
     with Cluster(args, '--prefill', 0, '--decode', 1, '--no-prefix-cache', '--kv-pages', 4096) as alone, \
             concurrent.futures.ThreadPoolExecutor(4) as pool:
