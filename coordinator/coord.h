@@ -189,6 +189,7 @@ typedef struct coord_counts {
     int32_t waiting, placed;     /* requests */
     int64_t waiting_tokens;      /* of prompts */
     int64_t retries, moves, disagreements;
+    int64_t held_out;            /* times that a node was, because it flaps: lapse.c */
 } coord_counts;
 coord_counts coord_core_counts(const coord_core *c);
 

@@ -79,6 +79,7 @@ coord_counts coord_core_counts(const coord_core *c) {
                           .waiting_tokens = c->waiting_tokens,
                           .retries = c->retries,
                           .moves = c->moves,
+                          .held_out = c->held_out,
                           .disagreements = c->disagreements};
 }
 
@@ -253,6 +254,7 @@ void coord_core_leave(coord_core *c, coord_request *r, coord_side side) {
 static void lose_node(coord_core *c, coord_entry *n) {
     if (!n->alive) return;
     n->alive = false;
+    coord_lapse_lost(c, n);
     for (int side = 0; side < SIDES; side++)
         while (n->first[side])
             coord_request_side_failed(c, n->first[side], side, ST_PEER_LOST, "the node was lost");
@@ -274,6 +276,7 @@ static void hear_node(coord_core *c, int node, const coord_node *state) {
         n->avoid_ms = n->hold_ms = INT64_MIN;
         n->light_steps_per_s = 0;
     }
+    if (n->known && !n->alive) coord_lapse_heard(c, n);
     measure_steps(n, state);
     n->state = *state;
     n->known = n->alive = true;
@@ -358,6 +361,7 @@ int64_t coord_core_next_tick_ms(const coord_core *c) {
         if (!n->alive) continue;
         if (n->busy_ms > c->now_ms && n->busy_ms < next) next = n->busy_ms;
         if (n->avoid_ms > c->now_ms && n->avoid_ms < next) next = n->avoid_ms;
+        if (n->held_out_ms > c->now_ms && n->held_out_ms < next) next = n->held_out_ms;
         if (n->hold_ms > c->now_ms && n->hold_ms < next && c->heap[HEAP_UNREAD].count) next = n->hold_ms;
     }
     return next;

@@ -1,8 +1,8 @@
 /* core_internal.h -- what the files of the coordinator's core share.
  *
  * core.c owns the tables (requests by number, queue, timers, nodes) and the order of one step, request.c the life of one
- * request, hold.c prompts that are read ahead, move.c answers that leave a node, tenant.c who may wait and who goes first, cache.c what nodes hold, route.c
- * the choice of a node, ask.c what it is asked. */
+ * request, hold.c prompts that are read ahead, move.c answers that leave a node, tenant.c who may wait and who goes first,
+ * cache.c what nodes hold, lapse.c who flaps, route.c the choice of a node, ask.c what it is asked. */
 #ifndef BATON_COORD_CORE_INTERNAL_H
 #define BATON_COORD_CORE_INTERNAL_H
 
@@ -98,6 +98,8 @@ typedef struct coord_entry {
     int64_t computing;           /* decode node: the same, of those that it reads itself */
     double light_steps_per_s;    /* as measured while a quarter full at most; else the most heard */
     int64_t avoid_ms, busy_ms;   /* not chosen before these times */
+    int64_t held_out_ms;         /* others of its role are preferred before this time */
+    int32_t lapses;              /* without a steady while in between */
     coord_request *first[SIDES];
 } coord_entry;
 
@@ -154,7 +156,7 @@ struct coord_core {
     int actions_count, actions_max;
     int64_t finish_ms[COORD_FINISHES];       /* ring of the last answers' times, and their prompts' tokens */
     int32_t finish_tokens[COORD_FINISHES];
-    int64_t finishes, retries, disagreements, moves;
+    int64_t finishes, retries, disagreements, moves, held_out;
     int64_t turns, turn_at_ms;   /* placements of those that had waited, and when there was one */
     double turn_ms, turn_tokens; /* from one to the next while somebody waits, and of its prompt; on average */
     char text[240];              /* of a refusal */
@@ -247,6 +249,11 @@ typedef struct coord_holding {
 /* Who reads the prompt ahead; false: nobody can now. */
 bool coord_ask_hold(coord_core *c, coord_request *r, coord_holding *out);
 int32_t coord_ask_pages(const coord_node *n, int32_t tokens);            /* of that node, for so many */
+
+/* lapse.c: a node was lost; was heard again after that; failed an attempt */
+void coord_lapse_lost(coord_core *c, coord_entry *n);
+void coord_lapse_heard(coord_core *c, coord_entry *n);
+void coord_lapse_failed(coord_core *c, coord_entry *n);
 
 /* cache.c */
 coord_cache *coord_cache_create(void);                       /* NULL: no memory */

@@ -21,6 +21,7 @@ METRIC(moves, "baton_migrations_total", NULL, METRIC_COUNTER, "answers that were
 METRIC(waiting, "baton_requests_waiting", NULL, METRIC_GAUGE, "requests that wait for a place");
 METRIC(waiting_tokens, "baton_requests_waiting_tokens", NULL, METRIC_GAUGE, "prompt tokens that wait for a place");
 METRIC(placed, "baton_requests_placed", NULL, METRIC_GAUGE, "requests that nodes work on");
+METRIC(held_out, "baton_nodes_held_out_total", NULL, METRIC_COUNTER, "times that a node was held out because it flaps");
 
 #define ANSWERS(var, reason_) METRIC(var, "baton_answers_total", "reason=\"" reason_ "\"", METRIC_COUNTER, "answers that ended, by reason")
 ANSWERS(answers_stop, "stop");
@@ -62,7 +63,8 @@ void coord_figures_finish(const coord_branch *b, status st) {
 
 void coord_figures_open(void) {
     metric *const all[] = {&first, &between, &mean, &whole, &queue, &prefill, &transfer, &decode, &prompt_tokens, &placed_again, &moves,
-                           &waiting, &waiting_tokens, &placed, &answers_stop, &answers_length, &answers_abort, &answers_refused, &answers_error};
+                           &waiting, &waiting_tokens, &placed, &held_out, &answers_stop, &answers_length, &answers_abort, &answers_refused,
+                           &answers_error};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) metric_show(all[i]);
 }
 
@@ -72,4 +74,5 @@ void coord_figures_load(const coord_core *core) {
     metric_set(&waiting_tokens, now.waiting_tokens);
     metric_set(&placed, now.placed);
     metric_set(&moves, now.moves);
+    metric_set(&held_out, now.held_out);
 }

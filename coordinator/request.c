@@ -365,7 +365,7 @@ static void judge_node(coord_core *c, int node, status st) {
     if (st == ST_AGAIN)
         n->busy_ms = c->now_ms + COORD_BUSY_MS;
     else if (n->alive && st != ST_PEER_STALE)
-        n->avoid_ms = c->now_ms + c->limits.avoid_ms;
+        coord_lapse_failed(c, n);
 }
 
 /* The stream of one side is over and did not do its work: the attempt with it. */

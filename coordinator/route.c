@@ -1,6 +1,6 @@
 /* route.c -- which node gets a request. Pure: values in, a node's number out.
  *
- *   1. who may: serves, was not heard to be full, did not just fail              [coord_route_candidates]
+ *   1. who may: serves, was not heard to be full, did not just fail, does not flap   [coord_route_candidates]
  *   2. what each would cost, by the policy                                       [coord_route_choose]
  *   3. the least wins. Of several as good as that two are drawn and the less loaded one is taken (the power of two
  *      choices, Mitzenmacher 2001): who all follow the same figures do not all run to the same node
@@ -35,6 +35,18 @@ static bool has_room(const coord_entry *n, int64_t now_ms) {
     return n->busy_ms <= now_ms && (n->state.role == COORD_PREFILL || n->placed < n->state.capacity);
 }
 
+/* Held out in favour of others: but for half of those that serve at most. */
+static bool others_first(const coord_ask *a, coord_role role) {
+    int there = 0, fit = 0;
+    for (int i = 0; i < a->count; i++) {
+        const coord_entry *n = &a->nodes[i];
+        if (!serves(n, role)) continue;
+        there++;
+        fit += n->held_out_ms <= a->now_ms && n->avoid_ms <= a->now_ms;
+    }
+    return fit > 0 && 2 * fit >= there;
+}
+
 coord_outlook coord_route_outlook(const coord_entry *nodes, int count, int64_t now_ms) {
     coord_outlook outlook = OUTLOOK_NONE;
     for (int i = 0; i < count && outlook != OUTLOOK_GOOD; i++)
@@ -45,11 +57,13 @@ coord_outlook coord_route_outlook(const coord_entry *nodes, int count, int64_t n
 
 int coord_route_candidates(const coord_ask *a, coord_role role, coord_cost *rows) {
     bool avoided_too = role == COORD_DECODE && coord_route_outlook(a->nodes, a->count, a->now_ms) == OUTLOOK_AVOIDED;
+    bool hold_out = others_first(a, role);
     int found = 0;
     for (int i = 0; i < a->count; i++) {
         const coord_entry *n = &a->nodes[i];
         if (!serves(n, role) || !has_room(n, a->now_ms)) continue;
         if (n->avoid_ms > a->now_ms && !avoided_too) continue;
+        if (n->held_out_ms > a->now_ms && hold_out) continue;
         rows[found++] = (coord_cost){.node = i, .role = role};
     }
     return found;

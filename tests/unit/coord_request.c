@@ -296,6 +296,7 @@ static void node_lost_and_restarted(void **state) {
           {"node 0 D epoch=2", ""},
           {"submit 3", "D3.1>0:10,L*"},
           {"node 0 D epoch=1", ""},              /* a late word of the old process */
+          {"at 10000", ""},                      /* so long that it does not flap */
           {"node 0 D epoch=3", "xD3.1>0 D3.2>0:10,L*"});
 }
 
