@@ -212,6 +212,7 @@ def inference_at(address):
 
 class Answering:
     """One request and its n answers, over as many streams as they take: what cli/resume.c does."""
+    inference = staticmethod(inference_at)       # address -> stub: whose channels are used
 
     def __init__(self, request):
         n = request.n if request.HasField('n') else 1
@@ -228,7 +229,7 @@ class Answering:
                 self.request.seen.add(index=index, tokens=ids, finished=self.finish[index] is not None)
         self.streams += 1
         self.prompt_at = 0
-        return inference_at(address).Generate(self.request, timeout=timeout)
+        return self.inference(address).Generate(self.request, timeout=timeout)
 
     def take(self, chunk):
         now, k = time.monotonic(), chunk.index

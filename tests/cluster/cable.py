@@ -1,0 +1,114 @@
+"""What can be wrong with a host's cable, and how one sees that it was. A host stands in a namespace: its end of the cable is eth0 there, the
+other end `port` in the hub, on the bridge (netns.py).
+
+Packets are dropped where they arrive: what a host sends at the hub's end, what is sent to it at eth0. So they are lost on
+the way, as in a network; dropped at the sender, its TCP would be told. Each packet dropped is counted.
+
+A delay is relay.py's: this kernel may have no netem."""
+import json, os, re, socket, subprocess, sys, time
+
+from netns import ip
+
+TABLE = 'fault'
+
+
+def run(*words):
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+def plain_packets(hub, port, namespace):
+    """Without this "1 % loss" drops one of a hundred 64 KiB super-packets."""
+    ip('-n', namespace, 'link', 'set', 'eth0', 'gso_max_size', '1500', 'gso_max_segs', '1')
+    ip('-n', hub, 'link', 'set', port, 'gso_max_size', '1500', 'gso_max_segs', '1')
+
+
+class Dropped:
+    """Packets of one direction, or both, of which `which` says which (all, if nothing)."""
+
+    def __init__(self, what, out, back, which=''):
+        self.what, self.out, self.back, self.which = what, out, back, which
+
+    def places(self, host):
+        return [(host.hub, host.port)] * self.out + [(host.namespace, 'eth0')] * self.back
+
+    def begin(self, host):
+        for namespace, device in self.places(host):
+            run('ip', 'netns', 'exec', namespace, 'nft', f'add table netdev {TABLE}; add chain netdev {TABLE} drops '
+                f'{{ type filter hook ingress device "{device}" priority 0; }}; add rule netdev {TABLE} drops {self.which} counter drop')
+
+    def happened(self, host):
+        """What it has done; None: nothing, in one direction at least."""
+        told = []
+        for namespace, _ in self.places(host):
+            try:
+                rules = run('ip', 'netns', 'exec', namespace, 'nft', 'list', 'table', 'netdev', TABLE)
+            except subprocess.CalledProcessError:
+                return None
+            packets, size = map(int, re.search(r'counter packets (\d+) bytes (\d+) drop', rules).groups())
+            if not packets:
+                return None
+            assert size <= 1600 * packets, f'super-packets: {size} bytes in {packets} packets'
+            told.append(str(packets))
+        return f'{" + ".join(told)} packets dropped'
+
+    def end(self, host):
+        for namespace, _ in self.places(host):
+            run('ip', 'netns', 'exec', namespace, 'nft', 'delete', 'table', 'netdev', TABLE)
+
+
+class Slow:
+    """Both ends send so many bits a second."""
+
+    def __init__(self, what, rate):
+        self.what, self.rate = what, rate
+
+    @staticmethod
+    def places(host):
+        return [(host.hub, host.port), (host.namespace, 'eth0')]
+
+    def begin(self, host):
+        for namespace, device in self.places(host):
+            run('tc', '-n', namespace, 'qdisc', 'add', 'dev', device, 'root', 'tbf', 'rate', self.rate, 'burst', '16kb',
+                'latency', '200ms')
+
+    def happened(self, host):
+        told = []
+        for namespace, device in self.places(host):
+            shown = [q for q in json.loads(run('tc', '-n', namespace, '-s', '-j', 'qdisc', 'show', 'dev', device)) if q['kind'] == 'tbf']
+            if not shown:
+                return None
+            told.append((shown[0]['overlimits'], shown[0]['drops']))
+        return f'packets that waited/were dropped: {told[0][0]}/{told[0][1]} and {told[1][0]}/{told[1][1]}' if any(t[0] for t in told) else None
+
+    def end(self, host):
+        for namespace, device in self.places(host):
+            run('tc', '-n', namespace, 'qdisc', 'del', 'dev', device, 'root')
+
+
+class Delayed:
+    """Each packet comes so much later, both ways."""
+
+    def __init__(self, what, ms):
+        self.what, self.ms, self.relay = what, ms, None
+
+    def begin(self, host):
+        within = ('ip', 'netns', 'exec', host.hub)
+        run(*within, 'nft', f'add table netdev {TABLE}; add chain netdev {TABLE} only_the_relay '
+            f'{{ type filter hook ingress device "{host.port}" priority 0; policy drop; }}')
+        ip('-n', host.hub, 'link', 'set', host.port, 'nomaster')
+        script = os.path.join(os.path.dirname(__file__), 'relay.py')
+        self.relay = subprocess.Popen([*within, sys.executable, script, host.port, 'br0', str(self.ms)], stdout=subprocess.PIPE, text=True)
+        assert self.relay.stdout.readline() == 'ready\n'
+
+    def happened(self, host):
+        """A handshake takes a packet there and one back."""
+        began = time.monotonic()
+        socket.create_connection((host.address, host.listens), timeout=10).close()
+        took = time.monotonic() - began
+        return f'a handshake took {took:.2f} s' if took >= 2 * self.ms / 1000 else None
+
+    def end(self, host):
+        self.relay.terminate()
+        self.relay.wait(10)
+        ip('-n', host.hub, 'link', 'set', host.port, 'master', 'br0')
+        run('ip', 'netns', 'exec', host.hub, 'nft', 'delete', 'table', 'netdev', TABLE)
