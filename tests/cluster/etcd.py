@@ -85,6 +85,13 @@ class Load:
         wait_until(lambda: self.done >= goal or self.failures, PATIENCE_S, 'requests go on')
         assert not self.failures, self.failures
 
+    def goes_on_for(self, seconds):
+        end = time.monotonic() + seconds
+        self.goes_on()
+        while time.monotonic() < end:
+            time.sleep(1)
+            self.goes_on()
+
     def end(self):
         self.over = True
         for t in self.threads:
@@ -126,7 +133,7 @@ def join_and_drain(start, member, coordinators, load):
     load.goes_on()
 
 
-def etcd_stopped_and_killed(member, processes, load):
+def etcd_stopped_and_killed(member, processes, load, away_s):
     with stopped(member.process.pid):
         assert not member.answers(), 'a stopped etcd answers'
         load.goes_on()
@@ -135,7 +142,7 @@ def etcd_stopped_and_killed(member, processes, load):
     member.kill()
     assert not member.answers(), 'a dead etcd answers'
     wait_until(lambda: all(p.said('registry.away') > 0 for p in processes), PATIENCE_S, 'everyone has seen that etcd is away')
-    load.goes_on()
+    load.goes_on_for(away_s)
     member.start()
     back = member.ready()
     for p, before in zip(processes, found):
@@ -143,11 +150,11 @@ def etcd_stopped_and_killed(member, processes, load):
     registered(member, {'prefill-1', 'decode-1'}, back)
 
 
-def etcd_wiped(member, load):
+def etcd_wiped(member, load, away_s):
     _, before = member.entries()
     member.kill()
     shutil.rmtree(member.directory)
-    load.goes_on()
+    load.goes_on_for(away_s)
     member.start()
     back = member.ready()
     registered(member, {'prefill-1', 'decode-1'}, back)
@@ -223,6 +230,7 @@ def with_a_password(start, member, coordinator):
 
 
 def one_member(args, directory):
+    """etcd is away for --away seconds, and again before it is back wiped."""
     member = etcd(directory, 1)[0]
 
     def start(role, id, user=''):
@@ -241,11 +249,11 @@ def one_member(args, directory):
     try:
         join_and_drain(start, member, coordinators, load)
         did('a node joined and drained')
-        etcd_stopped_and_killed(member, processes, load)
+        etcd_stopped_and_killed(member, processes, load, args.away)
         did('etcd stopped, killed, back')
         leases_lost(member, load)
         did('all leases lost')
-        etcd_wiped(member, load)
+        etcd_wiped(member, load, args.away)
         did('etcd wiped')
         late = compacted_while_stopped(start, member, *coordinators, load)
         did('compacted while a coordinator was stopped')
@@ -289,7 +297,7 @@ def one_of_three_dead(args, directory):
 
 
 def main():
-    args = arguments()
+    args = arguments(away=0)
     if not shutil.which('etcd'):
         print('skipped: no etcd (deploy/install.sh tests)')
         sys.exit(77)
