@@ -28,7 +28,9 @@ def cancel_one(cluster, seed):
     except grpc.RpcError as e:
         if late and e.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
             return 'late'
-        assert e.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED), e
+        if e.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:       # its deadline can not be met, or the queue is full
+            return 'refused'
+        assert e.code() == grpc.StatusCode.CANCELLED, e
     return 'tokens' if seen else 'nothing'
 
 
@@ -49,8 +51,8 @@ def main():
             # A link that is idle may close: fewer is fine.
             assert now[0] <= before[n.id][0] and now[1] <= before[n.id][1], f'{n.id}: (threads, files) {before[n.id]} -> {now}'
         print({kind: ends.count(kind) for kind in sorted(set(ends))})
-        for kind in 'nothing', 'tokens', 'late':
-            assert ends.count(kind) > args.count // 20, f'cancels hit few stages: {ends.count(kind)} {kind}'
+        for kind, least in ('nothing', args.count // 20), ('tokens', args.count // 20), ('late', args.count // 50):
+            assert ends.count(kind) > least, f'cancels hit few stages: {ends.count(kind)} {kind}'
         tokens, _, _ = cluster.generate(request('The capital of France is', max_tokens=8))
         assert len(tokens) == 8
 
