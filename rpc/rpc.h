@@ -63,6 +63,7 @@ void rpc_security_use(rpc_security *s);
 /* The same for channels to servers that are not baton's. */
 void rpc_security_use_foreign(rpc_security *s);
 void rpc_security_close(rpc_security *s);                /* NULL is fine; in use it lives on */
+bool rpc_security_encrypts(void);                        /* servers that are opened now have TLS */
 /* ST_DENIED: a server may not listen there: beyond loopback that takes TLS or --insecure. */
 status rpc_security_check_listen(const char *listen, error *err);
 /* ST_DENIED: bytes would travel there unencrypted, which only --insecure allows beyond loopback. what: as the error

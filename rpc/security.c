@@ -180,6 +180,8 @@ static bool is_loopback(const char *host) {
     return strcmp(host, "localhost") == 0;
 }
 
+bool rpc_security_encrypts(void) { return current && current->paths[CERT]; }
+
 static bool may_be_clear(const rpc_security *s, const char *host) { return is_loopback(host) || (s && s->insecure); }
 
 status rpc_security_check_clear(const char *what, const char *address, error *err) {
@@ -197,7 +199,7 @@ status rpc_security_check_listen(const char *listen, error *err) {
     if (!address_split(listen, host, sizeof host, &port)) return ST_OK; /* said by who opens the server */
     if (s && s->paths[CA] && !s->paths[CERT])
         return error_set(err, ST_BAD_INPUT, "listen address %.100s with --tls-ca: expected --tls-cert and --tls-key too", listen);
-    if ((s && s->paths[CERT]) || may_be_clear(s, host)) return ST_OK;
+    if (rpc_security_encrypts() || may_be_clear(s, host)) return ST_OK;
     return error_set(err, ST_DENIED, "listen address %.100s is not loopback: expected --tls-ca, --tls-cert and --tls-key (baton certs), "
                      "or --insecure on a network that nobody else reaches", listen);
 }
