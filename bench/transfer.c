@@ -85,7 +85,7 @@ static status transfer(bench *b, int transport, kvt_node *n, const kvt_geometry 
     uint64_t ticket = ++b->ticket;
     TRY(bench_peer_promise(&b->peer, transport, ticket, g, tokens));
     double from = now_s();
-    TRY(kvt_send_open(n, b->peer.address[transport], ticket, 1, g, SEND_TIMEOUT_MS, &source, &x, &send));
+    TRY(kvt_send_open(n, b->peer.address[transport], ticket, 1, g, SEND_TIMEOUT_MS, NULL, &source, &x, &send));
     kvt_send_push(send, 0, tokens);
     kvt_send_end(send);
     status st = await(&x);

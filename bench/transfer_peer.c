@@ -121,7 +121,7 @@ static bool obey(child *c, const order *o) {
     case ORDER_PROMISE:
         c->now = *o;
         c->ended = false;
-        s = kvt_promise(c->nodes[o->transport], o->ticket, 1, &o->g, 0, o->tokens, LEASE_MS, &sink, c);
+        s = kvt_promise(c->nodes[o->transport], o->ticket, 1, &o->g, 0, o->tokens, LEASE_MS, NULL, &sink, c);
         break;
     case ORDER_AWAIT: s = await(c); break;
     case ORDER_CPU: {

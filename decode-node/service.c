@@ -55,6 +55,7 @@ static status write_reserved(const node_facts *facts, const node_event *e, rpc_c
     m.kv_address = (char *)facts->kv_address;
     m.cached_tokens = e->reserved.cached;
     m.wanted_tokens = e->reserved.wanted;
+    if (e->reserved.sealed) m.kv_key = (ProtobufCBinaryData){KVT_KEY_BYTES, (uint8_t *)(uintptr_t)e->reserved.key};
     out.event_case = BATON__NODE__V1__DECODE_EVENT__EVENT_RESERVED;
     out.reserved = &m;
     return rpc_call_send(call, &out.base);

@@ -4,6 +4,7 @@
  *   link.c       one connection: bytes in, bytes out, HELLO           owns kvt_link
  *   receive.c    promises kept: judge, land, end                      owns kvt_receipt
  *   send.c       rows cut into frames, ended by ACK                   owns kvt_send
+ *   seal.c       frames sealed and opened                             owns kvt_cipher
  *   transport.c  how bytes get to another process: tcp.c, shm.c, ucx.c
  *
  * Two domains, and no third:
@@ -28,6 +29,7 @@ enum {
     KVT_IDLE_MS = 30000,         /* a link nothing is sent on */
     KVT_LOOK_MS = 250,           /* how often a busy link is asked what its peer acknowledged */
     KVT_STALL_MS = 10000,        /* TCP gives a peer up that acknowledges nothing for so long */
+    KVT_SENDERS_MAX = 32,        /* that seal for one promise; there are as many as the other node has ranks */
 };
 
 typedef struct kvt_link kvt_link;
@@ -61,6 +63,7 @@ typedef struct kvt_stream {
 
 typedef struct kvt_transport {
     const char *name;
+    bool stays;                  /* its bytes never leave the machine, so they are not sealed */
     uint32_t frame_bytes;        /* what DATA frames are cut to; one token of one layer may be more */
     status (*load)(error *err);  /* NULL: always there. Else ST_UNSUPPORTED says what this machine lacks */
     /* NULL: no context, listen() and connect() are given NULL. Else all four, and ready(). */
@@ -107,7 +110,34 @@ bool kvt_tcp_is_loopback(const kvt_address *at);
 /* A TCP socket bound to text, not listening. reuse: also while old connections of that port fade out. */
 status kvt_tcp_bind(const char *text, bool reuse, int *out, char bound[KVT_ADDRESS_MAX], error *err);
 
+/* ---- seal.c ---------------------------------------------------------------------------------- */
+
+typedef struct kvt_cipher kvt_cipher;
+
+/* How one send seals: its frames take number after number. */
+typedef struct kvt_sealing {
+    unsigned char key[KVT_KEY_BYTES], salt[KVT_SALT_BYTES];
+    uint32_t number;                      /* the next one */
+} kvt_sealing;
+
+/* NULL: no memory. */
+kvt_cipher *kvt_cipher_create(void);
+void kvt_cipher_destroy(kvt_cipher *c);   /* NULL is fine */
+bool kvt_sealing_begin(kvt_sealing *s, const unsigned char *key);    /* false: no randomness */
+/* at: room for header and seal, then f's payload, which is encrypted where it lies. Numbers f. */
+void kvt_seal(kvt_cipher *c, kvt_sealing *s, kvt_frame *f, unsigned char *at);
+/* Decrypts the payload where it lies. false: the tag is not that of this key, header, salt and payload; then what
+ * lies there is worth nothing. */
+bool kvt_unseal(kvt_cipher *c, const unsigned char key[KVT_KEY_BYTES], const kvt_frame *f,
+                const unsigned char header[KVT_FRAME_BYTES], const unsigned char seal[KVT_SEAL_BYTES], void *payload);
+
 /* ---- receipt: the node's half of one promise ------------------------------------------------- */
+
+/* One that seals for a promise. */
+typedef struct kvt_sender {
+    unsigned char salt[KVT_SALT_BYTES];
+    uint64_t next;                        /* no frame below this number is taken any more */
+} kvt_sender;
 
 /* Born in kvt_promise(), ends on the node's thread right after sink->ended(). */
 typedef struct kvt_receipt {
@@ -118,6 +148,10 @@ typedef struct kvt_receipt {
     bool revoked;                         /* [lock] no longer in the table; ended() is owed */
     uint32_t landed;                      /* [lock] when it was revoked */
     uint64_t links[KVT_LINKS_MAX / 64];   /* slots of the links that carried its rows and not yet an END */
+    bool sealed;
+    unsigned char key[KVT_KEY_BYTES];
+    kvt_sender senders[KVT_SENDERS_MAX];  /* whose frames had the right tag */
+    int senders_count;
 } kvt_receipt;
 
 /* ---- send: one ticket's pages on their way --------------------------------------------------- */
@@ -135,6 +169,8 @@ struct kvt_send {
     uint32_t timeout_ms;
     const kvt_source *source;
     void *ctx;
+    bool sealed;
+    kvt_sealing sealing;                  /* node's thread; wiped at its end */
     kvt_address peer;
     char address[KVT_ADDRESS_MAX];
 
@@ -165,7 +201,7 @@ struct kvt_send {
 typedef enum kvt_link_state { LINK_CONNECTING, LINK_HELLO, LINK_READY, LINK_DEAD } kvt_link_state;
 
 /* What the next bytes of the stream are. */
-typedef enum kvt_link_expects { EXPECT_HEADER, EXPECT_PAYLOAD, EXPECT_REFUSED } kvt_link_expects;
+typedef enum kvt_link_expects { EXPECT_HEADER, EXPECT_SEAL, EXPECT_PAYLOAD, EXPECT_REFUSED } kvt_link_expects;
 
 struct kvt_link {
     kvt_node *node;
@@ -180,7 +216,7 @@ struct kvt_link {
     int unsent;                           /* transport->unsent when last looked at */
 
     kvt_link_expects expects;             /* receiving */
-    unsigned char header[KVT_FRAME_BYTES];
+    unsigned char header[KVT_FRAME_BYTES], seal[KVT_SEAL_BYTES];
     kvt_frame frame;
     uint32_t got;                         /* bytes of the current part */
     uint32_t crc;                         /* of the payload so far */
@@ -211,8 +247,9 @@ void kvt_link_event(kvt_link *l, uint32_t events);
 /* Where the next bytes of the stream belong, and how many fit; then: n of them are there. */
 size_t kvt_link_want(kvt_link *l, void **into);
 void kvt_link_took(kvt_link *l, size_t n);
-/* Queues a frame without payload. A peer that does not read its own answers loses the link. */
-void kvt_link_say(kvt_link *l, const kvt_frame *f);
+/* Queues a frame without payload. A peer that does not read its own answers loses the link. by: seals it; NULL: it
+ * is not sealed. */
+void kvt_link_say(kvt_link *l, kvt_frame *f, kvt_sealing *by);
 /* The staged frame is a copy from here on; no memory: the link ends. */
 void kvt_link_keep(kvt_link *l);
 void kvt_link_arm(kvt_link *l);           /* tells epoll whether there is something to write */
@@ -225,7 +262,8 @@ void kvt_link_tick(kvt_link *l, int64_t now_ms, int64_t *due_ms);
 /* ---- receive.c ------------------------------------------------------------------------------- */
 
 kvt_verdict kvt_receive_check(kvt_link *l, const kvt_frame *f);   /* before any payload is read */
-void kvt_receive_frame(kvt_link *l, const kvt_frame *f, const void *payload);
+/* payload: decrypted in place if it is sealed. */
+void kvt_receive_frame(kvt_link *l, const kvt_frame *f, void *payload);
 void kvt_receive_corrupt(kvt_link *l, const kvt_frame *f);
 void kvt_receive_link_lost(kvt_link *l);
 void kvt_receive_expire(kvt_node *n, int64_t now_ms);
@@ -260,6 +298,7 @@ struct kvt_node {
     kvt_promises *promises;               /* [lock] */
     kvt_receipt *receipts, *revoked;      /* [lock] */
     kvt_send *dirty;                      /* [lock] */
+    kvt_cipher *cipher;                   /* made [lock] with the first key, used by the node's thread */
 
     kvt_send *sends;
     kvt_link *links[KVT_LINKS_MAX];
@@ -275,6 +314,8 @@ struct kvt_node {
 kvt_node *kvt_node_create(int promises_max, const char *pairing);
 void kvt_node_destroy(kvt_node *n);
 void kvt_node_wake(kvt_node *n);          /* [lock] held */
+/* [lock] held. Whether a promise or a send with this key (NULL: none) may begin. */
+status kvt_node_takes_key(kvt_node *n, const unsigned char *key);
 void kvt_node_due(kvt_node *n, int64_t at_ms);
 
 /* One of the ways to compute it, the table first; false: this machine has no such. For tests. */

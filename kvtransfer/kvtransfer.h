@@ -21,6 +21,7 @@ extern "C" {
 /* ---- frame ----------------------------------------------------------------------------------- */
 
 enum { KVT_VERSION = 2, KVT_FRAME_BYTES = 64, KVT_PAYLOAD_MAX = 1 << 20, KVT_PAIRING_MAX = 255, KVT_RUNS_MAX = 256 };
+enum { KVT_SALT_BYTES = 8, KVT_TAG_BYTES = 16, KVT_SEAL_BYTES = KVT_SALT_BYTES + KVT_TAG_BYTES };
 
 typedef enum kvt_frame_kind {
     KVT_HELLO = 1,               /* first frame of a link, both ways: version, pairing text */
@@ -41,7 +42,9 @@ typedef struct kvt_frame {
     uint32_t type;               /* element type, opaque here */
     uint32_t code;               /* ABORT, ACK: status */
     uint32_t payload_bytes;
-    uint32_t payload_crc;        /* CRC32C */
+    uint32_t payload_crc;        /* CRC32C; 0: sealed */
+    bool sealed;                 /* KVT_SEAL_BYTES of seal stand between header and payload */
+    uint32_t number;             /* sealed: of the send's frames, from 0 */
 } kvt_frame;
 
 void kvt_frame_encode(const kvt_frame *f, unsigned char out[KVT_FRAME_BYTES]);
@@ -75,6 +78,9 @@ typedef enum kvt_verdict {
     KVT_REFUSE_EPOCH,            /* another epoch: ST_PEER_STALE */
     KVT_REFUSE_BOUNDS,           /* outside the promise; an END: none of its heads */
     KVT_REFUSE_TYPE,             /* other element type or payload size */
+    KVT_REFUSE_SEALING,          /* sealed, and the promise is not, or the reverse: ST_REFUSED; receive.c's, as are: */
+    KVT_REFUSE_TAG,              /* sealed with another key, or changed on its way: closes the link */
+    KVT_REFUSE_REPLAY,           /* sealed, and it or one behind it was here before: closes the link */
     KVT_VERDICTS
 } kvt_verdict;
 
@@ -125,10 +131,21 @@ typedef struct kvt_options {
 
 status kvt_node_open(const kvt_options *o, kvt_node **out, error *err);
 const char *kvt_node_address(const kvt_node *n);     /* "host:port" as bound; "" when it only sends */
+/* Whether its frames may leave the machine: then they can be sealed. */
+bool kvt_node_leaves_machine(const kvt_node *n);
 /* Ends the thread; every open promise and send has been told ST_CANCELED before it returns. A kvt_send
  * that was not closed still may be, and must be, afterwards. No other call on the node or its sends may
  * run meanwhile; not from a callback. */
 void kvt_node_close(kvt_node *n);
+
+/* ---- sealing: kvtransfer/seal.c -------------------------------------------------------------------------- */
+
+enum { KVT_KEY_BYTES = 32 };     /* AES-256 */
+
+/* Of one ticket. false: there is no randomness to be had. */
+bool kvt_key_make(unsigned char key[KVT_KEY_BYTES]);
+/* Keys are overwritten where they end. NULL is fine. */
+void kvt_key_wipe(void *key, size_t bytes);
 
 /* Receiving side. All three callbacks on the node's thread. */
 typedef struct kvt_sink {
@@ -142,11 +159,12 @@ typedef struct kvt_sink {
     void (*ended)(void *ctx, status s, uint32_t landed);
 } kvt_sink;
 
-/* Promises room. sink and ctx are borrowed until ended() was called. Errors: kvt_promises_add's, and
- * ST_CANCELED when the node is closing; ended() is not called then. */
+/* Promises room. sink and ctx are borrowed until ended() was called. key: only frames sealed with it land; copied.
+ * NULL: only frames that are not sealed. Errors: kvt_promises_add's, ST_CANCELED when the node is closing,
+ * ST_UNSUPPORTED for a key where frames stay on the machine; ended() is not called then. */
 status kvt_promise(kvt_node *n, uint64_t ticket, uint32_t epoch, const kvt_geometry *g,
-                   uint32_t token_first, uint32_t token_end, uint32_t lease_ms, const kvt_sink *sink,
-                   void *ctx);
+                   uint32_t token_first, uint32_t token_end, uint32_t lease_ms, const unsigned char *key,
+                   const kvt_sink *sink, void *ctx);
 /* Asks to end a promise; ended(ST_CANCELED) tells when the fence stands. Frames are refused and the
  * ticket may be promised anew (newer epoch) from the return on. Unknown tickets: nothing. */
 void kvt_revoke(kvt_node *n, uint64_t ticket);
@@ -166,7 +184,8 @@ typedef struct kvt_source {
      * the runs is read until ended(). */
     int (*runs)(void *ctx, const kvt_frame *box, void *scratch, struct iovec *out);
     /* Once, last call: ST_OK the receiver has all rows of the send's heads; otherwise why not (ST_PEER_LOST,
-     * ST_PEER_STALE the receiver knows this ticket no more, ST_REFUSED pairing differs, ST_BAD_INPUT outside
+     * ST_PEER_STALE the receiver knows this ticket no more, ST_REFUSED pairing differs, or one end seals and the
+     * other does not, ST_BAD_INPUT outside
      * the promise, ST_CORRUPT it misses rows, ST_CANCELED, ST_DEADLINE, ST_NO_MEMORY). Pages may be unpinned
      * from here on. bytes and wire_us: payload sent, time from first push. why: a sentence, borrowed. */
     void (*ended)(void *ctx, status s, uint64_t bytes, int64_t wire_us, const char *why);
@@ -175,10 +194,10 @@ typedef struct kvt_source {
 /* g names the heads that this send brings, some or all of the promise's. One send a ticket and address.
  * Links to one address ("host:port") are pooled and shared. timeout_ms: rows pushed, or an END, and no
  * progress for so long ends the send with ST_DEADLINE. source and ctx borrowed until ended(). A host
- * name is looked up here, on the caller's thread; ST_BAD_INPUT: the address cannot be. */
+ * name is looked up here, on the caller's thread; ST_BAD_INPUT: the address cannot be. key: as of kvt_promise(). */
 status kvt_send_open(kvt_node *n, const char *address, uint64_t ticket, uint32_t epoch,
-                     const kvt_geometry *g, uint32_t timeout_ms, const kvt_source *source, void *ctx,
-                     kvt_send **out);
+                     const kvt_geometry *g, uint32_t timeout_ms, const unsigned char *key,
+                     const kvt_source *source, void *ctx, kvt_send **out);
 /* Rows [token_first, token_first + tokens) are final in every layer: they may leave. Never blocks. */
 void kvt_send_push(kvt_send *s, uint32_t token_first, uint32_t tokens);
 void kvt_send_end(kvt_send *s);                      /* no more pushes; ended() comes with the ACK */

@@ -7,6 +7,8 @@
  * out all the same, for the peer may change what has been checked.
  *
  *   EXPECT_HEADER  --64 bytes--> decoded; a bad header ends the link
+ *        sealed                   -> EXPECT_SEAL (24 bytes) -> as below, but for the CRC: the whole frame is opened with
+ *                                    its ticket's key before anything becomes of it [kvt_receive_frame]
  *        DATA a promise wants     -> EXPECT_PAYLOAD -> CRC -> [kvt_receive_frame] -> EXPECT_HEADER
  *        DATA nobody wants        -> EXPECT_REFUSED (read into scratch, forgotten) -> EXPECT_HEADER
  *        HELLO                    -> EXPECT_PAYLOAD -> CRC -> [hello_taken]       -> EXPECT_HEADER
@@ -32,8 +34,6 @@
 
 enum { TURN_BYTES = 4 << 20 }; /* read or written before other links have their turn */
 
-METRIC(received_bytes, "baton_kv_bytes_received_total", NULL, METRIC_COUNTER,
-       "KV payload bytes received and checked");
 METRIC(received_frames, "baton_kv_frames_received_total", NULL, METRIC_COUNTER,
        "frames received whose header was whole");
 METRIC(links_open, "baton_kv_links", NULL, METRIC_GAUGE, "KV links open, both directions");
@@ -181,7 +181,7 @@ static size_t frame_left(kvt_link *l, size_t n) {
 }
 
 void kvt_link_keep(kvt_link *l) {
-    unsigned char *kept = mem_alloc(KVT_FRAME_BYTES + KVT_PAYLOAD_MAX);
+    unsigned char *kept = mem_alloc(KVT_FRAME_BYTES + KVT_PAYLOAD_MAX); /* of runs: not sealed */
     l->gathered = NULL;
     if (!kept) {
         kvt_link_fail(l, ST_NO_MEMORY, "no memory for the rest of a frame");
@@ -242,10 +242,11 @@ static unsigned char *control_room(kvt_link *l, size_t bytes) {
     return l->control + l->control_bytes - bytes;
 }
 
-void kvt_link_say(kvt_link *l, const kvt_frame *f) {
-    unsigned char *at = control_room(l, KVT_FRAME_BYTES);
+void kvt_link_say(kvt_link *l, kvt_frame *f, kvt_sealing *by) {
+    unsigned char *at = control_room(l, KVT_FRAME_BYTES + (by ? KVT_SEAL_BYTES : 0));
     if (!at) return;
-    kvt_frame_encode(f, at);
+    if (by) kvt_seal(l->node->cipher, by, f, at);
+    else kvt_frame_encode(f, at);
     kvt_link_arm(l);
 }
 
@@ -287,22 +288,18 @@ static void hello_taken(kvt_link *l) {
     if (l->outgoing) kvt_send_link_ready(l);
 }
 
-static void payload_taken(kvt_link *l, const void *payload) {
+static void payload_taken(kvt_link *l, void *payload) {
     l->expects = EXPECT_HEADER;
     l->got = 0;
-    if (l->crc != l->frame.payload_crc) {
+    if (!l->frame.sealed && l->crc != l->frame.payload_crc) {
         if (l->frame.kind == KVT_DATA)
             kvt_receive_corrupt(l, &l->frame);
         else
             refuse_stream(l, "CRC of HELLO differs");
         return;
     }
-    if (l->frame.kind == KVT_HELLO) {
-        hello_taken(l);
-    } else {
-        metric_add(&received_bytes, l->frame.payload_bytes);
-        kvt_receive_frame(l, &l->frame, payload);
-    }
+    if (l->frame.kind == KVT_HELLO) hello_taken(l);
+    else kvt_receive_frame(l, &l->frame, payload);
 }
 
 /* Payload is read only for a box that a promise wants; the buffer is made for the first of them. */
@@ -324,6 +321,14 @@ static bool in_place(const kvt_link *l, kvt_frame_kind kind) {
     return l->outgoing == (kind == KVT_ACK);
 }
 
+/* Header, and seal if it has one, are there. */
+static void frame_begun(kvt_link *l) {
+    l->expects = EXPECT_HEADER;
+    l->got = 0;
+    if (l->frame.kind == KVT_DATA) expect_data(l);
+    else kvt_receive_frame(l, &l->frame, NULL);
+}
+
 static void header_taken(kvt_link *l) {
     error why;
     l->got = 0;
@@ -338,12 +343,12 @@ static void header_taken(kvt_link *l) {
     } else if (l->frame.kind == KVT_HELLO) {
         l->expects = EXPECT_PAYLOAD;
         if (!l->frame.payload_bytes) payload_taken(l, NULL);
-    } else if (l->frame.kind == KVT_DATA) {
-        expect_data(l);
     } else if (l->frame.kind == KVT_ACK) {
         kvt_send_acked(l, &l->frame);
+    } else if (l->frame.sealed) {
+        l->expects = EXPECT_SEAL;
     } else {
-        kvt_receive_frame(l, &l->frame, NULL);
+        frame_begun(l);
     }
 }
 
@@ -351,6 +356,10 @@ size_t kvt_link_want(kvt_link *l, void **into) {
     if (l->expects == EXPECT_HEADER) {
         *into = l->header + l->got;
         return KVT_FRAME_BYTES - l->got;
+    }
+    if (l->expects == EXPECT_SEAL) {
+        *into = l->seal + l->got;
+        return KVT_SEAL_BYTES - l->got;
     }
     uint32_t left = l->frame.payload_bytes - l->got;
     if (l->expects == EXPECT_REFUSED) {
@@ -370,7 +379,11 @@ void kvt_link_took(kvt_link *l, size_t n) {
         if (l->got == KVT_FRAME_BYTES) header_taken(l);
         return;
     }
-    if (l->expects == EXPECT_PAYLOAD) l->crc = kvt_crc32c(l->crc, at, n);
+    if (l->expects == EXPECT_SEAL) {
+        if (l->got == KVT_SEAL_BYTES) frame_begun(l);
+        return;
+    }
+    if (l->expects == EXPECT_PAYLOAD && !l->frame.sealed) l->crc = kvt_crc32c(l->crc, at, n);
     if (l->got < l->frame.payload_bytes) return;
     if (l->expects == EXPECT_PAYLOAD) {
         payload_taken(l, l->body);
@@ -388,7 +401,8 @@ static ssize_t land_view(kvt_link *l) {
     const unsigned char *payload = t->view(l->stream, bytes);
     if (!payload) return errno ? -1 : 0;
     l->crc = kvt_crc32c(0, payload, bytes);
-    payload_taken(l, payload);
+    assert(!l->frame.sealed); /* no promise of such a transport has a key */
+    payload_taken(l, (void *)(uintptr_t)payload);
     if (l->state != LINK_DEAD) t->consume(l->stream, bytes);
     return bytes;
 }

@@ -68,6 +68,7 @@ void kvt_node_destroy(kvt_node *n) {
     close_fd(n->wake_fd);
     close_fd(n->epoll_fd);
     kvt_promises_destroy(n->promises);
+    kvt_cipher_destroy(n->cipher);
     pthread_mutex_destroy(&n->lock);
     mem_free(n->scratch);
     mem_free(n);
@@ -125,6 +126,15 @@ destroy_node:
 }
 
 const char *kvt_node_address(const kvt_node *n) { return n->address; }
+
+bool kvt_node_leaves_machine(const kvt_node *n) { return !n->transport->stays; }
+
+status kvt_node_takes_key(kvt_node *n, const unsigned char *key) {
+    if (!key || n->cipher) return ST_OK;
+    if (n->transport->stays) return ST_UNSUPPORTED;
+    n->cipher = kvt_cipher_create();
+    return n->cipher ? ST_OK : ST_NO_MEMORY;
+}
 
 void kvt_node_close(kvt_node *n) {
     if (!n) return;

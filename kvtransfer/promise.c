@@ -63,6 +63,9 @@ const char *kvt_verdict_name(kvt_verdict v) {
         [KVT_REFUSE_EPOCH] = "epoch",
         [KVT_REFUSE_BOUNDS] = "bounds",
         [KVT_REFUSE_TYPE] = "type",
+        [KVT_REFUSE_SEALING] = "sealing",
+        [KVT_REFUSE_TAG] = "tag",
+        [KVT_REFUSE_REPLAY] = "replay",
     };
     return (unsigned)v < KVT_VERDICTS ? names[v] : "unknown";
 }

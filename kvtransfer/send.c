@@ -40,8 +40,8 @@ static void mark_dirty(kvt_send *s) {
 }
 
 status kvt_send_open(kvt_node *n, const char *address, uint64_t ticket, uint32_t epoch,
-                     const kvt_geometry *g, uint32_t timeout_ms, const kvt_source *source, void *ctx,
-                     kvt_send **out) {
+                     const kvt_geometry *g, uint32_t timeout_ms, const unsigned char *key,
+                     const kvt_source *source, void *ctx, kvt_send **out) {
     kvt_address peer;
     error why;
     if (!geometry_ok(g)) return ST_BAD_INPUT;
@@ -57,15 +57,20 @@ status kvt_send_open(kvt_node *n, const char *address, uint64_t ticket, uint32_t
     s->ctx = ctx;
     s->peer = peer;
     snprintf(s->address, sizeof s->address, "%s", address);
+    s->sealed = key != NULL;
+    status st = !key || kvt_sealing_begin(&s->sealing, key) ? ST_OK : ST_INTERNAL;
     pthread_mutex_lock(&n->lock);
-    bool closing = n->closing;
-    if (!closing) {
+    if (n->closing) st = ST_CANCELED;
+    if (st == ST_OK) st = kvt_node_takes_key(n, key);
+    if (st == ST_OK) {
         *out = s; /* before the thread sees it: ended() may be quicker than our return */
         mark_dirty(s);
     }
     pthread_mutex_unlock(&n->lock);
-    if (closing) mem_free(s);
-    return closing ? ST_CANCELED : ST_OK;
+    if (st == ST_OK) return ST_OK;
+    kvt_key_wipe(&s->sealing, sizeof s->sealing);
+    mem_free(s);
+    return st;
 }
 
 /* [lock] Chunks follow one another, so most pushes only lengthen the last range. */
@@ -148,7 +153,8 @@ static void leave_turns(kvt_link *l, kvt_send *s) {
 /* An END or ABORT names the heads it speaks of. */
 static void say(kvt_send *s, kvt_link *l, kvt_frame_kind kind, status code) {
     kvt_link_say(l, &(kvt_frame){.kind = kind, .ticket = s->ticket, .epoch = s->epoch, .code = (uint32_t)code,
-                                 .head_first = s->g.head_first, .heads = s->g.heads});
+                                 .head_first = s->g.head_first, .heads = s->g.heads},
+                 s->sealed ? &s->sealing : NULL);
 }
 
 /* The send's one end. A receiver that is still there is told to stop waiting, but after ST_OK and
@@ -168,6 +174,7 @@ static void finish(kvt_send *s, status code, const char *why) {
             say(s, l, KVT_ABORT, code);
         kvt_link_arm(l);
     }
+    kvt_key_wipe(&s->sealing, sizeof s->sealing);
     pthread_mutex_lock(&n->lock);
     s->ended = true; /* pushes from here on are dropped */
     int64_t wire_us = s->pushed_us ? clock_now_us() - s->pushed_us : 0;
@@ -332,7 +339,7 @@ static status frame_room(kvt_link *l, const kvt_send *s) {
         l->direct = l->out != NULL;
         return l->out ? ST_OK : errno == EAGAIN ? ST_AGAIN : ST_PEER_LOST;
     }
-    if (!l->out) l->out = mem_alloc(KVT_FRAME_BYTES + KVT_PAYLOAD_MAX);
+    if (!l->out) l->out = mem_alloc(KVT_FRAME_BYTES + KVT_SEAL_BYTES + KVT_PAYLOAD_MAX);
     return l->out ? ST_OK : ST_NO_MEMORY;
 }
 
@@ -350,19 +357,33 @@ static void lay_out(kvt_link *l, kvt_send *s, const kvt_frame *f) {
     l->runs = count + 1;
 }
 
-static void stage(kvt_link *l, kvt_send *s) {
-    kvt_frame f = next_box(s);
-    lay_out(l, s, &f);
+static void stage_clear(kvt_link *l, kvt_send *s, kvt_frame *f) {
+    lay_out(l, s, f);
     size_t bytes = 0;
     for (int i = 1; i < l->runs; bytes += l->run[i++].iov_len)
-        f.payload_crc = kvt_crc32c(f.payload_crc, l->run[i].iov_base, l->run[i].iov_len);
-    assert(bytes == f.payload_bytes);
-    kvt_frame_encode(&f, l->out);
+        f->payload_crc = kvt_crc32c(f->payload_crc, l->run[i].iov_base, l->run[i].iov_len);
+    assert(bytes == f->payload_bytes);
+    kvt_frame_encode(f, l->out);
     l->run[0] = (struct iovec){l->out, KVT_FRAME_BYTES};
     if (!l->gathered) { /* it follows its header: one run */
         l->run[0].iov_len += bytes;
         l->runs = 1;
     }
+}
+
+/* Packed and encrypted where it was packed to: that is as quick as encrypting run by run out of the pages, whose runs
+ * of 2 KiB each cost a call. */
+static void stage_sealed(kvt_link *l, kvt_send *s, kvt_frame *f) {
+    s->source->pack(s->ctx, f, l->out + KVT_FRAME_BYTES + KVT_SEAL_BYTES);
+    kvt_seal(l->node->cipher, &s->sealing, f, l->out);
+    l->run[0] = (struct iovec){l->out, KVT_FRAME_BYTES + KVT_SEAL_BYTES + f->payload_bytes};
+    l->runs = 1;
+    l->gathered = NULL;
+}
+
+static void stage(kvt_link *l, kvt_send *s) {
+    kvt_frame f = next_box(s);
+    (s->sealed ? stage_sealed : stage_clear)(l, s, &f);
     s->bytes += f.payload_bytes;
     metric_add(&sent_frames, 1);
     metric_add(&sent_bytes, f.payload_bytes);

@@ -426,6 +426,7 @@ static int shm_connected(kvt_stream *s) {
 
 const kvt_transport kvt_shm = {
     .name = "shm",
+    .stays = true,
     .frame_bytes = FRAME_BYTES,
     .resolve = shm_resolve,
     .listen = shm_listen,

@@ -165,7 +165,7 @@ static void refuse(node_core *c, node_request *r, status st, const char *text) {
     node_event e = {.kind = NODE_END, .handle = r->handle, .end = {st, text}};
     node_core_count_end(st);
     node_core_emit(c, &e);
-    arena_destroy(r->memory);
+    node_request_free(r);
 }
 
 void node_core_submit(node_core *c, const node_role *role, node_request *r, int64_t now_us) {

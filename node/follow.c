@@ -87,9 +87,10 @@ static void begin(follower *f, const node_note *n, size_t bytes) {
     n = &h->note;
     node_order o = {.transfer = n->transfer, .ticket = n->ticket, .epoch = n->epoch, .id = n->id, .blocks = n->blocks,
                     .token_first = n->token_first, .token_end = n->token_end, .lease_ms = n->lease_ms,
-                    .addresses = n->addresses, .type = (eng_kv_type)n->type};
+                    .key = n->sealed ? n->key : NULL, .addresses = n->addresses, .type = (eng_kv_type)n->type};
     bool receives = n->kind == NODE_NOTE_PROMISE;
     status st = receives ? node_transfer_promise(&f->rank, &o) : node_transfer_send(&f->rank, &o, &err);
+    kvt_key_wipe(h->note.key, sizeof h->note.key);
     if (st != ST_OK) refuse(f, h, receives ? NODE_HEARD_LANDED : NODE_HEARD_SENT, st);
 }
 

@@ -117,6 +117,7 @@ void node_watch_close(node_process *p);
 void node_watch_on_watch(rpc_call *call, const ProtobufCMessage *message, void *process);
 void node_watch_on_control(rpc_call *call, const ProtobufCMessage *message, void *process);
 /* link.c */
+bool node_link_key(const node_process *p, uint64_t ticket, unsigned char key[KVT_KEY_BYTES]);    /* false: it has none */
 status node_link_open(node_process *p, node_io *io, error *err);
 void node_link_close(node_process *p);
 /* Between steps: hears the other ranks where a transfer waits for them or none has been told anything for long. true:

@@ -20,12 +20,15 @@ typedef struct passage {
     status st;                   /* ST_OK of all, or a failure, rather than what was aborted because of it */
     int64_t tokens, wire_us;
     uint64_t bytes;
+    bool sealed;                 /* receives: with */
+    unsigned char key[KVT_KEY_BYTES];
 } passage;
 
 struct node_link {
     passage *first;
     uint64_t made;               /* passages, for their numbers */
     int64_t told_ms;             /* when the group last had a call of ours */
+    bool seals;                  /* what is promised here has a key */
     node_answer answers[COLL_RANKS_MAX];
 };
 
@@ -46,6 +49,7 @@ static void tell_both(node_process *p, const node_note *n, const int32_t *blocks
     if (count) memcpy(whole->blocks, blocks, count * sizeof *blocks);
     if (more_blocks) memcpy(whole->blocks + count, more_blocks, count * sizeof *blocks);
     status st = eng_tell(p->rank.model, whole, bytes, &err);
+    kvt_key_wipe(whole->key, sizeof whole->key);
     mem_free(whole);
     if (st != ST_OK) node_rank_lost(&err);
     p->link->told_ms = clock_now_ms();
@@ -71,6 +75,7 @@ static void drop(node_process *p, passage *x) {
     while (*at != x) at = &(*at)->next;
     *at = x->next;
     node_transfer_forget(&p->rank, x->number);
+    kvt_key_wipe(x->key, sizeof x->key);
     mem_free(x);
 }
 
@@ -132,7 +137,10 @@ static void tell_order(node_process *p, node_note_kind kind, const node_order *o
                    .type = (int32_t)o->type};
     snprintf(n.id, sizeof n.id, "%s", o->id);
     snprintf(n.addresses, sizeof n.addresses, "%s", o->addresses ? o->addresses : "");
+    n.sealed = o->key != NULL;
+    if (o->key) memcpy(n.key, o->key, sizeof n.key);
     tell(p, &n, o->blocks);
+    kvt_key_wipe(n.key, sizeof n.key);
 }
 
 /* Notes are not waited for. Whoever is told a ticket may use it at once, so first every rank has its promise. */
@@ -162,7 +170,9 @@ static status promise(void *ctx, node_seq *s, uint64_t ticket, uint32_t epoch, i
                     .token_first = token_first, .token_end = token_end, .lease_ms = lease_ms};
     passage *x = create(p, s, &o, true);
     if (!x) return ST_NO_MEMORY;
-    status st = node_transfer_promise(&p->rank, &o);
+    x->sealed = p->link->seals;
+    if (x->sealed) o.key = x->key;
+    status st = x->sealed && !kvt_key_make(x->key) ? ST_INTERNAL : node_transfer_promise(&p->rank, &o);
     if (st != ST_OK) {
         drop(p, x);
         return st;
@@ -170,6 +180,14 @@ static status promise(void *ctx, node_seq *s, uint64_t ticket, uint32_t epoch, i
     tell_order(p, NODE_NOTE_PROMISE, &o, s->blocks_count);
     await_promises(p);
     return ST_OK;
+}
+
+bool node_link_key(const node_process *p, uint64_t ticket, unsigned char key[KVT_KEY_BYTES]) {
+    const passage *x = p->link->first;
+    while (x && !(x->receives && x->ticket == ticket)) x = x->next;
+    if (!x || !x->sealed) return false;
+    memcpy(key, x->key, KVT_KEY_BYTES);
+    return true;
 }
 
 static void revoke(void *ctx, uint64_t ticket) {
@@ -194,7 +212,7 @@ static status send_open(void *ctx, node_seq *s, const char *kv_address, uint64_t
     node_process *p = ctx;
     error err;
     node_order o = {.transfer = ++p->link->made, .ticket = ticket, .epoch = epoch, .id = s->request->id, .blocks = blocks,
-                    .addresses = kv_address, .type = s->request->kv_type};
+                    .key = s->request->sealed ? s->request->kv_key : NULL, .addresses = kv_address, .type = s->request->kv_type};
     passage *x = create(p, s, &o, false);
     if (!x) return ST_NO_MEMORY;
     status st = node_transfer_send(&p->rank, &o, &err);
@@ -276,6 +294,7 @@ status node_link_open(node_process *p, node_io *io, error *err) {
     p->rank.report = report;
     p->rank.ctx = p;
     p->link->told_ms = clock_now_ms();
+    p->link->seals = rpc_security_encrypts() && kvt_node_leaves_machine(p->rank.kvt);
     io->promise = promise;
     io->revoke = revoke;
     io->random_ticket = random_ticket;

@@ -47,11 +47,18 @@ typedef struct node_request {
     /* prefill */
     uint64_t ticket;
     const char *kv_address;      /* of the receiving node's ranks, with commas */
+    bool sealed;                 /* frames are, with: */
+    unsigned char kv_key[KVT_KEY_BYTES];
     eng_kv_type kv_type;         /* of its pages */
     int32_t skip, send_end;
     bool hold;                   /* nothing is sent: the pages are kept until it is canceled */
     bool moved;                  /* of an answer that this node ran: its pages are wanted elsewhere */
 } node_request;
+
+static inline void node_request_free(node_request *r) {
+    kvt_key_wipe(r->kv_key, sizeof r->kv_key);
+    arena_destroy(r->memory);
+}
 
 /* ---- events out of the core ---------------------------------------------------------------------- */
 
@@ -70,7 +77,8 @@ typedef struct node_event {
     node_event_kind kind;
     uint64_t handle;
     union {
-        struct { uint64_t ticket; int32_t cached, wanted; } reserved;
+        /* sealed and key: filled in where the promise was made, on its way out of the core. */
+        struct { uint64_t ticket; int32_t cached, wanted; bool sealed; unsigned char key[KVT_KEY_BYTES]; } reserved;
         struct { int32_t tokens; int64_t wait_us; status st; } landed;
         struct { int32_t index; eng_sampled sampled; int32_t cached; int64_t prefill_us; } token; /* and FIRST_TOKEN, PROMPT */
         struct { int32_t reason; int32_t computed; int64_t prefill_us; int32_t proposed, accepted; int64_t draft_us; } done;

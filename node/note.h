@@ -22,6 +22,8 @@ typedef struct node_note {
     uint32_t epoch, lease_ms;
     int32_t token_first, token_end;          /* PROMISE; PUSH; SWAP_OUT, SWAP_IN */
     int32_t type;                            /* SEND */
+    int32_t sealed;                          /* PROMISE, SEND: */
+    unsigned char key[KVT_KEY_BYTES];
     char id[NODE_ID_MAX];
     char addresses[NODE_ADDRESSES_MAX];      /* SEND */
     int32_t blocks[];

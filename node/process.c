@@ -37,7 +37,10 @@ static void deliver(void *process) {
     o->posted = false;
     pthread_cond_signal(&o->emptied);
     pthread_mutex_unlock(&o->lock);
-    for (int i = 0; i < count; i++) node_session_deliver(p, &letters[i]);
+    for (int i = 0; i < count; i++) {
+        node_session_deliver(p, &letters[i]);
+        if (letters[i].event.kind == NODE_RESERVED) kvt_key_wipe(&letters[i].event, sizeof letters[i].event);
+    }
 }
 
 /* Tells the loop that there is something, once. Engine thread. */
@@ -62,6 +65,8 @@ static void emit(void *ctx, const node_event *e) {
     }
     node_letter *letter = &o->filling[o->count++];
     letter->event = *e;
+    if (e->kind == NODE_RESERVED)
+        letter->event.reserved.sealed = node_link_key(p, e->reserved.ticket, letter->event.reserved.key);
     letter->has_text = e->kind == NODE_END && e->end.text;
     if (letter->has_text) {
         snprintf(letter->text, sizeof letter->text, "%s", e->end.text);

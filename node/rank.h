@@ -59,6 +59,7 @@ typedef struct node_order {
     const int32_t *blocks;
     int32_t token_first, token_end;          /* receiving */
     uint32_t lease_ms;
+    const unsigned char *key;    /* the ticket's; NULL: frames are not sealed. Copied */
     const char *addresses;       /* sending: of the other node's ranks, "host:port,host:port" */
     eng_kv_type type;            /* sending: the other node's */
 } node_order;

@@ -253,5 +253,5 @@ void node_seq_end(node_core *c, node_seq *s, status st, const char *text) {
     c->count--;
     node_core_count_end(st);
     node_core_emit(c, &e);
-    arena_destroy(s->request->memory);                     /* s and its request with it */
+    node_request_free(s->request);                         /* and s with it */
 }

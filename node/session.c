@@ -82,10 +82,16 @@ static void want_cancel(session *s) {
     node_process_post(s->p, &s->cancel);
 }
 
+/* A reserved event has a key in it. */
+static void free_held(held *h) {
+    kvt_key_wipe(&h->event, sizeof h->event);
+    mem_free(h);
+}
+
 static void drop_held(session *s) {
     for (held *h; (h = s->held_first);) {
         s->held_first = h->next;
-        mem_free(h);
+        free_held(h);
     }
 }
 
@@ -160,7 +166,7 @@ static void flush(session *s) {
         held *h = s->held_first;
         s->held_first = h->next;
         send(s, &h->event);
-        mem_free(h);
+        free_held(h);
     }
     if (s->call && s->ended && !s->held_first)
         finish(s, s->end_status, s->end_has_text ? s->end_text : NULL);
@@ -244,7 +250,7 @@ void node_session_open(rpc_call *call, const ProtobufCMessage *message, void *ta
     size_t id_bytes = strlen(r->id) + 1;
     session *s = mem_zalloc(1, sizeof *s + id_bytes);
     if (!s) {
-        arena_destroy(r->memory);
+        node_request_free(r);
         rpc_call_finish(call, ST_NO_MEMORY, "no memory for the call", RETRY_AFTER_MS);
         return;
     }

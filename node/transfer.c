@@ -116,7 +116,7 @@ status node_transfer_promise(node_rank *k, const node_order *o) {
     node_transfer *t = create(k, o, NODE_HEARD_LANDED);
     if (!t) return ST_NO_MEMORY;
     kvt_geometry g = geometry_of(k, k->head_first, k->heads, eng_kv_element(k->kv));
-    status st = kvt_promise(k->kvt, o->ticket, o->epoch, &g, (uint32_t)o->token_first, (uint32_t)o->token_end, o->lease_ms, &sink, t);
+    status st = kvt_promise(k->kvt, o->ticket, o->epoch, &g, (uint32_t)o->token_first, (uint32_t)o->token_end, o->lease_ms, o->key, &sink, t);
     if (st != ST_OK) node_transfer_forget(k, o->transfer);
     return st;
 }
@@ -237,7 +237,7 @@ status node_transfer_send(node_rank *k, const node_order *o, error *err) {
         part *x = &t->part[i];
         x->t = t;
         /* Its end may be told before this returns: x->st is the kvt thread's then. */
-        status st = kvt_send_open(k->kvt, targets[i].address, o->ticket, o->epoch, &g, SEND_TIMEOUT_MS, &source, x, &x->send);
+        status st = kvt_send_open(k->kvt, targets[i].address, o->ticket, o->epoch, &g, SEND_TIMEOUT_MS, o->key, &source, x, &x->send);
         if (st == ST_OK) continue;
         x->st = st;
         atomic_store(&t->failed, true);

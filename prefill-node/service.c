@@ -21,7 +21,8 @@ static bool are_numeric(const char *list) {
     return count > 0 && !*list;
 }
 
-/* A node without --insecure sends no KV page in the clear to another machine, whoever asks. */
+/* A node without --insecure sends no KV page in the clear to another machine, whoever asks. Sealed ones go anywhere:
+ * who told the address told the key, too. */
 static status check_clear(const char *list, error *err) {
     char one[NODE_ADDRESS_MAX];
     while (node_transfer_next_address(&list, one)) TRY(rpc_security_check_clear("KV pages to", one, err));
@@ -47,13 +48,17 @@ static status read_request(const node_facts *facts, const ProtobufCMessage *mess
     if (m->send_end > m->skip && !are_numeric(m->kv_address))
         return error_set(err, ST_BAD_INPUT, "kv_address '%.80s': expected HOST:PORT with a numeric host, of each of at most %d ranks",
                          m->kv_address, COLL_RANKS_MAX);
-    if (m->send_end > m->skip) TRY(check_clear(m->kv_address, err));
+    if (m->kv_key.len != 0 && m->kv_key.len != KVT_KEY_BYTES)
+        return error_set(err, ST_BAD_INPUT, "kv_key has %zu bytes, expected %d or none", m->kv_key.len, KVT_KEY_BYTES);
+    if (m->send_end > m->skip && m->kv_key.len == 0) TRY(check_clear(m->kv_address, err));
     TRY(node_service_kv_type(facts, m->pairing, &r->kv_type, err));
     r->kv_address = arena_strndup(r->memory, m->kv_address, bytes);
     if (!r->kv_address) return error_set(err, ST_NO_MEMORY, "no memory for the kv_address");
     r->epoch = m->epoch;
     r->salt = m->salt;
     r->ticket = m->ticket;
+    r->sealed = m->kv_key.len != 0;
+    if (r->sealed) memcpy(r->kv_key, m->kv_key.data, sizeof r->kv_key);
     r->skip = m->skip;
     r->send_end = m->send_end;
     r->hold = m->hold;

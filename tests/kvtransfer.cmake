@@ -1,5 +1,6 @@
 baton_test(unit/kvt_frame kvtransfer base)
 baton_test(unit/kvt_promise kvtransfer base)
+baton_test(unit/kvt_seal kvtransfer base PkgConfig::CRYPTO)
 baton_test(unit/kvt_node kvtransfer base)
 baton_test(unit/kvt_shm kvtransfer base)
 if(BATON_UCX_FOUND)

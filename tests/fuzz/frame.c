@@ -12,7 +12,8 @@ enum { L = 4, K = 2, ROW = 16, FIRST = 8, END = 150 };
  * what else would stop every input at the door. */
 static void repair(unsigned char wire[KVT_FRAME_BYTES]) {
     memcpy(wire, "BKV1\2", 5);
-    wire[6] = wire[7] = 0;
+    wire[6] &= 1;
+    wire[7] = 0;
     uint32_t crc = kvt_crc32c(0, wire, 60);
     for (int i = 0; i < 4; i++) wire[60 + i] = (unsigned char)(crc >> 8 * i);
 }

@@ -11,17 +11,20 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
-enum { TICKETS = 2, TOKENS = 40 };
+enum { TICKETS = 3, SEALED = 3, TOKENS = 40 }; /* no input has the tag for SEALED's key */
 static const kvt_geometry geometry = {.layers = 2, .heads = 2, .row_bytes = 2, .type = 1};
+static const unsigned char key[KVT_KEY_BYTES] = {7};
 static int ended[TICKETS + 1];
 
 static void land(void *ctx, const kvt_frame *box, const void *payload) {
     assert(box->ticket == (uint64_t)(uintptr_t)ctx && !ended[box->ticket]);
+    assert(box->ticket != SEALED && !box->sealed);
     assert(box->token_first + box->tokens <= TOKENS && box->layer_first + box->layers <= 2);
     assert(kvt_crc32c(0, payload, box->payload_bytes) == box->payload_crc);
 }
 
 static void told(void *ctx, status s, uint32_t landed) {
+    assert((uintptr_t)ctx != SEALED || s != ST_OK);
     assert(++ended[(uintptr_t)ctx] == 1 && landed <= TOKENS && (s != ST_OK || landed == TOKENS));
 }
 
@@ -44,7 +47,7 @@ static const kvt_source source = {.pack = pack, .ended = sent};
 static kvt_send *begin_send(kvt_node *n, kvt_link *l, int *told_sender) {
     kvt_send *s;
     status opened =
-        kvt_send_open(n, l->address, 1, 1, &geometry, 1000, &source, told_sender, &s);
+        kvt_send_open(n, l->address, 1, 1, &geometry, 1000, NULL, &source, told_sender, &s);
     assert(opened == ST_OK);
     kvt_send_push(s, 0, TOKENS);
     kvt_send_end(s);
@@ -65,7 +68,8 @@ static void repair(kvt_link *l, unsigned flags, const uint8_t *rest, size_t rest
         if (length <= rest_bytes) put32(h + 56, kvt_crc32c(0, rest, length));
     }
     memcpy(h, "BKV1\2", 5);
-    h[6] = h[7] = 0;
+    h[6] &= 1;
+    h[7] = 0;
     put32(h + 60, kvt_crc32c(0, h, 60));
 }
 
@@ -91,7 +95,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     memset(ended, 0, sizeof ended);
     kvt_node *n = kvt_node_create(4, "pair");
     for (uint64_t t = 1; t <= TICKETS; t++)
-        kvt_promise(n, t, 1, &geometry, 0, TOKENS, 1000000, &sink, (void *)(uintptr_t)t);
+        kvt_promise(n, t, 1, &geometry, 0, TOKENS, 1000000, t == SEALED ? key : NULL, &sink, (void *)(uintptr_t)t);
     int told_sender = 0;
     bool outgoing = data[0] & 8;
     kvt_link *l = kvt_link_create(n, NULL, outgoing, "127.0.0.1:1");

@@ -96,6 +96,11 @@ static void every_flipped_bit_is_seen(void **state) {
     }
 }
 
+static void put_crc(unsigned char wire[KVT_FRAME_BYTES]) {
+    uint32_t crc = kvt_crc32c(0, wire, 60);
+    for (int b = 0; b < 4; b++) wire[60 + b] = (unsigned char)(crc >> 8 * b);
+}
+
 /* A header whose CRC is right all the same: lies are named. */
 static void lies_are_named(void **state) {
     (void)state;
@@ -104,7 +109,7 @@ static void lies_are_named(void **state) {
         unsigned char value;
         const char *named;
     } lies[] = {
-        {5, 0, "kind"}, {5, 6, "kind"}, {6, 1, "kind"}, {55, 0x80, "length"}, {52, 1, "length"},
+        {5, 0, "kind"}, {5, 6, "kind"}, {6, 2, "kind"}, {7, 1, "kind"}, {55, 0x80, "length"}, {52, 1, "length"},
         {5, KVT_END, "length"}, {5, KVT_HELLO, "length"}, {5, KVT_ACK, "length"},
         {54, 0, "length"}, /* DATA without payload */
     };
@@ -114,10 +119,33 @@ static void lies_are_named(void **state) {
         error err = {0};
         kvt_frame_encode(&in, wire);
         wire[lies[i].at] = lies[i].value;
-        uint32_t crc = kvt_crc32c(0, wire, 60);
-        for (int b = 0; b < 4; b++) wire[60 + b] = (unsigned char)(crc >> 8 * b);
+        put_crc(wire);
         assert_int_equal(kvt_frame_decode(wire, &out, &err), ST_CORRUPT);
         assert_non_null(strstr(err.text, lies[i].named));
+    }
+}
+
+/* The flag stands for the number in the CRC's place; ACK and HELLO can not have it. */
+static void sealed_frames(void **state) {
+    (void)state;
+    unsigned char wire[KVT_FRAME_BYTES];
+    kvt_frame in = sample(), out;
+    error err = {0};
+    in.sealed = true;
+    in.number = 0x04030201;
+    kvt_frame_encode(&in, wire);
+    assert_memory_equal(wire + 4, "\2\2\1\0", 4);
+    assert_memory_equal(wire + 56, "\1\2\3\4", 4);
+    assert_int_equal(kvt_frame_decode(wire, &out, &err), ST_OK);
+    assert_true(out.sealed && out.number == in.number && out.payload_crc == 0);
+    for (int kind = KVT_HELLO; kind <= KVT_ACK; kind++) {
+        bool may = kind != KVT_HELLO && kind != KVT_ACK;
+        in = (kvt_frame){.kind = (kvt_frame_kind)kind, .payload_bytes = kind == KVT_DATA};
+        kvt_frame_encode(&in, wire);
+        wire[6] = 1;
+        put_crc(wire);
+        assert_int_equal(kvt_frame_decode(wire, &out, &err), may ? ST_OK : ST_CORRUPT);
+        if (!may) assert_non_null(strstr(err.text, "sealed"));
     }
 }
 
@@ -126,6 +154,7 @@ int main(void) {
         cmocka_unit_test(crc_known),       cmocka_unit_test(crc_ways_agree),
         cmocka_unit_test(round_trip),      cmocka_unit_test(layout_is_fixed),
         cmocka_unit_test(lies_are_named),  cmocka_unit_test(every_flipped_bit_is_seen),
+        cmocka_unit_test(sealed_frames),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

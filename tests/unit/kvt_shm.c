@@ -83,12 +83,12 @@ static bool here(const char *transport) {
 }
 
 static void promise(kvt_node *n, uint64_t ticket, half *x) {
-    assert_int_equal(kvt_promise(n, ticket, 1, &geometry, 0, TOKENS, 60000, &sink, x), ST_OK);
+    assert_int_equal(kvt_promise(n, ticket, 1, &geometry, 0, TOKENS, 60000, NULL, &sink, x), ST_OK);
 }
 
 static kvt_send *send_all(kvt_node *n, const char *address, uint64_t ticket, half *x) {
     kvt_send *s = NULL;
-    assert_int_equal(kvt_send_open(n, address, ticket, 1, &geometry, 5000, &source, x, &s), ST_OK);
+    assert_int_equal(kvt_send_open(n, address, ticket, 1, &geometry, 5000, NULL, &source, x, &s), ST_OK);
     kvt_send_push(s, 0, TOKENS);
     kvt_send_end(s);
     return s;

@@ -388,7 +388,7 @@ static void sender_is_killed(void **state) {
     static const kvt_sink sink = {land, sink_ended};
     if (kvt_node_open(&(kvt_options){.listen = "127.0.0.1:0", .pairing = "pair", .transport = "ucx"}, &b, &err))
         fail_msg("%s", err.text);
-    assert_int_equal(kvt_promise(b, 1, 1, &geometry, 0, TOKENS, 60000, &sink, NULL), ST_OK);
+    assert_int_equal(kvt_promise(b, 1, 1, &geometry, 0, TOKENS, 60000, NULL, &sink, NULL), ST_OK);
     snprintf(address, sizeof address, "%s", kvt_node_address(b));
     assert_int_equal(write(pipe_fds[1], address, sizeof address), sizeof address);
     struct timespec until;

@@ -27,25 +27,25 @@ static atomic_int send_fails_on = NOBODY, sends_before;                    /* a 
 static atomic_bool open_returns_late;
 
 status __real_kvt_promise(kvt_node *n, uint64_t ticket, uint32_t epoch, const kvt_geometry *g, uint32_t first, uint32_t end,
-                          uint32_t lease_ms, const kvt_sink *sink, void *ctx);
+                          uint32_t lease_ms, const unsigned char *key, const kvt_sink *sink, void *ctx);
 status __wrap_kvt_promise(kvt_node *n, uint64_t ticket, uint32_t epoch, const kvt_geometry *g, uint32_t first, uint32_t end,
-                          uint32_t lease_ms, const kvt_sink *sink, void *ctx);
+                          uint32_t lease_ms, const unsigned char *key, const kvt_sink *sink, void *ctx);
 status __real_kvt_send_open(kvt_node *n, const char *address, uint64_t ticket, uint32_t epoch, const kvt_geometry *g,
-                            uint32_t timeout_ms, const kvt_source *source, void *ctx, kvt_send **out);
+                            uint32_t timeout_ms, const unsigned char *key, const kvt_source *source, void *ctx, kvt_send **out);
 status __wrap_kvt_send_open(kvt_node *n, const char *address, uint64_t ticket, uint32_t epoch, const kvt_geometry *g,
-                            uint32_t timeout_ms, const kvt_source *source, void *ctx, kvt_send **out);
+                            uint32_t timeout_ms, const unsigned char *key, const kvt_source *source, void *ctx, kvt_send **out);
 
 status __wrap_kvt_promise(kvt_node *n, uint64_t ticket, uint32_t epoch, const kvt_geometry *g, uint32_t first, uint32_t end,
-                          uint32_t lease_ms, const kvt_sink *sink, void *ctx) {
+                          uint32_t lease_ms, const unsigned char *key, const kvt_sink *sink, void *ctx) {
     if (my_rank == atomic_load(&promise_fails_on)) return ST_NO_MEMORY;
     if (my_rank == atomic_load(&promise_late_on)) usleep(50000);
-    return __real_kvt_promise(n, ticket, epoch, g, first, end, lease_ms, sink, ctx);
+    return __real_kvt_promise(n, ticket, epoch, g, first, end, lease_ms, key, sink, ctx);
 }
 
 status __wrap_kvt_send_open(kvt_node *n, const char *address, uint64_t ticket, uint32_t epoch, const kvt_geometry *g,
-                            uint32_t timeout_ms, const kvt_source *source, void *ctx, kvt_send **out) {
+                            uint32_t timeout_ms, const unsigned char *key, const kvt_source *source, void *ctx, kvt_send **out) {
     if (my_rank == atomic_load(&send_fails_on) && atomic_fetch_sub(&sends_before, 1) == 0) return ST_NO_MEMORY;
-    status st = __real_kvt_send_open(n, address, ticket, epoch, g, timeout_ms, source, ctx, out);
+    status st = __real_kvt_send_open(n, address, ticket, epoch, g, timeout_ms, key, source, ctx, out);
     if (atomic_load(&open_returns_late)) usleep(20000);
     return st;
 }
@@ -258,7 +258,7 @@ static void *read_rows(const alone *a, int node, const request *like, int32_t to
     rows.kv = create_kv(a, type);
     kvt_node *reader = open_reader(pairing);
     kvt_geometry g = {.layers = (uint32_t)s->L, .heads = (uint32_t)s->K, .row_bytes = (uint32_t)eng_kv_row_bytes(type, s->h), .type = (uint32_t)type};
-    assert_int_equal(kvt_promise(reader, 42, 1, &g, 0, (uint32_t)tokens, 20000, &reader_sink, &rows), ST_OK);
+    assert_int_equal(kvt_promise(reader, 42, 1, &g, 0, (uint32_t)tokens, 20000, NULL, &reader_sink, &rows), ST_OK);
     Baton__Node__V1__Reserved room = BATON__NODE__V1__RESERVED__INIT;
     room.ticket = 42;
     room.kv_address = (char *)(uintptr_t)kvt_node_address(reader);
@@ -458,7 +458,7 @@ static void one_of_two_addresses(void **state) {
     reading rows = {.a = &a, .kv = create_kv(&a, ENG_KV_F16)};
     kvt_node *reader = open_reader(pairing);
     kvt_geometry g = {.layers = (uint32_t)s->L, .heads = (uint32_t)heads, .row_bytes = (uint32_t)eng_kv_row_bytes(ENG_KV_F16, s->h), .type = ENG_KV_F16};
-    assert_int_equal(kvt_promise(reader, 42, 1, &g, 0, COUNT - 1, 20000, &reader_sink, &rows), ST_OK);
+    assert_int_equal(kvt_promise(reader, 42, 1, &g, 0, COUNT - 1, 20000, NULL, &reader_sink, &rows), ST_OK);
     snprintf(addresses, sizeof addresses, "%s,127.0.0.1:1", kvt_node_address(reader));
     request r = apart(75);
     Baton__Node__V1__Reserved room = BATON__NODE__V1__RESERVED__INIT;
