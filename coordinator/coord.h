@@ -118,7 +118,8 @@ typedef struct coord_event {
         coord_node node_state;
         /* page at[i] holds the prefix numbered numbers[i] now (prefix_number), 0: nothing. whole: and no other does. */
         struct { bool whole; const int32_t *at; const uint64_t *numbers; int32_t count; } cache;
-        struct { uint64_t ticket; const char *kv_address; int32_t cached, wanted; } reserved;
+        /* kv_key: for the prefill node; not looked at, nor kept. */
+        struct { uint64_t ticket; const char *kv_address; const void *kv_key; size_t kv_key_bytes; int32_t cached, wanted; } reserved;
         struct { int32_t tokens; } landed;
         struct { double exposed_ms; } sent;  /* how long the transfer took after the last row was computed */
         /* also FIRST_TOKEN; index: position in the sequence, the first answer token's is the
@@ -160,9 +161,9 @@ typedef struct coord_action {
         struct { const int32_t *tokens; int32_t count, prompt_count, max_tokens, local_tokens_max; bool apart;
                  bool moved;                     /* the attempt before was ended to move it: coordinator/move.c */
                  uint64_t salt; const coord_cost *costs; int32_t costs_count; } decode;
-        /* kv_address: the RESERVED event's own, which is this step's. */
+        /* kv_address, kv_key: the RESERVED event's own, which is this step's. */
         struct { const int32_t *tokens; int32_t count, prompt_count; uint64_t ticket;
-                 const char *kv_address; int32_t skip, send_end;
+                 const char *kv_address; const void *kv_key; size_t kv_key_bytes; int32_t skip, send_end;
                  uint64_t salt; const coord_cost *costs; int32_t costs_count;
                  bool hold;                      /* nothing is to be sent: the pages are kept until it is canceled */
                  bool moved; } prefill;          /* of an answer that the node ran: it is asked though it drains */

@@ -85,6 +85,8 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
         if (!b->moved) b->cached = m->reserved->cached_tokens;
         e.reserved.ticket = m->reserved->ticket;
         e.reserved.kv_address = m->reserved->kv_address;
+        e.reserved.kv_key = m->reserved->kv_key.data;
+        e.reserved.kv_key_bytes = m->reserved->kv_key.len;
         e.reserved.cached = m->reserved->cached_tokens;
         e.reserved.wanted = m->reserved->wanted_tokens;
         feed(leg, &e);
@@ -273,6 +275,7 @@ static status start_prefill(coord_leg *leg, coord_branch *b, const coord_action 
     r.sampling = fill_sampling(b, sampling);
     r.ticket = a->prefill.ticket;
     if (!a->prefill.hold) r.kv_address = (char *)(uintptr_t)a->prefill.kv_address;
+    r.kv_key = (ProtobufCBinaryData){a->prefill.kv_key_bytes, (uint8_t *)(uintptr_t)a->prefill.kv_key};
     r.hold = a->prefill.hold;
     r.moved = a->prefill.moved;
     r.skip = a->prefill.skip;

@@ -252,6 +252,8 @@ static void begin_prefill(coord_core *c, coord_request *r, int node, const coord
     coord_action *a = coord_core_prefill(c, r, node, count);
     a->prefill.ticket = e->reserved.ticket;
     a->prefill.kv_address = e->reserved.kv_address;
+    a->prefill.kv_key = e->reserved.kv_key;
+    a->prefill.kv_key_bytes = e->reserved.kv_key_bytes;
     a->prefill.skip = cached;
     a->prefill.send_end = wanted;
     a->prefill.moved = node == r->holder;
