@@ -22,7 +22,7 @@ static const config_row bench_rows[] = {
     CLI_SWITCH("quick", quick, NULL, "every other size, shorter runs"),
     CLI_JSON,
     CLI_TEXT("svg", svg, NULL, "FILE", "gets a plot"),
-    CLI_TEXT("server", server, NULL, "HOST:PORT",
+    CLI_TEXT("server", server, NULL, "HOST:PORT,...",
              "load: the coordinator to ask, default 127.0.0.1:50051; with --model a cluster is started instead, with "
              "--prefill, --decode, --tp, the engine's flags, and BATON_ variables for what else `baton up` has"),
     CLI_CREDENTIAL,

@@ -75,7 +75,7 @@ static status answer(const cli_options *o, cli_client *c, talk *t, error *err, i
     r.sampling = &s;
     r.max_tokens_set_case = BATON__V1__GENERATE_REQUEST__MAX_TOKENS_SET_MAX_TOKENS;
     r.max_tokens = (int32_t)o->max_tokens;
-    status st = cli_client_call(c, &cli_generate_method, &r.base, 0, on_chunk, t, err, retry_ms);
+    status st = cli_resume_call(c, &r, 0, on_chunk, t, err, retry_ms);
     putchar('\n');
     fflush(stdout);
     return st == ST_OK && t->failed ? error_set(err, ST_NO_MEMORY, "no memory for the answer") : st;

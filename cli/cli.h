@@ -60,7 +60,9 @@ typedef struct cli_command {
 
 /* Rows that several commands have. */
 #define CLI_MODEL CLI_TEXT("model", model, NULL, "FILE", "model file, GGUF")
-#define CLI_SERVER CLI_TEXT("server", server, "127.0.0.1:50051", "HOST:PORT", "the coordinator to ask")
+#define CLI_SERVER                                                                                   \
+    CLI_TEXT("server", server, "127.0.0.1:50051", "HOST:PORT,...",                                   \
+             "the coordinator to ask; of several, the first that answers, and when it is lost the next goes on with the answer")
 #define CLI_TENANT CLI_TEXT("tenant", tenant, NULL, "NAME", "whose request it is: tenants share what there is evenly, and no cached page")
 #define CLI_JSON CLI_SWITCH("json", json, NULL, "print one JSON object instead of text")
 #define CLI_LOG_LEVEL CLI_TEXT("log-level", log_level, "info", "LEVEL", "error, warn, info or debug; lines go to stderr")
@@ -255,18 +257,22 @@ status cli_security_call(const cli_options *o, error *err);
 
 /* ---- client.c ------------------------------------------------------------------------------------ */
 
-/* A connection to a coordinator; the calling thread is its loop's. Ctrl-C cancels what runs. */
+/* Connections to coordinators; the calling thread is their loop's. Ctrl-C cancels what runs. */
 typedef struct cli_client cli_client;
 
-/* o: the caller's credential and tenant; NULL: the server is a cluster of this process's own. */
-status cli_client_open(const cli_options *o, const char *server, cli_client **out, error *err);
+/* servers: "HOST:PORT,HOST:PORT". o: the caller's credential and tenant; NULL: they are a cluster of this process's own. */
+status cli_client_open(const cli_options *o, const char *servers, cli_client **out, error *err);
 void cli_client_close(cli_client *c);
 /* It did not open: said in one line, as a wrong flag's value or as a failure. */
 cli_exit cli_client_unopened(status st, const char *command, const error *err);
-/* One call, messages given to on_message as they come; returns when it has ended. ST_CANCELED: Ctrl-C. */
+/* One call, messages given to on_message as they come; returns when it has ended. ST_PEER_LOST: every server was asked, or
+ * the one that had answered was lost; the next call asks the one behind it. ST_CANCELED: Ctrl-C. */
 status cli_client_call(cli_client *c, const rpc_method *method, const ProtobufCMessage *request,
                        int64_t timeout_ms, void (*on_message)(const ProtobufCMessage *m, void *user),
                        void *user, error *err, int64_t *retry_after_ms);
+const char *cli_client_server(const cli_client *c);      /* the one that the next call asks first */
+void cli_client_next(cli_client *c);                     /* that is another one now */
+bool cli_client_interrupted(const cli_client *c);        /* the last call, by Ctrl-C */
 /* For a command that makes calls of its own: from now on Ctrl-C runs fn(arg) on the loop; NULL: as before. */
 void cli_client_on_interrupt(cli_client *c, void (*fn)(void *arg), void *arg);
 /* Ends the call in hand as Ctrl-C does. On the loop, while there is one. */
@@ -300,6 +306,14 @@ bool cli_answers_started(const cli_answers *w);
 /* The call ended with st; gives how the command ends. */
 status cli_answers_print(cli_answers *w, status st, error *err);
 void cli_answers_destroy(cli_answers *w);
+
+/* ---- resume.c ------------------------------------------------------------------------------------ */
+
+/* A Generate call, as cli_client_call(); when its stream breaks it goes on at another coordinator, and on_message gets the
+ * chunks that are missing. ST_PEER_LOST: none of them could go on with it. */
+status cli_resume_call(cli_client *c, const Baton__V1__GenerateRequest *request, int64_t timeout_ms,
+                       void (*on_message)(const ProtobufCMessage *m, void *user), void *user, error *err,
+                       int64_t *retry_after_ms);
 
 /* ---- generate.c, chat.c -------------------------------------------------------------------------- */
 

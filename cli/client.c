@@ -1,4 +1,7 @@
-/* client.c -- a connection to a coordinator, one call at a time, and Ctrl-C.
+/* client.c -- connections to coordinators, one call at a time, and Ctrl-C.
+ *
+ * Of several coordinators none is special: a call goes to the current one, and to the next when that one is lost before it
+ * said anything. A connection is made by its first call. An answer that broke off is resume.c's.
  *
  * SIGINT and SIGTERM are blocked in every thread; one thread waits for them and posts a cancel to
  * the loop. So an interrupted call ends like any other: the coordinator hears of it, and with it
@@ -7,13 +10,19 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
+
+enum { SERVERS_MAX = 16, SERVER_BYTES = 300 };
 
 struct cli_client {
     pthread_mutex_t lock; /* guards open: is there a loop to post to? */
     bool open;
     rpc_loop *loop;
-    rpc_channel *channel;
+    rpc_channel *channels[SERVERS_MAX];
+    char servers[SERVERS_MAX][SERVER_BYTES];
+    int count, at;      /* at: the one to be asked */
     rpc_stream *stream; /* of the call in hand, NULL: none */
+    bool heard;         /* of it a message came */
     bool interrupted;
     void (*on_message)(const ProtobufCMessage *m, void *user);
     void *user;
@@ -66,26 +75,50 @@ static status add_tenant(cli_client *c, const char *name, error *err) {
     for (const char *at = name; !*name || *at; at++)
         if (*at <= ' ' || *at > '~')
             return error_set(err, ST_BAD_INPUT, "--tenant: '%.40s' at byte %td: expected printable ASCII without spaces", name, at - name);
-    status st = rpc_channel_add_header(c->channel, "baton-tenant", name);
-    return st == ST_OK ? st : error_set(err, st, "no memory for --tenant");
+    for (int i = 0; i < c->count; i++)
+        if (rpc_channel_add_header(c->channels[i], "baton-tenant", name) != ST_OK)
+            return error_set(err, ST_NO_MEMORY, "no memory for --tenant");
+    return ST_OK;
+}
+
+static status open_channel(cli_client *c, const char *server, size_t bytes, error *err) {
+    error cause;
+    if (c->count == SERVERS_MAX) return error_set(err, ST_BAD_INPUT, "--server: more than %d addresses", SERVERS_MAX);
+    snprintf(c->servers[c->count], SERVER_BYTES, "%.*s", (int)bytes, server);
+    status st = rpc_channel_open(c->loop, c->servers[c->count], &c->channels[c->count], &cause);
+    if (st != ST_OK) return error_set(err, st, "--server: %s", cause.text);
+    c->count++;
+    return ST_OK;
+}
+
+/* "HOST:PORT,HOST:PORT" */
+static status open_channels(cli_client *c, const char *servers, error *err) {
+    for (;; servers++) {
+        size_t bytes = strcspn(servers, ",");
+        TRY(open_channel(c, servers, bytes, err));
+        servers += bytes;
+        if (!*servers) return ST_OK;
+    }
+}
+
+static void close_all(cli_client *c) {
+    while (c->count > 0) rpc_channel_close(c->channels[--c->count]);
+    rpc_loop_destroy(c->loop);
 }
 
 /* One client a process: the signal thread is never joined and ends with it. */
-status cli_client_open(const cli_options *o, const char *server, cli_client **out, error *err) {
+status cli_client_open(const cli_options *o, const char *servers, cli_client **out, error *err) {
     static cli_client client = {.lock = PTHREAD_MUTEX_INITIALIZER};
     pthread_t thread;
     if (o) TRY(cli_security_call(o, err));
     cli_client_hold_signals();
     TRY(rpc_loop_create(&client.loop, err));
-    error cause;
-    status st = rpc_channel_open(client.loop, server, &client.channel, &cause);
-    if (st != ST_OK) error_set(err, st, "--server: %s", cause.text);
+    status st = open_channels(&client, servers, err);
     if (st == ST_OK && o) st = add_tenant(&client, o->tenant, err);
     if (st == ST_OK && pthread_create(&thread, NULL, wait_signals, &client) != 0)
         st = error_set(err, ST_NO_MEMORY, "no thread for signals");
     if (st != ST_OK) {
-        if (client.channel) rpc_channel_close(client.channel);
-        rpc_loop_destroy(client.loop);
+        close_all(&client);
         return st;
     }
     pthread_detach(thread);
@@ -105,8 +138,7 @@ void cli_client_close(cli_client *c) {
     pthread_mutex_lock(&c->lock);
     c->open = false;
     pthread_mutex_unlock(&c->lock);
-    rpc_channel_close(c->channel);
-    rpc_loop_destroy(c->loop);
+    close_all(c);
 }
 
 void cli_client_on_interrupt(cli_client *c, void (*fn)(void *arg), void *arg) {
@@ -116,11 +148,15 @@ void cli_client_on_interrupt(cli_client *c, void (*fn)(void *arg), void *arg) {
 
 void cli_client_stop(cli_client *c) { interrupt(c); }
 rpc_loop *cli_client_loop(cli_client *c) { return c->loop; }
-rpc_channel *cli_client_channel(cli_client *c) { return c->channel; }
+rpc_channel *cli_client_channel(cli_client *c) { return c->channels[c->at]; }
+const char *cli_client_server(const cli_client *c) { return c->servers[c->at]; }
+bool cli_client_interrupted(const cli_client *c) { return c->interrupted; }
+void cli_client_next(cli_client *c) { c->at = (c->at + 1) % c->count; }
 
 static void on_message(rpc_stream *s, const ProtobufCMessage *m, void *user) {
     (void)s;
     cli_client *c = user;
+    c->heard = true;
     if (!c->interrupted) c->on_message(m, c->user);
     if (!c->interrupted && ferror(stdout)) interrupt(c); /* nobody reads the answer any more */
 }
@@ -135,21 +171,30 @@ static void on_end(rpc_stream *s, status st, const char *text, int64_t retry_aft
     rpc_loop_stop(c->loop);
 }
 
+/* To the current server. */
+static status call(cli_client *c, const rpc_method *method, const ProtobufCMessage *request, int64_t timeout_ms) {
+    static const rpc_stream_events events = {on_message, on_end};
+    c->retry_after_ms = -1;
+    status st = rpc_stream_start(c->channels[c->at], method, request, timeout_ms, false, &events, c, &c->stream);
+    if (st != ST_OK) return error_set(c->err, st, "the call did not start: %s", status_text(st));
+    rpc_loop_run(c->loop);
+    return c->interrupted && c->st != ST_OK ? ST_CANCELED : c->st;
+}
+
 status cli_client_call(cli_client *c, const rpc_method *method, const ProtobufCMessage *request,
                        int64_t timeout_ms, void (*message)(const ProtobufCMessage *m, void *user),
                        void *user, error *err, int64_t *retry_after_ms) {
-    static const rpc_stream_events events = {on_message, on_end};
+    status st = ST_PEER_LOST;
     c->on_message = message;
     c->user = user;
     c->err = err;
-    c->interrupted = false;
-    c->retry_after_ms = -1;
-    status st =
-        rpc_stream_start(c->channel, method, request, timeout_ms, false, &events, c, &c->stream);
-    if (st != ST_OK) return error_set(err, st, "the call did not start: %s", status_text(st));
-    rpc_loop_run(c->loop);
+    c->interrupted = c->heard = false;
+    for (int tries = 0; st == ST_PEER_LOST && tries < c->count && !c->heard; tries++) {
+        st = call(c, method, request, timeout_ms);
+        if (st == ST_PEER_LOST) cli_client_next(c);
+    }
     if (retry_after_ms) *retry_after_ms = c->retry_after_ms;
-    return c->interrupted && c->st != ST_OK ? ST_CANCELED : c->st;
+    return st;
 }
 
 cli_exit cli_client_report(status st, const error *err, const char *server, int64_t retry_after_ms,

@@ -209,7 +209,7 @@ static status fill_request(const cli_options *o, arena *a, request_message *m, e
     return ST_OK;
 }
 
-static cli_exit ask(const cli_options *o, const ProtobufCMessage *request) {
+static cli_exit ask(const cli_options *o, const Baton__V1__GenerateRequest *request) {
     error err = {0};
     cli_client *c = NULL;
     int64_t retry_ms = -1;
@@ -218,7 +218,7 @@ static cli_exit ask(const cli_options *o, const ProtobufCMessage *request) {
     cli_answers *w = cli_answers_create(o);
     if (!w) st = error_set(&err, ST_NO_MEMORY, "no memory for the answer");
     if (st == ST_OK)
-        st = cli_client_call(c, &cli_generate_method, request, o->timeout_ms, cli_answers_take, w, &err, &retry_ms);
+        st = cli_resume_call(c, request, o->timeout_ms, cli_answers_take, w, &err, &retry_ms);
     cli_client_close(c);
     bool started = w && cli_answers_started(w);
     if (w) st = cli_answers_print(w, st, &err);
@@ -238,7 +238,7 @@ static cli_exit generate(const cli_options *o, const char *const *words, int cou
     arena *a = arena_create(4096);
     if (!a) return cli_complain(CLI_FAILED, "no memory");
     status st = fill_request(o, a, &m, &err);
-    cli_exit code = st == ST_OK          ? ask(o, &m.request.base)
+    cli_exit code = st == ST_OK          ? ask(o, &m.request)
                     : st == ST_BAD_INPUT ? cli_usage("generate", "%s", err.text)
                                          : cli_complain(CLI_FAILED, "%s", err.text);
     arena_destroy(a);

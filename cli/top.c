@@ -135,7 +135,7 @@ static void draw(screen *s, const Baton__V1__TopologyResult *t, int64_t now_ms) 
     time_t now = time(NULL);
     strftime(clock, sizeof clock, "%H:%M:%S", localtime(&now));
     if (s->terminal) fputs("\033[H\033[J", stdout);
-    printf("baton top  %s  %s\n\n", s->o->server, clock);
+    printf("baton top  %s  %s\n\n", cli_client_server(s->client), clock);
     for (size_t i = 0; i < t->n_nodes; i++) {
         if (strcmp(t->nodes[i]->role, "coordinator") != 0) continue;
         change c = take(s, t->nodes[i], now_ms);

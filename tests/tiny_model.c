@@ -6,7 +6,8 @@
 
 int main(int argc, char **argv) {
     if (argc != 2) return 2;
-    tiny_gguf t = tiny_gguf_build(&(tiny_options){.L = 4, .D = 128, .H = 4, .K = 2, .F = 96, .V = 288, .vocab = true, .context = 8192});
+    tiny_gguf t = tiny_gguf_build(&(tiny_options){.L = 4, .D = 128, .H = 4, .K = 2, .F = 96, .V = 288, .vocab = true, .context = 8192,
+                                                  .chat = "{% for m in messages %}{{ m['content'] }}{% endfor %}"});
     FILE *f = fopen(argv[1], "wb");
     bool whole = f && fwrite(t.data, 1, t.bytes, f) == t.bytes;
     if (f && fclose(f) != 0) whole = false;

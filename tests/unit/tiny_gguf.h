@@ -23,6 +23,7 @@ typedef struct tiny_options {
     bool vocab;
     uint64_t seed;
     const char *architecture;    /* NULL: "llama" */
+    const char *chat;            /* NULL: no chat template */
     const char *rope_scaling;    /* NULL: no llama.rope.scaling.* keys; else the type, factor 4 */
     bool rope_freqs;             /* rope_freqs.weight */
     const char *skip;            /* leave out this key or tensor */
@@ -224,6 +225,7 @@ static inline void tiny_keys(tiny_gguf *t, const tiny_options *o) {
     tiny_key_int(t, o, "llama.rope.dimension_count", o->D / o->H);
     tiny_key_real(t, o, "llama.rope.freq_base", 10000);
     tiny_key_real(t, o, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
+    if (o->chat) tiny_key_text(t, o, "tokenizer.chat_template", o->chat);
     if (o->rope_scaling) {
         tiny_key_text(t, o, "llama.rope.scaling.type", o->rope_scaling);
         tiny_key_real(t, o, "llama.rope.scaling.factor", 4);

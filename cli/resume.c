@@ -1,0 +1,119 @@
+/* resume.c -- a Generate call that outlives its coordinator: what came is kept, and when the stream breaks the next
+ * coordinator is asked for the rest.
+ *
+ *   ask --> chunks come [take] --> the end
+ *    ^          |
+ *    +----------+ the stream broke [goes_on]: the request again, with its id, its seed, and what was seen of each answer
+ *
+ * No coordinator keeps anything for that (Seen in baton.proto). The caller is given each token once: of the prompt's log
+ * probabilities, which are told anew while no answer has begun, those that it had are left out here.
+ *
+ * It ends when all coordinators were asked ROUNDS_MAX times in a row without a new token, at once if no answer has begun:
+ * then nothing is lost that the caller could not ask for again. One that is full, once it had begun, only delays it. */
+#include "cli/cli.h"
+#include <string.h>
+#include <time.h>
+
+enum { ANSWERS_MAX = 16, ID_BYTES_MAX = 64, ROUNDS_MAX = 20, PAUSE_MS = 250 };
+
+typedef struct resume {
+    cli_client *client;
+    Baton__V1__GenerateRequest request;  /* the caller's, with what the stream told */
+    Baton__V1__Sampling sampling;
+    Baton__V1__Seen seen[ANSWERS_MAX], *list[ANSWERS_MAX];
+    size_t room[ANSWERS_MAX];            /* of seen[].tokens */
+    char id[ID_BYTES_MAX + 1];
+    size_t prompt_had, prompt_at;        /* of the prompt's tokens: told to the caller, told by this stream */
+    bool begun;                          /* a chunk came */
+    bool news;                           /* tokens or ends, in this stream */
+    bool failed;                         /* no memory to keep it */
+    void (*on_message)(const ProtobufCMessage *m, void *user);
+    void *user;
+} resume;
+
+/* ---- what came -------------------------------------------------------------------------------- */
+
+static bool keep(resume *r, int k, const Baton__V1__GenerateChunk *c) {
+    Baton__V1__Seen *s = &r->seen[k];
+    size_t count = s->n_tokens + c->n_tokens;
+    while (r->room[k] < count) {
+        size_t room = r->room[k] ? 2 * r->room[k] : 64;
+        int32_t *more = mem_realloc(s->tokens, room * sizeof *more);
+        if (!more) return false;
+        s->tokens = more;
+        r->room[k] = room;
+    }
+    for (size_t i = 0; i < c->n_tokens; i++) s->tokens[s->n_tokens++] = c->tokens[i]->token;
+    s->finished = s->finished || c->finish;
+    return true;
+}
+
+/* The first chunk of answer 0 tells what the server has chosen: the same again is the same answer. */
+static void keep_names(resume *r, const Baton__V1__GenerateChunk *c) {
+    if (c->index != 0 || !*c->request_id) return;
+    snprintf(r->id, sizeof r->id, "%s", c->request_id);
+    r->request.request_id = r->id;
+    r->sampling.seed_set_case = BATON__V1__SAMPLING__SEED_SET_SEED;
+    r->sampling.seed = c->seed;
+}
+
+static void take(const ProtobufCMessage *m, void *user) {
+    resume *r = user;
+    Baton__V1__GenerateChunk c = *(const Baton__V1__GenerateChunk *)m;
+    if (c.index < 0 || c.index >= ANSWERS_MAX) return;
+    r->begun = true;
+    r->news = r->news || c.n_tokens > 0 || c.finish;
+    keep_names(r, &c);
+    r->failed = r->failed || !keep(r, c.index, &c);
+    size_t known = r->prompt_had - r->prompt_at < c.n_prompt ? r->prompt_had - r->prompt_at : c.n_prompt;
+    r->prompt_at += c.n_prompt;
+    c.n_prompt -= known;
+    c.prompt += known;
+    r->prompt_had += c.n_prompt;
+    r->on_message(&c.base, r->user);
+}
+
+/* ---- the request again ------------------------------------------------------------------------ */
+
+static void name_seen(resume *r) {
+    r->request.seen = r->list;
+    r->request.n_seen = 0;
+    for (int k = 0; k < ANSWERS_MAX; k++)
+        if (r->seen[k].n_tokens > 0) r->list[r->request.n_seen++] = &r->seen[k];
+    r->prompt_at = 0;
+    r->news = false;
+}
+
+static bool goes_on(const resume *r, status st, int idle) {
+    if (r->failed || cli_client_interrupted(r->client) || idle >= ROUNDS_MAX) return false;
+    return r->begun && (st == ST_PEER_LOST || st == ST_AGAIN);
+}
+
+static void wait_ms(int64_t ms) { nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL); }
+
+/* Before the next round. idle: how many brought nothing. */
+static void prepare(resume *r, status st, int idle, const char *why) {
+    if (st == ST_AGAIN) cli_client_next(r->client);
+    if (idle == 0) cli_complain(CLI_OK, "the stream broke: %s; %s is asked for the rest", why, cli_client_server(r->client));
+    if (idle > 0) wait_ms(PAUSE_MS);
+}
+
+status cli_resume_call(cli_client *c, const Baton__V1__GenerateRequest *request, int64_t timeout_ms,
+                       void (*on_message)(const ProtobufCMessage *m, void *user), void *user, error *err,
+                       int64_t *retry_after_ms) {
+    resume r = {.client = c, .request = *request, .sampling = *request->sampling, .on_message = on_message, .user = user};
+    int64_t end_ms = timeout_ms > 0 ? clock_now_ms() + timeout_ms : 0;
+    status st;
+    r.request.sampling = &r.sampling;
+    for (int k = 0; k < ANSWERS_MAX; k++) baton__v1__seen__init(&r.seen[k]), r.seen[k].index = k;
+    for (int idle = 0;;) {
+        int64_t left_ms = end_ms ? end_ms - clock_now_ms() : 0;
+        name_seen(&r);
+        st = cli_client_call(c, &cli_generate_method, &r.request.base, end_ms && left_ms < 1 ? 1 : left_ms, take, &r, err, retry_after_ms);
+        idle = r.news ? 0 : idle + 1;
+        if (st == ST_OK || !goes_on(&r, st, idle)) break;
+        prepare(&r, st, idle, err->text);
+    }
+    for (int k = 0; k < ANSWERS_MAX; k++) mem_free(r.seen[k].tokens);
+    return st;
+}
