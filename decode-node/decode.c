@@ -39,7 +39,9 @@
  *      What was not accepted is written over: s->ready, and with it what is published, ends before it.
  *   7. Where the prompt's logprobs are wanted, its rows are computed here, each with its logits: nothing of what is still to
  *      be told is taken from the prefix cache or promised to a prefill node. s->told outlives a preemption, and the next
- *      attempt begins where it was: each is said once. */
+ *      attempt begins where it was: each is said once.
+ *   8. What a canceled sequence has computed stays as cache: its coordinator may have died, and the client goes on with it
+ *      through another one. An answer's pages are published as they fill, so this is for a prompt that is read in chunks. */
 #include "decode-node/decode.h"
 #include "node/seq.h"
 #include <assert.h>
@@ -220,6 +222,7 @@ static void landed(node_core *c, node_seq *s, status st, int32_t tokens, int64_t
 
 static void stop(node_core *c, node_seq *s, status st, const char *text) {
     if (s->state == DECODE_RUNNING || s->state == DECODE_WAITING) {
+        if (st == ST_CANCELED) node_seq_publish(c, s);     /* rule 8 */
         node_seq_end(c, s, st, text);
     } else if (s->state != DECODE_ENDING) {
         s->state = DECODE_ENDING;

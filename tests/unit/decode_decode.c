@@ -186,6 +186,35 @@ static void cancel_at_every_state(void **state) {
     }
 }
 
+/* Rule 8: as another coordinator asks for it again, in mid-prompt and in mid-answer. */
+static void canceled_and_continued(void **state) {
+    (void)state;
+    int32_t prompt[90], answer[50], got[50];
+    fake_prompt(prompt, 40, 0, 2);
+    fake_expect(&eng_sampling_default, -1, prompt, 40, 50, answer);
+    memcpy(prompt + 40, answer, sizeof answer);
+    static const struct { int steps; int32_t seen, cached; } cases[] = {{1, 0, 8}, {3, 0, 24}, {5, 1, 40}, {13, 9, 48}, {16, 12, 48}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fake_node *f = fake_create(&limits);
+        node_core_submit(f->core, &decode_role, fake_request(1, prompt, 40, 50), 0);
+        fake_run(f, cases[i].steps);
+        node_core_cancel(f->core, 1);
+        assert_int_equal(fake_end(f, 1), ST_CANCELED);
+        fake_assert_pages_back(f);
+        node_request *r = fake_request(2, prompt, 40 + cases[i].seen, 50);
+        r->prompt_count = 40;
+        node_core_submit(f->core, &decode_role, r, 0);
+        assert_int_equal(fake_event(f, 2, NODE_RESERVED)->reserved.cached, cases[i].cached);
+        fake_run(f, 1000);
+        assert_int_equal(fake_event(f, 2, NODE_DONE)->done.computed, 40 + cases[i].seen - cases[i].cached);
+        assert_int_equal(fake_tokens(f, 2, 40 + cases[i].seen, got), 50 - cases[i].seen);
+        assert_memory_equal(got, answer + cases[i].seen, (size_t)(50 - cases[i].seen) * sizeof *got);
+        assert_int_equal(fake_end(f, 2), ST_OK);
+        fake_assert_pages_back(f);
+        fake_destroy(f);
+    }
+}
+
 static void refusals_say_numbers(void **state) {
     (void)state;
     fake_node *f = fake_create(&limits);
@@ -451,7 +480,8 @@ int main(void) {
         cmocka_unit_test(local_prefill_answers), cmocka_unit_test(transfer_that_lands_whole_or_in_part),
         cmocka_unit_test(cached_prefix_is_not_asked_for), cmocka_unit_test(ends_where_it_should),
         cmocka_unit_test(goes_on_from_answer_tokens), cmocka_unit_test(an_ended_answer_is_not_continued),
-        cmocka_unit_test(cancel_at_every_state), cmocka_unit_test(refusals_say_numbers),
+        cmocka_unit_test(cancel_at_every_state), cmocka_unit_test(canceled_and_continued),
+        cmocka_unit_test(refusals_say_numbers),
         cmocka_unit_test(preempted_and_the_same_bytes),
         cmocka_unit_test(newcomers_do_not_pass_who_waits), cmocka_unit_test(twins_do_not_block_each_other),
         cmocka_unit_test(a_slow_reader_holds_nobody_up),
