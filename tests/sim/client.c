@@ -45,7 +45,8 @@ static void submit(sim *s, sim_event *at) {
     snprintf(id, sizeof id, "r%d", (int)at->a);
     e.submit.id = id;
     e.submit.tokens = r->tokens;
-    e.submit.count = e.submit.prompt_count = r->prompt_count;
+    e.submit.prompt_count = r->prompt_count;
+    e.submit.count = r->prompt_count + (r->emitted = r->had);
     e.submit.max_tokens = r->max_tokens;
     e.submit.deadline_ms = r->deadline_ms;
     e.submit.prefer_node = sim_chance(s, 0.2) ? (int)sim_range(s, 0, s->nodes_count - 1) : -1;
@@ -96,7 +97,7 @@ void sim_client_emit(sim *s, const coord_action *a) {
                  a->emit.index, r->prompt_count + r->emitted);
         return;
     }
-    if (r->emitted == 0 || r->first_attempt == r->hold_attempt) r->first_attempt = a->attempt;
+    if (r->emitted == r->had || r->first_attempt == r->hold_attempt) r->first_attempt = a->attempt;
     s->seen[SEEN_MIGRATED] += a->attempt != r->first_attempt && !r->migrated;
     r->migrated = r->migrated || a->attempt != r->first_attempt;
     for (int32_t i = 0; i < a->emit.count; i++) {
@@ -130,7 +131,7 @@ void sim_client_finish(sim *s, const coord_action *a) {
         sim_fail(s, "request %d: finished twice", number);
         return;
     }
-    if (a->finish.attempts == 0 && r->emitted == 0 && (st == ST_AGAIN || st == ST_PEER_LOST)) {
+    if (a->finish.attempts == 0 && r->emitted == r->had && (st == ST_AGAIN || st == ST_PEER_LOST)) {
         come_again(s, number, a);
         return;
     }
@@ -145,6 +146,7 @@ void sim_client_finish(sim *s, const coord_action *a) {
     int32_t reason = r->stopped || (last == SIM_END_TOKEN && !r->ignore_eos) ? 1 : 2;
     if (st == ST_OK && a->finish.reason != reason)
         sim_fail(s, "request %d: ended for reason %d, expected %d", number, a->finish.reason, reason);
+    s->seen[SEEN_HAD] += st == ST_OK && r->had > 0;
     s->seen[st == ST_OK ? SEEN_ANSWERED : st == ST_DEADLINE ? SEEN_LATE : SEEN_CANCELED]++;
     finish(s, r);
 }
@@ -183,6 +185,12 @@ static void invent(sim *s, sim_request *r, int32_t bases[3][200], int longest) {
     if (sim_chance(s, 0.05)) r->stop_after = (int32_t)sim_range(s, 1, r->max_tokens);
 }
 
+/* Its client was told a part of the answer already. */
+static void begin_elsewhere(sim_request *r) {
+    uint64_t random = mix64(r->sampling.seed);
+    if (random % 8 == 0 && r->answer_count > 1) r->had = 1 + (int32_t)(random / 8 % (uint64_t)(r->answer_count - 1));
+}
+
 void sim_client_create(sim *s) {
     int32_t bases[3][200];
     for (int b = 0; b < 3; b++)
@@ -193,6 +201,7 @@ void sim_client_create(sim *s) {
         sim_request *r = &s->requests[i];
         invent(s, r, bases, longest);
         answer_alone(s, r);
+        begin_elsewhere(r);
         sim_at(s, r->submit_us, submit)->a = i;
         if (r->cancel_us >= 0) sim_at(s, r->cancel_us, cancel)->a = i;
     }

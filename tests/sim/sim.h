@@ -100,6 +100,7 @@ typedef enum sim_bug {
     X(SEEN_HELD_UNPINNED, "unpinned, as their pages were wanted") X(SEEN_UNHELD, "refused, or lost")\
     X(SEEN_APART_HELD, "apart: held") X(SEEN_MOVED, "running answers moved off a node that drains")  \
     X(SEEN_MOVED_FOUND, "of those: rows that node still had") X(SEEN_OTHER_HOLDER, "prompts sent by another decode node") \
+    X(SEEN_HAD, "begun by another coordinator")                                                     \
     X(SEEN_ACCEPTED, "proposed tokens accepted") X(SEEN_REJECTED, "proposed tokens rejected")
 
 typedef enum sim_seen {
@@ -208,6 +209,7 @@ typedef struct sim_request {
     int64_t submit_us, cancel_us, deadline_ms;           /* -1, INT64_MAX: none */
     int32_t stop_after;          /* tokens; 0: no */
     int32_t emitted;
+    int32_t had;                 /* of them when it came, from a coordinator that died */
     uint32_t first_attempt;      /* that emitted a token */
     bool live, finished, canceled, stopped, migrated;
 } sim_request;
