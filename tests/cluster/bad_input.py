@@ -43,6 +43,23 @@ def bad_requests(cluster):
     refused(cluster, bad, 'stop_tokens', **ASK, stop_tokens=[1 << 30])
     refused(cluster, bad, 'logit_bias', **ASK, sampling=s(logit_bias=[pb.TokenBias(token=999999, bias=1)]))
     refused(cluster, Code.NOT_FOUND, 'no-such-model', model='no-such-model', **ASK)
+    bad_continuations(cluster)
+
+
+def bad_continuations(cluster):
+    """What no broken stream can have told."""
+    def stream(r, timeout):
+        return list(cluster.inference.Generate(r, timeout=timeout))
+
+    ids = list(cluster.inference.Tokenize(pb.TokenizeRequest(text='abc')).tokens) * 2
+    seen = [pb.Seen(tokens=ids)]
+    refused(cluster, Code.INVALID_ARGUMENT, 'seen: GenerateOnce', prompt='Hello', seen=seen)
+    refused(cluster, Code.INVALID_ARGUMENT, 'expected at most 1', stream, prompt='Hello', max_tokens=1, seen=seen)
+    refused(cluster, Code.INVALID_ARGUMENT, 'sampling.seed', stream, prompt='Hello', seen=seen, sampling=pb.Sampling(temperature=1))
+    refused(cluster, Code.INVALID_ARGUMENT, 'a stop string is complete before the last', stream, prompt='Hello', seen=seen, stop=['a'])
+    refused(cluster, Code.INVALID_ARGUMENT, 'index', stream, prompt='Hello', seen=[pb.Seen(index=1 << 30, tokens=ids)])
+    whole = stream(pb.GenerateRequest(prompt='Hello', max_tokens=len(ids), seen=seen), 30)        # the largest that fits: its end
+    assert [(c.finish.reason, len(c.tokens), c.text) for c in whole] == [(pb.FINISH_REASON_LENGTH, 0, '')], whole
 
 
 def bad_bytes(cluster):

@@ -34,4 +34,7 @@ for i, m in enumerate(seeds):
     (corpus / f'{i:02d}_{m.DESCRIPTOR.name}').write_bytes(bytes([i]) + m.SerializeToString())
 chat = b.GenerateRequest(chat=b.Chat(messages=[b.ChatMessage(role='user', content='hi')]))
 (corpus / '00_chat').write_bytes(b'\0' + chat.SerializeToString())
+seen = b.GenerateRequest(prompt='Hello', stop=['bc'], n=2, sampling=b.Sampling(temperature=1, seed=3),
+                         seen=[b.Seen(index=1, tokens=[65, 66, 200, 201]), b.Seen(tokens=[70, 71, 2], finished=True)])
+(corpus / '00_seen').write_bytes(b'\0' + seen.SerializeToString())
 (corpus / '00_tokens').write_bytes(b'\0' + b.GenerateRequest(tokens=b.Tokens(ids=[3, 4, 287])).SerializeToString())

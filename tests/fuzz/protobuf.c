@@ -29,6 +29,14 @@ static void serve_generate(const ProtobufCMessage *m, arena *a, error *err) {
     coord_job job = {0};
     if (coord_check_generate(&model, (const Baton__V1__GenerateRequest *)m, a, &job, err) != ST_OK) return;
     assert(job.count > 0 && job.max_tokens > 0 && job.count + job.max_tokens <= model.context);
+    for (int32_t k = 0; job.seen && k < job.n; k++) {
+        const coord_seen *s = &job.seen[k];
+        coord_text text = {.vocab = model.vocab, .stops = job.stops, .stops_count = job.stops_count};
+        if (s->count == 0) continue;
+        assert(s->count >= job.count && s->count - job.count <= job.max_tokens);
+        coord_text_replay(&text, s->tokens + job.count, s->count - job.count, false);
+        coord_text_free(&text);
+    }
 }
 
 static void serve_node(const node_service *service, const ProtobufCMessage *m, arena *a, error *err) {
