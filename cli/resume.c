@@ -8,13 +8,13 @@
  * No coordinator keeps anything for that (Seen in baton.proto). The caller is given each token once: of the prompt's log
  * probabilities, which are told anew while no answer has begun, those that it had are left out here.
  *
- * It ends when all coordinators were asked ROUNDS_MAX times in a row without a new token, at once if no answer has begun:
- * then nothing is lost that the caller could not ask for again. One that is full, once it had begun, only delays it. */
+ * It ends when none of them could be reached for GIVE_UP_MS, at once if no answer has begun: then nothing is lost that the
+ * caller could not ask for again. Once it has begun, one that is full only delays it, as its queue would. */
 #include "cli/cli.h"
 #include <string.h>
 #include <time.h>
 
-enum { ANSWERS_MAX = 16, ID_BYTES_MAX = 64, ROUNDS_MAX = 20, PAUSE_MS = 250 };
+enum { ANSWERS_MAX = 16, ID_BYTES_MAX = 64, GIVE_UP_MS = 10000, PAUSE_MS = 250 };
 
 typedef struct resume {
     cli_client *client;
@@ -27,6 +27,7 @@ typedef struct resume {
     bool begun;                          /* a chunk came */
     bool news;                           /* tokens or ends, in this stream */
     bool failed;                         /* no memory to keep it */
+    int64_t alive_ms;                    /* when a coordinator was there */
     void (*on_message)(const ProtobufCMessage *m, void *user);
     void *user;
 } resume;
@@ -84,18 +85,20 @@ static void name_seen(resume *r) {
     r->news = false;
 }
 
-static bool goes_on(const resume *r, status st, int idle) {
-    if (r->failed || cli_client_interrupted(r->client) || idle >= ROUNDS_MAX) return false;
-    return r->begun && (st == ST_PEER_LOST || st == ST_AGAIN);
+static bool goes_on(resume *r, status st) {
+    int64_t now_ms = clock_now_ms();
+    if (r->news || st == ST_AGAIN) r->alive_ms = now_ms;
+    if (r->failed || !r->begun || cli_client_interrupted(r->client)) return false;
+    return st == ST_AGAIN || (st == ST_PEER_LOST && now_ms - r->alive_ms < GIVE_UP_MS);
 }
 
 static void wait_ms(int64_t ms) { nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL); }
 
-/* Before the next round. idle: how many brought nothing. */
-static void prepare(resume *r, status st, int idle, const char *why) {
+/* Before the next round. */
+static void prepare(resume *r, status st, const char *why) {
     if (st == ST_AGAIN) cli_client_next(r->client);
-    if (idle == 0) cli_complain(CLI_OK, "the stream broke: %s; %s is asked for the rest", why, cli_client_server(r->client));
-    if (idle > 0) wait_ms(PAUSE_MS);
+    if (r->news) cli_complain(CLI_OK, "the stream broke: %s; %s is asked for the rest", why, cli_client_server(r->client));
+    else wait_ms(PAUSE_MS);
 }
 
 status cli_resume_call(cli_client *c, const Baton__V1__GenerateRequest *request, int64_t timeout_ms,
@@ -106,13 +109,12 @@ status cli_resume_call(cli_client *c, const Baton__V1__GenerateRequest *request,
     status st;
     r.request.sampling = &r.sampling;
     for (int k = 0; k < ANSWERS_MAX; k++) baton__v1__seen__init(&r.seen[k]), r.seen[k].index = k;
-    for (int idle = 0;;) {
+    for (;;) {
         int64_t left_ms = end_ms ? end_ms - clock_now_ms() : 0;
         name_seen(&r);
         st = cli_client_call(c, &cli_generate_method, &r.request.base, end_ms && left_ms < 1 ? 1 : left_ms, take, &r, err, retry_after_ms);
-        idle = r.news ? 0 : idle + 1;
-        if (st == ST_OK || !goes_on(&r, st, idle)) break;
-        prepare(&r, st, idle, err->text);
+        if (st == ST_OK || !goes_on(&r, st)) break;
+        prepare(&r, st, err->text);
     }
     for (int k = 0; k < ANSWERS_MAX; k++) mem_free(r.seen[k].tokens);
     return st;

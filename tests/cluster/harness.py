@@ -262,7 +262,7 @@ Answer = collections.namedtuple('Answer', 'tokens text finish resumed gap')
 def resilient(addresses, request, timeout=120, rounds=20, pause=0.25):
     """(tokens, text, finish, how often a stream broke, longest gap between two chunks in seconds) of index 0, as a client
     gets them that knows several coordinators: when a stream breaks it goes on at the next one, up to `rounds` times around
-    without a new token. Tokens as collect() gives them; the gap is one of all n answers together."""
+    without a new token; one that is full delays it until the timeout. Tokens as collect() gives them; the gap is one of all n answers together."""
     a = Answering(request)
     go_on(a, addresses, timeout, rounds, pause)
     return Answer(a.tokens[0], a.text[0], a.finish[0], a.streams - 1, a.gap)
@@ -279,12 +279,12 @@ def go_on(a, addresses, timeout=120, rounds=20, pause=0.25):
             a.whole()
             return
         except grpc.RpcError as broke:
-            codes = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}     # full only delays what has begun
-            idle = idle + 1 if a.seen() == before else 0
-            if broke.code() not in codes or (broke.code() != grpc.StatusCode.UNAVAILABLE and not before) or idle >= rounds * len(addresses):
+            full = broke.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and before > 0
+            idle = 0 if full or a.seen() > before else idle + 1
+            if not full and (broke.code() != grpc.StatusCode.UNAVAILABLE or idle >= rounds * len(addresses)):
                 raise
         turn += 1
-        if idle and idle % len(addresses) == 0:
+        if full or (idle and idle % len(addresses) == 0):
             time.sleep(pause)
 
 
