@@ -39,6 +39,7 @@ static status go_on(coord_branch *b, const coord_seen *seen, error *err) {
     b->count = seen->count;
     b->tokens_count = seen->count - c->job.count;
     b->finished = b->told = seen->finished;
+    log_write(LOG_INFO, b->id, "request.resumed", "seen=%d%s", b->tokens_count, b->finished ? " finished" : "");
     if (b->finished) return ST_OK;
     bool ends = coord_check_ends(&c->service->model, &c->job, b->tokens[b->count - 1]);
     status st = coord_text_replay(&b->answer.text, b->tokens + c->job.count, b->tokens_count, ends);

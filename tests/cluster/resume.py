@@ -34,7 +34,7 @@ def requests(args):
     prompt, sampled = long_text(200), dict(temperature=1.0, top_p=0.95, presence_penalty=0.3, repetition_penalty=1.1)
     r = {'greedy': request(prompt), 'sampled': request(long_text(150, 900), seed=7, **sampled),
          'three': request(long_text(90, 400), seed=11, logprobs=0, **sampled), 'logprobs': request(prompt, logprobs=3, seed=5, **sampled),
-         'stop': request(prompt, seed=23, **sampled), 'prompt': request(long_text(40), prompt_logprobs=2)}
+         'stop': request(prompt, seed=23, **sampled), 'stop token': request(prompt, seed=29, **sampled), 'prompt': request(long_text(40), prompt_logprobs=2)}
     r['three'].n = 3
     return r
 
@@ -102,8 +102,10 @@ def cuts(args, kinds, first, second):
         request.max_tokens = args.tokens
         if name == 'stop':
             request.stop.append(stop_string(ask(first, request), 0.5))
+        if name == 'stop token':
+            request.stop_tokens.append(ask(first, request).ids[0][-1])
         want = cut_everywhere(name, request, first, second)
-        assert name != 'stop' or want.finish[0].reason == pb.FINISH_REASON_STOP
+        assert 'stop' not in name or want.finish[0].reason == pb.FINISH_REASON_STOP
         count = 0 if request.n > 1 else seen_everywhere(name, request, want, second)
         print(f'{name}: cut after each of {want.chunks} chunks, and of {count} tokens', flush=True)
 
@@ -238,7 +240,7 @@ def story(args):
         several_servers(args, second.address)
         for r in kinds.values():
             r.max_tokens = args.long
-            del r.stop[:]
+            del r.stop[:], r.stop_tokens[:]
         want = {name: ask(second.address, r) for name, r in kinds.items()}
         kinds['stop'].stop.append(stop_string(want['stop'], 0.9))
         want['stop'] = ask(second.address, kinds['stop'])
