@@ -104,7 +104,7 @@ typedef struct cli_command {
     CLI_KV_DTYPE,                                                                                   \
     CLI_TEXT("kv-transport", kv_transport, "tcp", "NAME",                                            \
              "how KV pages travel, the same on all nodes: tcp; shm, between processes of one machine; ucx, over RDMA " \
-             "or what else UCX finds, for trusted networks only: not encrypted, and any peer is believed"),   \
+             "or what else UCX finds, for trusted networks only: any peer is believed. With --tls-cert pages are sealed over tcp and ucx"),   \
     CLI_SWITCH("prefix-cache", prefix_cache, "true", "keep prompts' pages for later requests"),     \
     CLI_INT("sequences", sequences, "64", 1, 65536, "N", "requests a node takes at once; more are refused"), \
     CLI_INT("step-tokens", step_tokens, "512", 1, 65536, "N", "most rows of one step"),             \
@@ -158,7 +158,7 @@ typedef struct cli_command {
     CLI_TEXT("tls-cert", tls_cert, NULL, "FILE", "this process's certificate: TLS, and nobody is let in without a credential"), \
     CLI_TEXT("tls-key", tls_key, NULL, "FILE", "its private key; new files are taken up while it runs"), \
     CLI_SWITCH("insecure", insecure, NULL,                                                          \
-               "listen beyond loopback without TLS, and let KV pages, ranks' sums and --http be there unencrypted: only " \
+               "listen beyond loopback without TLS, so that KV pages are not sealed, and let ranks' sums and --http be there unencrypted: only " \
                "on a network that nobody else reaches")
 #define CLI_TOKENS                                                                                  \
     CLI_TEXT("tokens-file", tokens_file, NULL, "FILE",                                              \

@@ -7,8 +7,8 @@
 #   NAME  SSH-HOST  ROLE         ADDRESS          flags of `baton ROLE`
 #   e1    host-a    etcd         10.0.0.1
 #   c1    host-a    coordinator  10.0.0.1:50051   --tokens-file /etc/baton/tokens
-#   p1    host-b    prefill      10.0.0.2:50100   --kv-pages 8192 --insecure
-#   d1    host-c    decode       10.0.0.3:50100   --kv-pages 8192 --insecure
+#   p1    host-b    prefill      10.0.0.2:50100   --kv-pages 8192
+#   d1    host-c    decode       10.0.0.3:50100   --kv-pages 8192
 #
 #   install  copies the executable, the model, certificates, the unit, and a YAML file a process
 #   start    etcd, then nodes, then coordinators; waits until each serves
@@ -20,7 +20,6 @@
 #             needs --insecure beyond loopback]
 #   SSH       how a host is asked          [ssh]; the hosts' user may write to / there (root, or ssh with a wrapper that does sudo)
 #   ROOT      a folder on the hosts instead of /; processes are then started without systemd, their output in ROOT/log
-# Nodes need --insecure with TLS too, because KV pages are not encrypted: only on a network that nobody else reads.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 [ $# -ge 2 ] && [ -r "$1" ] || { sed -n '2,6s/^# \?//p' "$0" >&2; exit 2; }

@@ -1,5 +1,5 @@
 """deploy/hosts.sh, on three hosts that are network namespaces: etcd's three members, a coordinator, a prefill and a decode node,
-with TLS. Installed, started, asked from outside, stopped; then nothing is left.
+with TLS; pages travel sealed. Installed, started, asked from outside, stopped; then nothing is left.
 
     bt-hub-PID (this script, a client)
       br0 --- bt-a-PID  e1, c1
@@ -18,8 +18,8 @@ e1 {A} etcd {address(0)}
 e2 {B} etcd {address(1)}
 e3 {C} etcd {address(2)}
 c1 {A} coordinator {address(0)}:50051 --prefill-policy remote --http off --expect-prefill 1 --expect-decode 1
-p1 {B} prefill {address(1)}:50100 --kv-pages 256 --threads 1 --insecure
-d1 {C} decode {address(2)}:50100 --kv-pages 256 --threads 1 --insecure --no-prefix-cache
+p1 {B} prefill {address(1)}:50100 --kv-pages 256 --threads 1
+d1 {C} decode {address(2)}:50100 --kv-pages 256 --threads 1 --no-prefix-cache
 """
 
 
@@ -62,7 +62,9 @@ def story(args, folder):
         assert len([line for line in shown if line.endswith(' active')]) == 6, shown
         server = ('--server', f'{address(0)}:50051', '--tls-ca', certs / 'ca.crt')
         answer = generate(args, *server, '--tls-cert', certs / 'someone.crt', '--tls-key', certs / 'someone.key')
-        assert answer['nodes'] == {'prefill': 'p1', 'decode': 'd1'}, answer['nodes']
+        # The tiny model's answer may be over before the prefill node's first token was heard: its pages are what counts.
+        assert answer['nodes']['decode'] == 'd1', answer['nodes']
+        assert 'decode.landed tokens=99 status=ST_OK' in (root / 'log' / 'd1').read_text()
         with Cluster(args) as alone:
             assert generate(args, '--server', alone.server)['tokens'] == answer['tokens']
         denied = subprocess.run([args.baton, 'generate', '--tokens', '1', *map(str, server)], capture_output=True, text=True, timeout=60)
