@@ -1,6 +1,6 @@
 /* transfer.h -- how fast KV gets to another process: what `baton bench transfer` measures and how it is shown.
  *
- * Two processes of this machine, each transport of kvtransfer in turn, rows copied out of one flat memory and
+ * Two processes of this machine, each transport of kvtransfer in turn, in the clear and sealed, rows copied out of one flat memory and
  * into another: no engine. Beside it what the machine could do: the same bytes through a plain TCP socket over
  * loopback, and by memcpy within one process. All are measured in turns, round by round; a ratio is the median
  * of the rounds' own ratios, so that a machine that is slow for a while is slow for both sides. CPU time of both
@@ -13,7 +13,7 @@
 
 enum {
     TRANSFER_SIZES = 7,
-    TRANSFER_TRANSPORTS_MAX = 4,
+    TRANSFER_WAYS_MAX = 6,
     TRANSFER_ROUNDS = 9,         /* of the largest sizes; small ones have more */
     TRANSFER_ROUNDS_MAX = 41,
     TRANSFER_HANDOFF_TOKENS = 128,
@@ -23,9 +23,15 @@ enum {
 extern const kvt_geometry bench_transfer_square, bench_transfer_smollm;
 extern const uint64_t bench_transfer_sizes[TRANSFER_SIZES];
 
-/* Those of kvtransfer's that this machine has. */
-extern const kvt_transport *bench_transports[TRANSFER_TRANSPORTS_MAX];
-extern int bench_transports_count;
+/* A transport of kvtransfer's that this machine has; and, right behind it, the same sealed, if it ever is. */
+typedef struct bench_way {
+    const char *transport;
+    const unsigned char *key;    /* NULL: not sealed */
+    char name[24];               /* "tcp", "tcp sealed" */
+} bench_way;
+
+extern bench_way bench_ways[TRANSFER_WAYS_MAX];
+extern int bench_ways_count;
 
 uint64_t bench_transfer_token_bytes(const kvt_geometry *g);
 
@@ -35,13 +41,13 @@ typedef struct bench_peer {
     int fd;                      /* orders go out, answers come back */
     int raw_fd;                  /* a plain TCP connection to it */
     pid_t pid;
-    char address[TRANSFER_TRANSPORTS_MAX][KVT_ADDRESS_MAX];
+    char address[TRANSFER_WAYS_MAX][KVT_ADDRESS_MAX];
 } bench_peer;
 
 /* Forks: call it while this process has one thread. memory_bytes: what the peer lands rows in. */
 status bench_peer_start(uint64_t memory_bytes, bench_peer *out, error *err);
 /* The peer promises ticket, epoch 1, tokens from 0 on. */
-status bench_peer_promise(bench_peer *p, int transport, uint64_t ticket, const kvt_geometry *g, uint32_t tokens);
+status bench_peer_promise(bench_peer *p, int way, uint64_t ticket, const kvt_geometry *g, uint32_t tokens);
 /* Waits until that promise has ended: its status. */
 status bench_peer_await(bench_peer *p);
 /* Sends so many bytes through the plain socket, 1 MB a call, until the peer says that it has them. */
@@ -61,23 +67,26 @@ int bench_peer_runs(const kvt_geometry *g, uint32_t tokens, unsigned char *memor
 typedef struct bench_transfer_point {
     bench_spread rate;           /* bytes a second */
     bench_spread of_raw, of_copy; /* that, to the plain socket's and to memcpy's of the same round */
+    bench_spread of_clear;       /* sealed: to the same transport's that is not */
     double cpu_out, cpu_in;      /* nanoseconds of CPU a byte, sender and receiver: the larger bounds the rate */
 } bench_transfer_point;
 
 typedef struct bench_transfer_row {
-    const char *name;            /* of a transport, "socket", "memcpy" */
+    const char *name;            /* of a way, "socket", "memcpy" */
+    bool sealed;
     bench_transfer_point size[TRANSFER_SIZES];
-    bench_spread first_ms;       /* transports: one token over a link that has to be made first */
+    bench_spread first_ms;       /* ways: one token over a link that has to be made first */
     bench_spread handoff_ms;     /* TRANSFER_HANDOFF_TOKENS of SmolLM2 over a link that is there */
     bench_spread handoff_share;  /* of the plain socket's rate with that many bytes */
     bench_spread handoff_copy;   /* of memcpy's */
+    bench_spread handoff_clear;  /* sealed: of the same transport's that is not */
 } bench_transfer_row;
 
 typedef struct bench_transfer_report {
     int sizes;                   /* measured, from the smallest */
-    int rows_count;              /* the transports, then socket and memcpy */
+    int rows_count;              /* the ways, then socket and memcpy */
     error missing;               /* code: not ST_OK, this machine lacks a transport; text says what of it */
-    bench_transfer_row rows[TRANSFER_TRANSPORTS_MAX + 2];
+    bench_transfer_row rows[TRANSFER_WAYS_MAX + 2];
 } bench_transfer_report;
 
 /* quick: without the two largest sizes, fewer rounds. progress: before each part; may be NULL. */

@@ -17,7 +17,7 @@ typedef enum order_kind { ORDER_PROMISE, ORDER_AWAIT, ORDER_RAW, ORDER_CPU } ord
 
 typedef struct order {
     order_kind kind;
-    int transport;
+    int way;
     uint32_t tokens;
     uint64_t ticket, bytes;
     kvt_geometry g;
@@ -28,14 +28,14 @@ typedef struct greeting {
     status s;
     in_port_t raw_port;
     char why[sizeof(((error *)0)->text)];
-    char address[TRANSFER_TRANSPORTS_MAX][KVT_ADDRESS_MAX];
+    char address[TRANSFER_WAYS_MAX][KVT_ADDRESS_MAX];
 } greeting;
 
 typedef struct child {
     int fd, raw_fd;
     unsigned char *memory;
     order now;                   /* the promise that is open */
-    kvt_node *nodes[TRANSFER_TRANSPORTS_MAX];
+    kvt_node *nodes[TRANSFER_WAYS_MAX];
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool ended;
@@ -121,7 +121,7 @@ static bool obey(child *c, const order *o) {
     case ORDER_PROMISE:
         c->now = *o;
         c->ended = false;
-        s = kvt_promise(c->nodes[o->transport], o->ticket, 1, &o->g, 0, o->tokens, LEASE_MS, NULL, &sink, c);
+        s = kvt_promise(c->nodes[o->way], o->ticket, 1, &o->g, 0, o->tokens, LEASE_MS, bench_ways[o->way].key, &sink, c);
         break;
     case ORDER_AWAIT: s = await(c); break;
     case ORDER_CPU: {
@@ -149,8 +149,8 @@ static int listen_raw(in_port_t *port) {
 
 static status open_nodes(child *c, greeting *hello) {
     error err = {0};
-    for (int i = 0; i < bench_transports_count; i++) {
-        kvt_options o = {.listen = "127.0.0.1:0", .pairing = "bench", .transport = bench_transports[i]->name};
+    for (int i = 0; i < bench_ways_count; i++) {
+        kvt_options o = {.listen = "127.0.0.1:0", .pairing = "bench", .transport = bench_ways[i].transport};
         if (kvt_node_open(&o, &c->nodes[i], &err) != ST_OK) {
             snprintf(hello->why, sizeof hello->why, "%s", err.text);
             return err.code;
@@ -211,8 +211,8 @@ static status ask(bench_peer *p, const order *o) {
     return put(p->fd, o, sizeof *o) && get(p->fd, &s, sizeof s) ? s : ST_PEER_LOST;
 }
 
-status bench_peer_promise(bench_peer *p, int transport, uint64_t ticket, const kvt_geometry *g, uint32_t tokens) {
-    return ask(p, &(order){.kind = ORDER_PROMISE, .transport = transport, .ticket = ticket, .tokens = tokens, .g = *g});
+status bench_peer_promise(bench_peer *p, int way, uint64_t ticket, const kvt_geometry *g, uint32_t tokens) {
+    return ask(p, &(order){.kind = ORDER_PROMISE, .way = way, .ticket = ticket, .tokens = tokens, .g = *g});
 }
 
 status bench_peer_cpu(bench_peer *p, double *s) {

@@ -2,7 +2,7 @@
 #include "bench/transfer.h"
 #include <jansson.h>
 
-static bool is_transport(const bench_transfer_report *r, int row) { return row < r->rows_count - 2; }
+static bool is_way(const bench_transfer_report *r, int row) { return row < r->rows_count - 2; }
 
 static void print_sizes(const bench_transfer_report *r, FILE *out) {
     fprintf(out, "%-10s %10s %8s %8s %8s %10s %10s %22s\n", "", "KiB", "GB/s", "min", "max", "of socket", "of memcpy",
@@ -16,6 +16,19 @@ static void print_sizes(const bench_transfer_report *r, FILE *out) {
         }
 }
 
+/* What sealing leaves of the speed, round by round. */
+static void print_sealed(const bench_transfer_report *r, FILE *out) {
+    fprintf(out, "\nsealed, of the same in the clear\n%-10s", "KiB");
+    for (int i = 0; i < r->sizes; i++) fprintf(out, " %8llu", (unsigned long long)(bench_transfer_sizes[i] >> 10));
+    fprintf(out, " %8s\n", "hand-off");
+    for (int row = 0; row < r->rows_count; row++) {
+        if (!r->rows[row].sealed) continue;
+        fprintf(out, "%-10s", r->rows[row].name);
+        for (int i = 0; i < r->sizes; i++) fprintf(out, " %8.2f", r->rows[row].size[i].of_clear.median);
+        fprintf(out, " %8.2f\n", r->rows[row].handoff_clear.median);
+    }
+}
+
 static void print_handoff(const bench_transfer_report *r, FILE *out) {
     double bytes = (double)bench_transfer_token_bytes(&bench_transfer_smollm) * TRANSFER_HANDOFF_TOKENS;
     fprintf(out, "\nhand-off of %d tokens of SmolLM2-135M in f16 (%.2f MB), from the last row pushed to the ACK\n",
@@ -26,7 +39,7 @@ static void print_handoff(const bench_transfer_report *r, FILE *out) {
         const bench_transfer_row *x = &r->rows[row];
         fprintf(out, "%-10s %8.3f %8.3f %8.3f %12.2f %12.2f", x->name, x->handoff_ms.median, x->handoff_ms.min,
                 x->handoff_ms.max, x->handoff_share.median, x->handoff_copy.median);
-        if (is_transport(r, row)) fprintf(out, " %28.3f", x->first_ms.median);
+        if (is_way(r, row)) fprintf(out, " %28.3f", x->first_ms.median);
         fputc('\n', out);
     }
 }
@@ -34,6 +47,7 @@ static void print_handoff(const bench_transfer_report *r, FILE *out) {
 void bench_transfer_text(const bench_transfer_report *r, FILE *out) {
     print_sizes(r, out);
     print_handoff(r, out);
+    print_sealed(r, out);
     if (r->missing.code != ST_OK) fprintf(out, "\nnot measured: %s\n", r->missing.text);
 }
 
@@ -43,21 +57,24 @@ static json_t *spread_json(bench_spread s) {
     return json_pack("{s:f, s:f, s:f}", "median", s.median, "min", s.min, "max", s.max);
 }
 
-static json_t *size_json(uint64_t bytes, const bench_transfer_point *p) {
-    return json_pack("{s:I, s:o, s:o, s:o, s:f, s:f}", "bytes", (json_int_t)bytes, "bytes_s", spread_json(p->rate),
+static json_t *size_json(uint64_t bytes, const bench_transfer_point *p, bool sealed) {
+    json_t *one = json_pack("{s:I, s:o, s:o, s:o, s:f, s:f}", "bytes", (json_int_t)bytes, "bytes_s", spread_json(p->rate),
                      "of_socket", spread_json(p->of_raw), "of_memcpy", spread_json(p->of_copy), "cpu_ns_byte_out",
                      p->cpu_out, "cpu_ns_byte_in", p->cpu_in);
+    if (sealed) json_object_set_new(one, "of_clear", spread_json(p->of_clear));
+    return one;
 }
 
 static json_t *row_json(const bench_transfer_report *r, int row) {
     const bench_transfer_row *x = &r->rows[row];
     json_t *sizes = json_array();
     for (int i = 0; i < r->sizes; i++)
-        json_array_append_new(sizes, size_json(bench_transfer_sizes[i], &x->size[i]));
+        json_array_append_new(sizes, size_json(bench_transfer_sizes[i], &x->size[i], x->sealed));
     json_t *one = json_pack("{s:s, s:o, s:o, s:o, s:o}", "name", x->name, "sizes", sizes, "handoff_ms",
                             spread_json(x->handoff_ms), "handoff_of_socket", spread_json(x->handoff_share),
                             "handoff_of_memcpy", spread_json(x->handoff_copy));
-    if (is_transport(r, row)) json_object_set_new(one, "first_token_new_link_ms", spread_json(x->first_ms));
+    if (x->sealed) json_object_set_new(one, "handoff_of_clear", spread_json(x->handoff_clear));
+    if (is_way(r, row)) json_object_set_new(one, "first_token_new_link_ms", spread_json(x->first_ms));
     return one;
 }
 
