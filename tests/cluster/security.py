@@ -1,9 +1,9 @@
 """Who is let in: a cluster with TLS made by `baton certs`, asked by everybody with everything; what it listens on; what its
-logs say.
+logs say; what somebody sees, and can do, who sits between a prefill and a decode node.
 
     python tests/cluster/security.py [--baton build/baton] [--model FILE]
 """
-import glob, ipaddress, json, shutil, ssl, struct
+import concurrent.futures, glob, ipaddress, json, shutil, ssl, struct, threading
 
 from google.protobuf import descriptor_pb2
 
@@ -47,13 +47,17 @@ class Folder:
         return grpc.secure_channel(server, grpc.ssl_channel_credentials(self.read('ca.crt'), *pair))
 
 
+def ask_as(client, channel):
+    client.channel.close()
+    client.channel = channel
+    client.inference = pb_grpc.InferenceStub(channel)
+    client.control = pb_grpc.ClusterStub(channel)
+
+
 class SecureCluster(Cluster):
     def __init__(self, args, folder, *flags):
         super().__init__(args, *folder.flags('here'), '--tokens-file', folder.path / 'tokens', *flags)
-        self.channel.close()
-        self.channel = folder.channel(self.server, 'ops')
-        self.inference = pb_grpc.InferenceStub(self.channel)
-        self.control = pb_grpc.ClusterStub(self.channel)
+        ask_as(self, folder.channel(self.server, 'ops'))
 
 
 def certificates_are_kept(args, folder):
@@ -261,6 +265,155 @@ def etcd_with_tls(args, folder):
     print('etcd over TLS')
 
 
+# ---- between a prefill and a decode node ----------------------------------------------------------------------------
+
+HEADER, SEAL = 64, 24                                        # kvtransfer/frame.c
+
+
+class Relay:
+    """Carries a prefill node's KV links to a decode node's port and keeps what it sees; with flip, one bit of the next
+    frame's payload is another one."""
+
+    def __init__(self):
+        self.listener = socket.create_server(('127.0.0.1', 0))
+        self.address = '127.0.0.1:%d' % self.listener.getsockname()[1]
+        self.target, self.flip, self.seen = None, False, []
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return                                       # closed
+            far = connect(self.target)
+            self.seen.append(bytearray())
+            for way in ((near, far, self.seen[-1]), (far, near, None)):
+                threading.Thread(target=self.carry, args=way, daemon=True).start()
+
+    def carry(self, source, sink, seen):
+        with contextlib.suppress(OSError):
+            while data := bytearray(source.recv(1 << 16)):
+                if seen is not None:
+                    seen += data
+                    if self.flip and len(data) > HEADER + SEAL + 100:
+                        data[HEADER + SEAL + 100] ^= 16
+                        self.flip = False
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def frames(stream):
+    """(kind, sealed, payload) of each whole frame of a link."""
+    at = 0
+    while at + HEADER <= len(stream):
+        kind, flags, bytes = stream[at + 5], stream[at + 6], struct.unpack_from('<I', stream, at + 52)[0]
+        body = at + HEADER + (SEAL if flags & 1 else 0)
+        yield kind, flags & 1, stream[body:body + bytes]
+        at = body + bytes
+
+
+@contextlib.contextmanager
+def stand_in(node_pb, relay, address, channel, credentials):
+    """A decode node to the coordinator: the one at address, but its pages arrive at the relay."""
+
+    def forward(path):
+        def handler(request, context):
+            call = channel.unary_stream(path)(request)
+            context.add_callback(call.cancel)
+            try:
+                for message in call:
+                    if path.endswith('/Decode'):
+                        event = node_pb.DecodeEvent.FromString(message)
+                        if event.HasField('reserved') and event.reserved.ticket:
+                            relay.target, event.reserved.kv_address = event.reserved.kv_address, relay.address
+                            keys.append(event.reserved.kv_key)
+                        message = event.SerializeToString()
+                    yield message
+            except grpc.RpcError as e:
+                context.abort(e.code(), e.details())
+        return grpc.unary_stream_rpc_method_handler(handler)
+
+    keys = []
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(16))
+    service = 'baton.node.v1.Node'
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(
+        service, {name: forward(f'/{service}/{name}') for name in ('Decode', 'Watch', 'Control')})])
+    port = server.add_secure_port('127.0.0.1:0', credentials) if credentials else server.add_insecure_port('127.0.0.1:0')
+    server.start()
+    yield f'127.0.0.1:{port}', keys
+    server.stop(None)
+
+
+def with_relay(args, folder, node_pb, story):
+    """story(client, relay, keys) for a cluster whose pages go through a relay; folder None: without TLS."""
+    def flags(name):
+        return folder.flags(name) if folder else []
+
+    relay = Relay()
+    with node(args, 'prefill', 'prefill-1', '--no-prefix-cache', *flags('n1')) as p, \
+            node(args, 'decode', 'decode-1', '--no-prefix-cache', *flags('here')) as d:     # Python checks the host
+        channel = folder.channel(d, 'c1') if folder else grpc.insecure_channel(d)
+        credentials = folder and grpc.ssl_server_credentials([(folder.read('n1.key'), folder.read('n1.crt'))], folder.read('ca.crt'), True)
+        with stand_in(node_pb, relay, d, channel, credentials) as (face, keys):
+            with process(args, 'coordinator', '--model', args.model, '--listen', '127.0.0.1:0', '--http', 'off', '--nodes', f'{p},{face}',
+                         '--expect-prefill', 1, '--expect-decode', 1, '--prefill-policy', 'remote', *flags('here')) as server:
+                with Client(server) as client:
+                    if folder:
+                        ask_as(client, folder.channel(server, 'ops'))
+                    result = story(client, relay, keys)
+                    client.pages_back(5)
+        channel.close()
+    relay.listener.close()
+    return result
+
+
+def somebody_between(args, folder):
+    with tempfile.TemporaryDirectory(prefix='bt-stubs-') as out:
+        assert protoc.main(['', f'-I{ROOT}/proto', f'--python_out={out}', 'node.proto']) == 0
+        sys.path.insert(0, out)
+        node_pb = importlib.import_module('node_pb2')
+    ask = request(tokens=[(7 * i) % 200 + 3 for i in range(100)], max_tokens=12)
+
+    def clear(client, relay, keys):
+        tokens, _, finish = client.generate(ask)
+        assert keys == [b''] and len(relay.seen) == 1, (keys, relay.seen)
+        found = [f for f in frames(relay.seen[0]) if f[0] == 2]
+        assert found and not any(sealed for _, sealed, _ in found)
+        return tokens, b''.join(payload for *_, payload in found)
+
+    def sealed(client, relay, keys):
+        assert client.generate(ask)[0] == expected
+        assert [len(k) for k in keys] == [32] and len(relay.seen) == 1
+        found = [f for f in frames(relay.seen[0]) if f[0] in (2, 3, 4)]
+        assert len(found) > 1 and all(sealed for _, sealed, _ in found), found
+        assert sum(len(payload) for *_, payload in found) == len(rows)
+        pieces = {rows[at:at + 16] for at in range(0, len(rows), 16)}
+        pieces -= {b'\0' * 16}
+        assert len(pieces) > 100 and not any(piece in relay.seen[0] for piece in pieces)
+        assert client.counter('decode-1', 'baton_kv_frames_refused_total') == 0
+        relay.flip = True                                    # the same again, and one bit on its way is another
+        assert client.generate(ask)[0] == expected
+        assert not relay.flip
+        wait_until(lambda: client.counter('decode-1', 'baton_kv_frames_refused_total', 'reason="tag"') == 1, 5, 'it is counted')
+        assert client.counter('decode-1', 'baton_kv_frames_refused_total') == 1
+        assert len(set(keys)) == len(keys) >= 2              # of a ticket each
+
+    expected, rows = with_relay(args, None, node_pb, clear)
+    with_relay(args, folder, node_pb, sealed)
+    print(f'{len(rows)} bytes of rows, none of them seen on the wire')
+
+
+def far_away(args, folder):
+    """Where KV pages may be listened for beyond loopback: with TLS, where they are sealed. 192.0.2.1 is nobody's."""
+    listen = ['decode', '--model', args.model, '--listen', '127.0.0.1:0', '--kv-listen', '192.0.2.1:0']
+    assert 'travels unencrypted' in run(args, *listen, code=2)
+    assert 'UCX believes' in run(args, *listen, '--kv-transport', 'ucx', *folder.flags('n1'), code=2)
+    assert 'KV listen address "192.0.2.1:0"' in run(args, *listen, *folder.flags('n1'), code=1)
+
+
 args = arguments()
 with tempfile.TemporaryDirectory(prefix='bt-certs-') as top:
     os.mkdir(f'{top}/fresh')
@@ -276,7 +429,14 @@ with tempfile.TemporaryDirectory(prefix='bt-certs-') as top:
         renewal(args, cluster, folder, pathlib.Path(f'{top}/fresh'))
         logs_say_nothing(args, cluster, folder, [text] if len(text) > 12 else [])
         cluster.pages_back()
+    far_away(args, folder)
+    somebody_between(args, folder)
     etcd_with_tls(args, folder)
-    with Cluster(args, '--prefill-tp', 2) as cluster:        # and as it comes, with ranks
-        cluster.generate(request(PROMPT, max_tokens=4))
+    ranks = ['--prefill-tp', 2, '--decode-tp', 3, '--prefill-policy', 'remote', '--no-prefix-cache']
+    with Cluster(args, *ranks) as cluster:                   # and as it comes, with ranks
+        expected, _, _ = cluster.generate(request(PROMPT, max_tokens=4))
         census(cluster)
+    with SecureCluster(args, folder, *ranks) as cluster:     # each of them has the ticket's key
+        assert cluster.generate(request(PROMPT, max_tokens=4))[0] == expected
+        wait_until(lambda: all(r.kv_bytes_in > 0 for r in cluster.node('decode-1').ranks), 5, 'each rank has told what came to it')
+        assert cluster.counter('decode-1', 'baton_kv_frames_refused_total') == 0
