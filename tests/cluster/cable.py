@@ -57,10 +57,10 @@ class Dropped:
 
 
 class Slow:
-    """Both ends send so many bits a second."""
+    """Both ends send so many bits a second; rates: of roles that would not notice."""
 
-    def __init__(self, what, rate):
-        self.what, self.rate = what, rate
+    def __init__(self, what, rate, **rates):
+        self.what, self.rate, self.rates = what, rate, rates
 
     @staticmethod
     def places(host):
@@ -68,8 +68,8 @@ class Slow:
 
     def begin(self, host):
         for namespace, device in self.places(host):
-            run('tc', '-n', namespace, 'qdisc', 'add', 'dev', device, 'root', 'tbf', 'rate', self.rate, 'burst', '16kb',
-                'latency', '200ms')
+            run('tc', '-n', namespace, 'qdisc', 'add', 'dev', device, 'root', 'tbf', 'burst', '16kb', 'latency', '200ms',
+                'rate', self.rates.get(host.role, self.rate))
 
     def happened(self, host):
         told = []
@@ -86,19 +86,23 @@ class Slow:
 
 
 class Delayed:
-    """Each packet comes so much later, both ways."""
+    """Each packet comes so much later, both ways. late_s: how much later than that one came, where the relay had no processor."""
 
     def __init__(self, what, ms):
-        self.what, self.ms, self.relay = what, ms, None
+        self.what, self.ms, self.relay, self.late_s = what, ms, None, 0.0
+
+    def switch(self, host, *lines):
+        subprocess.run(['ip', '-n', host.hub, '-batch', '-'], input='\n'.join(lines), check=True, text=True)
 
     def begin(self, host):
         within = ('ip', 'netns', 'exec', host.hub)
+        script = os.path.join(os.path.dirname(__file__), 'relay.py')
+        self.relay = subprocess.Popen([*within, sys.executable, script, host.port, str(self.ms)], stdout=subprocess.PIPE, text=True)
+        tap = self.relay.stdout.readline().strip()
+        assert tap, 'no relay'
+        self.switch(host, f'link set {host.port} nomaster', f'link set {tap} master br0 up')
         run(*within, 'nft', f'add table netdev {TABLE}; add chain netdev {TABLE} only_the_relay '
             f'{{ type filter hook ingress device "{host.port}" priority 0; policy drop; }}')
-        ip('-n', host.hub, 'link', 'set', host.port, 'nomaster')
-        script = os.path.join(os.path.dirname(__file__), 'relay.py')
-        self.relay = subprocess.Popen([*within, sys.executable, script, host.port, 'br0', str(self.ms)], stdout=subprocess.PIPE, text=True)
-        assert self.relay.stdout.readline() == 'ready\n'
 
     def happened(self, host):
         """A handshake takes a packet there and one back."""
@@ -109,6 +113,6 @@ class Delayed:
 
     def end(self, host):
         self.relay.terminate()
-        self.relay.wait(10)
-        ip('-n', host.hub, 'link', 'set', host.port, 'master', 'br0')
+        self.switch(host, f'link set {host.port} master br0')
         run('ip', 'netns', 'exec', host.hub, 'nft', 'delete', 'table', 'netdev', TABLE)
+        self.late_s = int(self.relay.communicate(timeout=10)[0]) / 1000

@@ -73,10 +73,10 @@ FAULTS = {
     'mute': Fault(Dropped('is not heard 12 s', True, False), 12),
     'loss': Fault(Dropped('1 % loss 10 s', True, True, ONE_OF_A_HUNDRED), 10),
     'delay': Fault(Delayed('200 ms later each way 10 s', 200), 10),
-    'slow': Fault(Slow('1 Mbit/s 10 s', '1mbit'), 10),
+    'slow': Fault(Slow('1 Mbit/s (etcd: 32 kbit/s) 10 s', '1mbit', etcd='32kbit'), 10),
 }
 VICTIMS = ('c1', 'p1', 'd1', 'e1')
-FEW = ('kill/d1', 'stop5/p1', 'loss/d1')
+FEW = ('kill/c1', 'kill/d1', 'stop5/p1', 'mute/d1')
 
 
 class Void(Exception):
@@ -124,8 +124,9 @@ def inject(lab, crew, fault, host, count, seconds, left_out=False):
         proof = broken(fault, host, seconds, left_out)
         ready_s = until(lab.ready, 'every node ready')
         run.finish()
+    late_s = 0 if left_out else getattr(fault.how, 'late_s', 0)
     heal(lab)
-    return Figures(proof, under_way, len(run.answered), run.lost, run.wrong, *run.again(), run.longest(), run.first(), run.heartbeat.gap,
+    return Figures(proof, under_way, len(run.answered), run.lost, run.wrong, *run.again(), run.longest(), run.first(), max(run.heartbeat.gap, late_s),
                    ready_s, began)
 
 
