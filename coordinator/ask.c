@@ -129,6 +129,7 @@ bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
                              .local_tokens_max = coord_route_local_tokens(&ask, node)};
     if (holder_of(c, r, node, ask.prefill) >= 0 && out->local_tokens_max > c->limits.local_tokens_max)
         out->local_tokens_max = c->limits.local_tokens_max;
+    r->tries = r->tries || (ask.prefill && coord_link_try(&c->links, ask.prefill->node, node, c->now_ms));
     return true;
 }
 
@@ -136,12 +137,14 @@ int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved) {
     coord_ask a = ask_for(c, r);
     a.to = to;
     a.moved = moved;
+    a.tries = r->tries;
     bool strange = !r->apart && coord_route_apart(&c->limits, c->nodes, c->nodes_end, to);  /* since it was placed */
     int candidates = strange || c->limits.prefill == COORD_PREFILL_LOCAL ? 0 : coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
     look_up(c, r, &a);
     const coord_cost *reader = choose(c, r, &a, COORD_PREFILL, candidates, sender_of(c, r));
-    int holder = holder_of(c, r, to, reader);
-    return holder >= 0 ? holder : reader ? reader->node : -1;
+    int holder = holder_of(c, r, to, reader), node = holder >= 0 ? holder : reader ? reader->node : -1;
+    if (node >= 0) coord_link_try(&c->links, node, to, c->now_ms);
+    return node;
 }
 
 /* ---- reading ahead: hold.c ------------------------------------------------------------------------------ */

@@ -77,6 +77,7 @@ struct coord_request {
     int32_t costs_count;
     bool prompt_here;            /* its prompt is read by a decode node, uncached: rule 7 */
     bool apart;                  /* this attempt's prompt is read by prefill nodes alone: rule 6 */
+    bool tries;                  /* this attempt shows whether a link is still slow: route.c */
     int64_t apart_until_ms;      /* until then it waits for one; 0: it does not wait */
     int prefer_node;
     int64_t deadline_ms, retry_ms;           /* INT64_MAX: none; not delayed */
@@ -119,7 +120,10 @@ typedef struct coord_tenant {
 typedef struct coord_link {
     int16_t from, to;
     bool known;
+    bool tried;                  /* since it got too old to be believed */
     float ms;
+    int32_t trust_ms;            /* how long it is believed */
+    int64_t since_ms;
 } coord_link;
 
 typedef struct coord_links {
@@ -280,7 +284,7 @@ typedef struct coord_ask {
     uint64_t key;                /* a number for how the prompt begins */
     uint64_t turn;
     int64_t now_ms;
-    bool apart;
+    bool apart, tries;
     const coord_cost *prefill;   /* for a decode node: the best prefill node; NULL: there is none */
     int to;                      /* for a prefill node: the decode node, -1: not chosen yet */
     int32_t moved;               /* and the tokens it wants */
@@ -301,7 +305,10 @@ typedef enum coord_outlook { OUTLOOK_NONE, OUTLOOK_AVOIDED, OUTLOOK_GOOD } coord
 coord_outlook coord_route_outlook(const coord_entry *nodes, int count, int64_t now_ms);
 /* Prefill nodes, even if all are lost, have other numerics than this decode node. */
 bool coord_route_apart(const coord_limits *limits, const coord_entry *nodes, int count, int decode_node);
-double coord_link_ms(const coord_links *l, int from, int to);
-void coord_link_learn(coord_links *l, int from, int to, double ms);
+/* tries: for the request that coord_link_try() chose for it. */
+double coord_link_ms(const coord_links *l, int from, int to, bool tries, int64_t now_ms);
+void coord_link_learn(coord_links *l, int from, int to, double ms, int64_t now_ms);
+/* A request is about to be sent over it. true: it tries a link that was slow, and others wait for what it finds. */
+bool coord_link_try(coord_links *l, int from, int to, int64_t now_ms);
 
 #endif

@@ -265,6 +265,7 @@ static void begin_prefill(coord_core *c, coord_request *r, int node, const coord
 static void decoding(coord_core *c, coord_request *r) {
     r->state = REQUEST_DECODING;
     r->holder = -1;
+    r->tries = false;
     c->changed = c->changed || coord_move_leaves(&c->nodes[r->seat[SIDE_DECODE].node]);
 }
 
@@ -479,7 +480,7 @@ static void prefill_event(coord_core *c, coord_request *r, const coord_event *e)
     case COORD_SENT:
         if (r->moving > 0 && r->seat[SIDE_DECODE].node >= 0)
             coord_link_learn(&c->links, r->seat[SIDE_PREFILL].node, r->seat[SIDE_DECODE].node,
-                             e->sent.exposed_ms / r->moving);
+                             e->sent.exposed_ms / r->moving, c->now_ms);
         moving(r);
         break;
     default: prefill_end(c, r, e);

@@ -84,19 +84,38 @@ static coord_link *link_at(const coord_links *l, int from, int to) {
     return (coord_link *)(uintptr_t)&l->at[((unsigned)from * 37 + (unsigned)to) % COORD_LINKS];
 }
 
-/* A pair that was not measured, or whose place another took, is an average one. */
-double coord_link_ms(const coord_links *l, int from, int to) {
-    const coord_link *k = link_at(l, from, to);
-    return k->known && k->from == from && k->to == to ? k->ms : l->mean_ms;
+static bool is_of(const coord_link *k, int from, int to) { return k->known && k->from == from && k->to == to; }
+
+/* A slow link is avoided, so nothing would ever tell that it is slow no more. It is believed to be for a while only; then one
+ * request tries it, and the others wait for what that finds. Found slow again it is believed twice as long. */
+enum { TRUST_MS = 3000, TRUST_MAX_MS = 320000 };
+
+static bool is_stale(const coord_links *l, const coord_link *k, int64_t now_ms) {
+    return k->ms > l->mean_ms && now_ms - k->since_ms >= k->trust_ms;
 }
 
-void coord_link_learn(coord_links *l, int from, int to, double ms) {
+/* A pair that was not measured, or whose place another took, is an average one. */
+double coord_link_ms(const coord_links *l, int from, int to, bool tries, int64_t now_ms) {
+    const coord_link *k = link_at(l, from, to);
+    if (!is_of(k, from, to) || is_stale(l, k, now_ms)) return l->mean_ms;
+    return tries && k->tried ? 0 : k->ms;
+}
+
+bool coord_link_try(coord_links *l, int from, int to, int64_t now_ms) {
     coord_link *k = link_at(l, from, to);
-    if (!k->known || k->from != from || k->to != to)
-        *k = (coord_link){.from = (int16_t)from, .to = (int16_t)to, .known = true, .ms = (float)ms};
-    k->ms += 0.2f * ((float)ms - k->ms);
+    if (!is_of(k, from, to) || !is_stale(l, k, now_ms)) return false;
+    k->since_ms = now_ms;
+    return k->tried = true;
+}
+
+void coord_link_learn(coord_links *l, int from, int to, double ms, int64_t now_ms) {
+    coord_link *k = link_at(l, from, to);
     l->mean_ms = l->learned ? l->mean_ms + 0.05 * (ms - l->mean_ms) : ms;
     l->learned = true;
+    bool known = is_of(k, from, to), still = known && k->tried && ms > k->ms / 2 && ms > l->mean_ms;
+    int32_t trust_ms = !still ? TRUST_MS : k->trust_ms < TRUST_MAX_MS ? 2 * k->trust_ms : TRUST_MAX_MS;
+    if (known && !k->tried) ms = k->ms + 0.2 * (ms - k->ms), trust_ms = k->trust_ms;
+    *k = (coord_link){.from = (int16_t)from, .to = (int16_t)to, .known = true, .ms = (float)ms, .trust_ms = trust_ms, .since_ms = now_ms};
 }
 
 /* What stands for nodes without a measurement. */
@@ -150,7 +169,7 @@ static void cost_prefill(const coord_ask *a, coord_cost *r) {
     int32_t left = r->cached < a->tokens ? a->tokens - r->cached : 1;
     r->queue = (float)((double)a->nodes[r->node].prefilling * ms);
     r->prefill = (float)(left * ms);
-    r->transfer = a->to < 0 ? 0 : (float)(a->moved * coord_link_ms(a->links, r->node, a->to));
+    r->transfer = a->to < 0 ? 0 : (float)(a->moved * coord_link_ms(a->links, r->node, a->to, a->tries, a->now_ms));
     r->total = r->queue + r->prefill + r->transfer;
 }
 
@@ -160,7 +179,7 @@ static void cost_decode(const coord_ask *a, coord_cost *r) {
     const coord_cost *p = a->prefill;
     r->queue = (float)local_queue_ms(a, r->node);
     r->prefill = (float)local_ms(a, r->node, tokens);
-    double moving = p ? tokens * coord_link_ms(a->links, p->node, r->node) : 0;
+    double moving = p ? tokens * coord_link_ms(a->links, p->node, r->node, a->tries, a->now_ms) : 0;
     bool remote = p && tokens > 0 && a->limits->prefill != COORD_PREFILL_LOCAL;
     if (remote && (a->apart || a->limits->prefill == COORD_PREFILL_REMOTE ||
                    p->queue + p->prefill + moving < r->queue + r->prefill)) {
@@ -264,7 +283,7 @@ int32_t coord_route_local_tokens(const coord_ask *a, int decode_node) {
     if (!p || a->limits->prefill == COORD_PREFILL_LOCAL) return INT32_MAX;
     if (a->limits->prefill == COORD_PREFILL_REMOTE) return 0;
     if (a->limits->route != COORD_ROUTE_COST) return a->limits->local_tokens_max;
-    double link_ms = coord_link_ms(a->links, p->node, decode_node), queue_ms = local_queue_ms(a, decode_node);
+    double link_ms = coord_link_ms(a->links, p->node, decode_node, a->tries, a->now_ms), queue_ms = local_queue_ms(a, decode_node);
     int32_t least = -1, most = a->tokens;
     while (least < most) {
         int32_t tokens = least + (most - least + 1) / 2;

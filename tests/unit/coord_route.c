@@ -140,7 +140,7 @@ static void by_cost(void **state) {
         const cost_row *r = &cost_rows[i];
         coord_cost why;
         memset(&links, 0, sizeof links);
-        coord_link_learn(&links, 1, 0, r->link_ms);
+        coord_link_learn(&links, 1, 0, r->link_ms, 100);
         coord_ask a = ask_of(r->nodes, nodes, cached, &l);
         int decode = decode_for(&a, &local, &why);
         if (decode != r->decode || local < r->local_least || local > r->local_most ||
@@ -165,14 +165,43 @@ static void prefill_by_cost(void **state) {
     nodes[1].prefilling = 20000;
     assert_int_equal(prefill_for(&a), 2);
     nodes[1].prefilling = nodes[3].prefilling = 0;
-    coord_link_learn(&links, 1, 0, 1);                       /* on a link of 1 ms a token */
-    coord_link_learn(&links, 2, 0, 0);
-    coord_link_learn(&links, 3, 0, 0.5);
+    coord_link_learn(&links, 1, 0, 1, 100);                  /* on a link of 1 ms a token */
+    coord_link_learn(&links, 2, 0, 0, 100);
+    coord_link_learn(&links, 3, 0, 0.5, 100);
     a.to = 0;
     a.moved = 1000;
     assert_int_equal(prefill_for(&a), 2);
     a.moved = 10;                                            /* with little to move the cache wins again */
     assert_int_equal(prefill_for(&a), 1);
+}
+
+static double at(int64_t now_ms) { return coord_link_ms(&links, 1, 0, false, now_ms); }
+
+/* Nobody uses a slow link, so it is tried now and then: by one request, more and more seldom as long as it stays slow. */
+static void slow_links(void **state) {
+    (void)state;
+    memset(&links, 0, sizeof links);
+    for (int i = 0; i < 100; i++) coord_link_learn(&links, 2, 0, 0.5, 0);
+    coord_link_learn(&links, 1, 0, 8, 0);
+    double mean = links.mean_ms;
+    assert_true(mean < 1);
+    assert_float_equal(at(2999), 8, 0);
+    assert_false(coord_link_try(&links, 1, 0, 2999));
+    assert_float_equal(at(3000), mean, 0);                  /* too old: as good as any */
+    assert_true(coord_link_try(&links, 1, 0, 3000));
+    assert_false(coord_link_try(&links, 1, 0, 3001));
+    assert_float_equal(at(3001), 8, 0);                     /* for the others */
+    assert_float_equal(coord_link_ms(&links, 1, 0, true, 3001), 0, 0);
+    coord_link_learn(&links, 1, 0, 7, 5000);
+    assert_float_equal(at(12000 + 12999), 7, 0);             /* what was found counts in full, and twice as long */
+    assert_true(coord_link_try(&links, 1, 0, 5000 + 6000));
+    coord_link_learn(&links, 1, 0, 0.25, 12000);
+    assert_float_equal(at(12000), 0.25, 0);
+    coord_link_learn(&links, 1, 0, 8.25, 12000);
+    assert_float_equal(at(12000), 1.85, 1e-6);               /* one of many: a fifth */
+    assert_true(at(12000 + 3000) < 1.85);                   /* soon again as at first */
+    coord_link_learn(&links, 2, 0, 0.5, 0);
+    assert_float_equal(coord_link_ms(&links, 2, 0, false, 1 << 30), 0.5, 1e-6);      /* a fast one is asked anyway */
 }
 
 /* The largest number of tokens that is as cheap here as there, by the two costs themselves. */
@@ -315,7 +344,7 @@ int main(void) {
         cmocka_unit_test(by_load),      cmocka_unit_test(by_cost),     cmocka_unit_test(prefill_by_cost),
         cmocka_unit_test(local_tokens), cmocka_unit_test(by_turn),     cmocka_unit_test(by_prefix),
         cmocka_unit_test(two_choices),  cmocka_unit_test(names),       cmocka_unit_test(explains),
-        cmocka_unit_test(apart),
+        cmocka_unit_test(apart),        cmocka_unit_test(slow_links),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
