@@ -129,15 +129,21 @@ static void heap_leave(coord_core *c, coord_heap_kind kind, coord_request *r) {
 
 static void set_timer(coord_core *c, coord_request *r) {
     int64_t key = r->retry_ms < r->deadline_ms ? r->retry_ms : r->deadline_ms;
+    if (r->slow_ms < key) key = r->slow_ms;
     if (key == INT64_MAX)
         heap_leave(c, HEAP_TIMER, r);
     else
         heap_join(c, HEAP_TIMER, r, key);
 }
 
+void coord_core_watch(coord_core *c, coord_request *r, int64_t slow_ms) {
+    r->slow_ms = slow_ms;
+    set_timer(c, r);
+}
+
 /* Puts r where its tag says, at once or from retry_ms on (0: at once). */
 void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms) {
-    assert(r->retry_ms == INT64_MAX && r->place[HEAP_QUEUE] < 0);
+    assert(r->retry_ms == INT64_MAX && r->slow_ms == INT64_MAX && r->place[HEAP_QUEUE] < 0);
     coord_tenant_wait(c, r, +1);
     if (retry_ms > c->now_ms) {
         r->retry_ms = retry_ms;

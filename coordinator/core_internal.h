@@ -81,6 +81,9 @@ struct coord_request {
     int64_t apart_until_ms;      /* until then it waits for one; 0: it does not wait */
     int prefer_node;
     int64_t deadline_ms, retry_ms;           /* INT64_MAX: none; not delayed */
+    int64_t slow_ms;             /* when its pages have moved for too long; INT64_MAX: they do not move */
+    int64_t moving_ms;           /* since when */
+    int32_t slow_moves;          /* how often they have */
     int64_t queued_ms;           /* when it came into the queue, the last time */
     coord_seat seat[SIDES];
     int64_t key[HEAPS];
@@ -175,6 +178,7 @@ void coord_core_forget(coord_core *c, coord_request *r);
 void coord_core_sit(coord_core *c, coord_request *r, coord_side side, int node);
 void coord_core_leave(coord_core *c, coord_request *r, coord_side side);
 void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms);
+void coord_core_watch(coord_core *c, coord_request *r, int64_t slow_ms);
 void coord_core_dequeue(coord_core *c, coord_request *r);
 /* Its prompt should be read ahead, if it is in the queue; or should not. */
 void coord_core_read_ahead(coord_core *c, coord_request *r, bool wanted);

@@ -107,6 +107,35 @@ static void refusals_never_exhaust_attempts(void **state) {
     coord_core_destroy(t.core);
 }
 
+static void pages_that_move_slowly(void **state) {
+    (void)state;
+    STORY(&limits, NODES,
+          {"submit 1", "D1.1>0:10,L4"},
+          {"reserved 1.1 0/10", "P1.1>1:0-10"},
+          {"at 500", ""},
+          {"first 1.1 @10 7", "E1@10:7"},
+          {"at 2499", ""},
+          {"at 2500", "xD1.1>0 xP1.1>1 D1.2>0:11,L4"},
+          {"landed 1.1", ""},
+          {"reserved 1.2 0/10", "P1.2>1:0-10+1"},
+          {"first 1.2 @11 8", "E1@11:8"},
+          {"at 22499", ""},                      /* 2 * (2000 + 4 * 10 tokens * 200 ms) */
+          {"at 22500", "xD1.2>0 xP1.2>1 D1.3>0:12,L4"},
+          {"lost 0", "xD1.3>0"});
+    STORY(&limits, NODES,                        /* that they are there is not yet known: nobody else can say so sooner */
+          {"submit 1", "D1.1>0:10,L4"},
+          {"reserved 1.1 0/10", "P1.1>1:0-10"},
+          {"first 1.1 @10 7", "E1@10:7"},
+          {"pend 1.1 ST_OK", ""},
+          {"at 2000", ""},
+          {"landed 1.1", ""},
+          {"submit 2", "D2.1>0:10,L4"},
+          {"reserved 2.1 0/10", "P2.1>1:0-10"},
+          {"first 2.1 @10 7", "E2@10:7"},
+          {"landed 2.1", ""},
+          {"at 9000", ""});
+}
+
 static void prefill_node_vanishes_before_it_is_needed(void **state) {
     (void)state;
     STORY(&limits, NODES,
@@ -398,6 +427,7 @@ int main(void) {
         cmocka_unit_test_setup(prompts_read_here, setup),
         cmocka_unit_test_setup(full_decode_node_is_asked_again, setup),
         cmocka_unit_test_setup(refusals_never_exhaust_attempts, setup),
+        cmocka_unit_test_setup(pages_that_move_slowly, setup),
         cmocka_unit_test_setup(prefill_node_vanishes_before_it_is_needed, setup),
         cmocka_unit_test_setup(prefill_fails_before_landing, setup),
         cmocka_unit_test_setup(prefill_fails_after_landing, setup),
