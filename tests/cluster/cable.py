@@ -23,10 +23,10 @@ def plain_packets(hub, port, namespace):
 
 
 class Dropped:
-    """Packets of one direction, or both, of which `which` says which (all, if nothing)."""
+    """Packets of one direction, or both, of which `which` says which (all, if nothing). how: what happens to them."""
 
-    def __init__(self, what, out, back, which=''):
-        self.what, self.out, self.back, self.which = what, out, back, which
+    def __init__(self, what, out, back, which='', how='drop'):
+        self.what, self.out, self.back, self.which, self.how = what, out, back, which, how
 
     def places(self, host):
         return [(host.hub, host.port)] * self.out + [(host.namespace, 'eth0')] * self.back
@@ -34,7 +34,7 @@ class Dropped:
     def begin(self, host):
         for namespace, device in self.places(host):
             run('ip', 'netns', 'exec', namespace, 'nft', f'add table netdev {TABLE}; add chain netdev {TABLE} drops '
-                f'{{ type filter hook ingress device "{device}" priority 0; }}; add rule netdev {TABLE} drops {self.which} counter drop')
+                f'{{ type filter hook ingress device "{device}" priority 0; }}; add rule netdev {TABLE} drops {self.which} counter {self.how}')
 
     def happened(self, host):
         """What it has done; None: nothing, in one direction at least."""
@@ -44,12 +44,12 @@ class Dropped:
                 rules = run('ip', 'netns', 'exec', namespace, 'nft', 'list', 'table', 'netdev', TABLE)
             except subprocess.CalledProcessError:
                 return None
-            packets, size = map(int, re.search(r'counter packets (\d+) bytes (\d+) drop', rules).groups())
+            packets, size = map(int, re.search(rf'counter packets (\d+) bytes (\d+) {self.how}', rules).groups())
             if not packets:
                 return None
             assert size <= 1600 * packets, f'super-packets: {size} bytes in {packets} packets'
             told.append(str(packets))
-        return f'{" + ".join(told)} packets dropped'
+        return f'{" + ".join(told)} packets: {self.how}'
 
     def end(self, host):
         for namespace, _ in self.places(host):

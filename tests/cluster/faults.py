@@ -25,7 +25,7 @@ from lab import *
 from netns import *
 
 IN_FLIGHT_MIN, TRIES = 50, 3
-HANG_S, HELD_UP_S, HEAL_S = 30, 0.1, 30
+HANG_S, HELD_UP_S, HEAL_S, BEGIN_S = 30, 0.1, 60, 120
 PROMISE_S = 3.0                          # after it was noticed
 NOTICED_S = {'coordinator': 5.0, 'prefill': 1.5, 'decode': 1.5, 'etcd': 0.0}     # clients ping, coordinators count heartbeats
 
@@ -71,11 +71,13 @@ FAULTS = {
     'cut': Fault(Dropped('cut off 12 s', True, True), 12),
     'deaf': Fault(Dropped('hears nothing 12 s', False, True), 12),
     'mute': Fault(Dropped('is not heard 12 s', True, False), 12),
+    'reset': Fault(Dropped('connections reset 12 s', True, True, 'meta l4proto tcp', 'reject with tcp reset'), 12),
+    'apart': Fault(Dropped('cut off from decode 1 alone 12 s', False, True, f'ip saddr {address(NAMES.index("d1"))}'), 12),
     'loss': Fault(Dropped('1 % loss 10 s', True, True, ONE_OF_A_HUNDRED), 10),
     'delay': Fault(Delayed('200 ms later each way 10 s', 200), 10),
     'slow': Fault(Slow('1 Mbit/s (etcd: 32 kbit/s) 10 s', '1mbit', etcd='32kbit'), 10),
 }
-VICTIMS = ('c1', 'p1', 'd1', 'e1')
+VICTIMS = {f: ('c1', 'p1', 'd1', 'e1') for f in FAULTS} | {'apart': ('p1',)}
 FEW = ('kill/c1', 'kill/d1', 'stop5/p1', 'mute/d1')
 
 
@@ -116,7 +118,7 @@ def heal(lab):
 
 def inject(lab, crew, fault, host, count, seconds, left_out=False):
     with crew.send(count) as run:
-        wait_until(lambda: len(run.answered) >= CLIENTS or run.lost, HANG_S, 'requests are answered')
+        wait_until(lambda: len(run.answered) >= CLIENTS or run.lost, BEGIN_S, 'requests are answered')
         under_way = run.in_flight
         if under_way < IN_FLIGHT_MIN:
             raise Void(f'{under_way} requests under way, expected {IN_FLIGHT_MIN}')
@@ -245,7 +247,7 @@ def main():
     for tool, package in (('etcd', 'etcd-server'), ('nft', 'nftables'), ('tc', 'iproute2')):
         if not shutil.which(tool):
             skip(f'no `{tool}` here (package {package})')
-    names = {'all': [f'{f}/{v}' for f in FAULTS for v in VICTIMS], 'few': FEW}.get(args.cells) or args.cells.split(',')
+    names = {'all': [f'{f}/{v}' for f in FAULTS for v in VICTIMS[f]], 'few': FEW}.get(args.cells) or args.cells.split(',')
     began = time.monotonic()
     with namespaces(HUB, NAMESPACES), tempfile.TemporaryDirectory(prefix='bt-faults-') as directory:
         enter(HUB)
