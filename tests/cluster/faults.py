@@ -138,7 +138,7 @@ def serves_again(lab, crew, host):
         return
     began = time.monotonic()
     while time.monotonic() - began < HEAL_S:             # a link that was slow is tried after 10 s, a node that flaps is held out
-        with crew.send(CLIENTS * STREAMS) as run:
+        with crew.send(2 * CLIENTS) as run:
             run.finish()
         assert not run.lost and not run.wrong, (run.lost[:3], run.wrong[:3])
         if host.role == 'coordinator' or host.name in run.nodes():
@@ -149,7 +149,7 @@ def serves_again(lab, crew, host):
 
 def control(lab, crew, fault, host):
     try:
-        inject(lab, crew, fault, host, 2 * CLIENTS * STREAMS, 0.3, left_out=True)
+        inject(lab, crew, fault, host, CLIENTS * STREAMS, 0.3, left_out=True)
     except AssertionError as e:
         assert str(e) == 'the fault did not happen', e
     else:
