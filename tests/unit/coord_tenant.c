@@ -118,6 +118,9 @@ static void a_tenant_has_pages(void **state) {
           {"submit 2 max=30 tenant=5", "D2.1>0:10,L*"},
           {"node 1 D cap=9 page=16", ""},
           {"submit 3 max=35 tenant=6", "D3.1>1:10,L*"});         /* 3 of that node's */
+    STORY(&limits, {"node 0 D cap=9 page=4", ""},
+          {"submit 1 max=30 seen=4 tenant=5", "D1.1>0:14,L*"},   /* what was seen is of the 30 */
+          {"submit 2 max=31 seen=4 tenant=6", "F2:ST_BAD_INPUT/0"});
 }
 
 /* Those who stood before it in the queue are gone, and none was placed. */
