@@ -105,14 +105,15 @@ status cli_resume_call(cli_client *c, const Baton__V1__GenerateRequest *request,
                        void (*on_message)(const ProtobufCMessage *m, void *user), void *user, error *err,
                        int64_t *retry_after_ms) {
     resume r = {.client = c, .request = *request, .sampling = *request->sampling, .on_message = on_message, .user = user};
-    int64_t end_ms = timeout_ms > 0 ? clock_now_ms() + timeout_ms : 0;
+    int64_t end_ms = clock_now_ms() + timeout_ms;
     status st;
     r.request.sampling = &r.sampling;
     for (int k = 0; k < ANSWERS_MAX; k++) baton__v1__seen__init(&r.seen[k]), r.seen[k].index = k;
     for (;;) {
-        int64_t left_ms = end_ms ? end_ms - clock_now_ms() : 0;
+        int64_t left_ms = end_ms - clock_now_ms();
+        if (timeout_ms > 0) timeout_ms = left_ms > 0 ? left_ms : 1;
         name_seen(&r);
-        st = cli_client_call(c, &cli_generate_method, &r.request.base, end_ms && left_ms < 1 ? 1 : left_ms, take, &r, err, retry_after_ms);
+        st = cli_client_call(c, &cli_generate_method, &r.request.base, timeout_ms, take, &r, err, retry_after_ms);
         if (st == ST_OK || !goes_on(&r, st)) break;
         prepare(&r, st, err->text);
     }

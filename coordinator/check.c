@@ -222,8 +222,8 @@ static status copy_seen(const coord_job *job, const Baton__V1__Seen *from, arena
 static status take_seen(const coord_model *m, const Baton__V1__GenerateRequest *r, arena *a, coord_job *out, error *err) {
     if (r->n_seen == 0) return ST_OK;
     if (out->sampling.temperature > 0 && !out->has_seed)
-        return error_set(err, ST_BAD_INPUT, "sampling.seed is missing: with seen, and a temperature above 0, expected the one that "
-                                            "the answer's first chunk told");
+        return error_set(err, ST_BAD_INPUT, "sampling.seed is missing: with seen, and a temperature above 0, "
+                                            "expected the one that the answer's first chunk told");
     TRY(check_range("number of entries in seen", (int64_t)r->n_seen, 0, out->n, err));
     out->seen = arena_alloc(a, (size_t)out->n * sizeof *out->seen);
     if (!out->seen) return error_set(err, ST_NO_MEMORY, "no memory for what was seen");
