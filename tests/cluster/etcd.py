@@ -12,11 +12,12 @@ BACK_S = 5          # registered again after etcd came back: issue 7
 class Process:
     """A coordinator or node that is registered at the endpoints."""
 
-    def __init__(self, args, directory, role, id, endpoints, user=''):
+    def __init__(self, args, directory, role, id, endpoints, user='', listen='127.0.0.1:0', flags=None):
         self.id, self.log_path = id, f'{directory}/{id}-{time.monotonic_ns()}.log'
         registry = f'etcd://{user}{",".join(endpoints)}/story'
-        command = [args.baton, role, '--model', args.model, '--id', id, '--listen', '127.0.0.1:0', '--registry', registry,
-                   *(['--heartbeat-ms', '3000', '--route', 'round-robin'] if role == 'coordinator' else [])]
+        if flags is None:
+            flags = ['--heartbeat-ms', 3000, '--route', 'round-robin'] if role == 'coordinator' else []
+        command = [args.baton, role, '--model', args.model, '--id', id, '--listen', listen, '--registry', registry, *map(str, flags)]
         with open(self.log_path, 'w') as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         atexit.register(self.kill)
@@ -314,4 +315,5 @@ def main():
     print(f'etcd: all as it should be, {time.monotonic() - began:.0f} s')
 
 
-main()
+if __name__ == '__main__':
+    main()
