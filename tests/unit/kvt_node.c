@@ -251,6 +251,12 @@ static int64_t refused(const char *reason) {
     return l.value;
 }
 
+static int64_t frames_received(void) {
+    lookup l = {"baton_kv_frames_received_total", "", 0};
+    metrics_each(look, &l);
+    return l.value;
+}
+
 /* Of all nodes of this process, both ends. */
 static int64_t links_open(void) {
     lookup l = {"baton_kv_links", "", -1};
@@ -783,8 +789,10 @@ static void late_frames_never_land(void **state) {
     kvt_frame f = box_of(&old, 0, 8);
     size_t bytes;
     unsigned char *wire = raw_frame(&old, f, &bytes);
+    int64_t frames = frames_received();
     raw_write(fd, wire, bytes / 2);
-    nap_ms(50);
+    for (int i = 0; i < 1000 && frames_received() == frames; i++) nap_ms(5);
+    nap_ms(50);                                                /* and has been checked */
     assert_int_equal(promise(n, &fresh, 10000), ST_BAD_INPUT); /* not before the old one is revoked */
     kvt_revoke(n, 7);
     assert_int_equal(promise(n, &fresh, 10000), ST_OK);

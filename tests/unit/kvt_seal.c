@@ -453,6 +453,7 @@ static void senders_are_bounded(void **state) {
         assert_int_equal(answered(l), ST_BAD_INPUT);
     }
     kvt_sealing s = sender(key);
+    s.number = 1;                         /* none of those was so far */
     wire w = sealed(&s, data(7, 0));
     is_refused(l, &w, "replay", true);
     finish();

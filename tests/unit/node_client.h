@@ -127,6 +127,7 @@ static inline void start_prefill(int node, request *r, const Baton__Node__V1__Re
     m.prompt_count = r->count;
     m.ticket = reserved->ticket;
     m.kv_address = reserved->kv_address;
+    m.kv_key = reserved->kv_key;
     m.skip = reserved->cached_tokens;
     m.send_end = reserved->wanted_tokens;
     m.moved = r->moved;

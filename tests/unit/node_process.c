@@ -362,6 +362,18 @@ static void refusals_name_the_field(void **state) {
         bool beyond = strstr(unusable[i], "192.0.2.1") != NULL;        /* and there, pages would travel unencrypted */
         assert_int_equal(r.prefill_end, beyond ? ST_DENIED : ST_BAD_INPUT);
     }
+    static uint8_t key[KVT_KEY_BYTES + 1];
+    for (size_t bytes = KVT_KEY_BYTES - 1; bytes <= KVT_KEY_BYTES + 1; bytes += 2) {
+        Baton__Node__V1__Reserved room = BATON__NODE__V1__RESERVED__INIT;
+        r = make_request(600, 20, 5);
+        room.ticket = 1;
+        room.kv_address = (char *)(uintptr_t)"127.0.0.1:1";
+        room.kv_key = (ProtobufCBinaryData){bytes, key};
+        room.wanted_tokens = 19;
+        start_prefill(0, &r, &room);
+        rpc_loop_run(loop);
+        assert_int_equal(r.prefill_end, ST_BAD_INPUT);
+    }
 }
 
 /* Any allocation after the call was made fails, on a node or in its client: the request ends, with its
