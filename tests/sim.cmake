@@ -21,7 +21,7 @@ if(SANITIZE STREQUAL "")
   add_test(NAME sim/mutants
     COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/sim/mutants.sh ${CMAKE_SOURCE_DIR}
             ${CMAKE_CURRENT_BINARY_DIR}/mutants 20000 ${CMAKE_C_COMPILER}
-            $<TARGET_OBJECTS:sim_objects> ${sim_archives} ${XXHASH_LINK_LIBRARIES} -lm -pthread
+            $<TARGET_OBJECTS:sim_objects> ${sim_archives} ${XXHASH_LINK_LIBRARIES} ${CRYPTO_LINK_LIBRARIES} -lm -pthread
     COMMAND_EXPAND_LISTS)
   set_tests_properties(sim/bugs sim/mutants PROPERTIES TIMEOUT 300)
 endif()

@@ -129,25 +129,27 @@ static void spreads(void **state) {
     assert_true(s.median == 8 && s.min == 7 && s.max == 9);
 }
 
-/* Every transport (ucx: where UCX is), the plain socket and memcpy, at every size. */
+/* Every transport (ucx: where UCX is), sealed too where it may be, the plain socket and memcpy, at every size. */
 static void transfers(void **state) {
     (void)state;
-    static const char *const with_ucx[] = {"tcp", "shm", "ucx", "socket", "memcpy"};
-    static const char *const without[] = {"tcp", "shm", "socket", "memcpy"};
+    static const char *const with_ucx[] = {"tcp", "tcp sealed", "shm", "ucx", "ucx sealed", "socket", "memcpy"};
+    static const char *const without[] = {"tcp", "tcp sealed", "shm", "socket", "memcpy"};
     json_t *all = run("transfer --quick");
     const json_t *rows = json_object_get(all, "rows"), *row, *size;
     size_t i, k;
-    const char *const *names = json_array_size(rows) == 5 ? with_ucx : without;
-    size_t transports = names == with_ucx ? 3 : 2;
+    const char *const *names = json_array_size(rows) == 7 ? with_ucx : without;
+    size_t transports = names == with_ucx ? 5 : 3;
     assert_int_equal(json_array_size(rows), transports + 2);
     json_array_foreach(rows, i, row) {
         assert_string_equal(json_string_value(json_object_get(row, "name")), names[i]);
+        bool sealed = strstr(names[i], "sealed") != NULL;
         assert_int_equal(json_array_size(json_object_get(row, "sizes")), 5);
         json_array_foreach(json_object_get(row, "sizes"), k, size) {
             assert_int_equal(json_integer_value(json_object_get(size, "bytes")), (64 << 10) << 2 * k);
             assert_spread(size, "bytes_s");
             assert_spread(size, "of_socket");
             assert_spread(size, "of_memcpy");
+            if (sealed) assert_spread(size, "of_clear");
             assert_positive(json_object_get(size, "cpu_ns_byte_out"), "cpu_ns_byte_out");
             assert_positive(json_object_get(size, "cpu_ns_byte_in"), "cpu_ns_byte_in");
         }
