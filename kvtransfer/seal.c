@@ -19,7 +19,7 @@
  * The receiver takes a salt's numbers only rising (receive.c), so that a recorded frame is of no use even while its
  * ticket lives; gaps are allowed, because END finds what is missing.
  *
- * One cipher context a node, keyed anew for each frame: 0.35 us for 512 KiB that take 90. No memory is allocated. */
+ * One cipher context a node, keyed anew for each frame: 0.35 us for 256 KiB that take 45. No memory is allocated. */
 #include "kvtransfer/internal.h"
 #include <assert.h>
 #include <openssl/crypto.h>
