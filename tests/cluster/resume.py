@@ -231,7 +231,7 @@ def several_servers(args, second):
 
 def story(args):
     with contextlib.ExitStack() as stack:
-        nodes = [stack.enter_context(node(args, role, id, '--sequences', 64, *(['--speculate', 'off'] if role == 'decode' else [])))
+        nodes = [stack.enter_context(node(args, role, id, '--kv-pages', 4096, *(['--speculate', 'off'] if role == 'decode' else [])))
                  for role, id in (('prefill', 'prefill-1'), ('decode', 'decode-1'), ('decode', 'decode-2'))]
         first, second = Coordinator(args, nodes), Coordinator(args, nodes)
         kinds = requests(args)
