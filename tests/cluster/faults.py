@@ -205,6 +205,23 @@ def told(rows):
     return ''.join('| ' + ' | '.join(map(str, r)) + ' |\n' for r in (HEAD, ['---'] * len(HEAD), *rows))
 
 
+def page(args, rows, failed):
+    """tests/cluster/FAULTS.md."""
+    load = ' '.join(f'{x:.1f}' for x in os.getloadavg())
+    return f"""# Faults, and what clients see of them
+
+Two coordinators, two prefill and two decode nodes and three members of etcd, each in a network namespace of its own; {CLIENTS} clients wait for
+{STREAMS} answers each, ask {args.requests} requests or more while a fault lasts, and go on at the other coordinator when a stream breaks. Every answer is
+compared with the one of a run without a fault, token by token with its logprob. What the columns say, and what else is checked:
+[faults.py](faults.py), which wrote this:
+
+    build/venv/bin/python tests/cluster/faults.py --model {os.path.relpath(args.model, ROOT)} --requests {args.requests} --answer {args.answer} --table tests/cluster/FAULTS.md
+
+{time.strftime('%F')}, {os.cpu_count()} cores for all of it, load average when it ended: {load}.{' Failed: ' + '; '.join(failed) if failed else ''}
+
+{told(rows)}"""
+
+
 def show_logs(lab):
     for h in lab.hosts.values():
         print(f'--- end of {h.name}\n{h.log()[-1500:]}', file=sys.stderr)
@@ -255,7 +272,7 @@ def main():
         enter(HUB)
         rows, failed = matrix(args, names, directory)
     if args.table:
-        pathlib.Path(args.table).write_text(told(rows))
+        pathlib.Path(args.table).write_text(page(args, rows, failed))
     print(f'{len(names) - len(failed)} of {len(names)} cells as they should be, {time.monotonic() - began:.0f} s')
     assert not failed, failed
 
