@@ -50,7 +50,7 @@ node/seq.c~s/    node_seq_give(c, s);/& if (s->swapped) s->slots_count = 0;/~hos
 kvtransfer/promise.c~s/if (at->epoch != f->epoch) return KVT_REFUSE_EPOCH;//~frames of any epoch land
 kvtransfer/promise.c~s/    at->expires_ms = now_ms + at->lease_ms;/    at->expires_ms = INT64_MAX;/~a lease never ends once a frame has come
 kvtransfer/promise.c~s/    for (size_t row = 0; row < (size_t)at->g.layers/    for (size_t row = 0; row < (size_t)1/~a token counts as landed when its first layer has
-coordinator/request.c~s/if (r->apart || relay(c, r, e, SIDE_PREFILL))/if (relay(c, r, e, SIDE_PREFILL))/~apart: the prefill node's first token is said
+coordinator/request.c~s/if (!r->apart \&\& !relay(c, r, e, SIDE_PREFILL)) break;/if (!relay(c, r, e, SIDE_PREFILL)) break;/~apart: the prefill node's first token is said
 coordinator/request.c~s/int32_t count = r->apart ? r->prompt_count : r->confirmed;/int32_t count = r->confirmed;/~apart: a prefill node is sent answer tokens
 coordinator/request.c~s/r->apart_until_ms = c->now_ms + c->limits.apart_ms;/r->apart_until_ms = c->now_ms;/~apart: nobody waits for a prefill node
 coordinator/tenant.c~s/    c->waiting_tokens += sign .*/    if (sign > 0) c->waiting_tokens += r->prompt_count;/~tokens of prompts that no longer wait are counted on
