@@ -83,7 +83,7 @@ fi
 if [ "$mode" = --long ]; then
     suffix=
     say "long tests"
-    check -L long
+    check -j "$jobs" -L long
     say "aarch64"
     ./tests/aarch64.sh
 fi

@@ -412,7 +412,7 @@ void sim_coordinator_create(sim *s) {
         sim_node *n = &s->nodes[i];
         n->s = s;
         n->slot = i;
-        n->prefill = i > 0 && (i == 1 || sim_chance(s, 0.5));
+        n->starts_prefill = i > 0 && (i == 1 || sim_chance(s, 0.5));
         n->P = (int32_t)sim_range(s, 2, 16);
         n->pages = longest / n->P + 1 + (sim_chance(s, 0.5) ? 0 : (int32_t)sim_range(s, 0, 60));
         n->sequences_max = (int32_t)sim_range(s, 1, 12);

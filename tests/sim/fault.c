@@ -13,6 +13,8 @@ typedef enum fault_kind {
     FAULT_DEAF,                  /* heartbeats are lost */
     FAULT_DRAIN,
     FAULT_READER,                /* a client reads slowly: its sequence is paused */
+    FAULT_ROLE,                  /* a node takes the other role, and its own again */
+    FAULT_LEAVE,                 /* a process drains and ends, as by SIGTERM; a new one comes up later */
     FAULT_KINDS
 } fault_kind;
 
@@ -31,6 +33,22 @@ static void resume(sim *s, sim_event *e) {
 
 static void undrain(sim *s, sim_event *e) { s->nodes[e->a].draining = false; }
 
+static void take_role(sim *s, sim_node *n, bool prefill) {
+    sim_trace(s, "node %d is to %s", n->slot, prefill ? "prefill" : "decode");
+    n->prefill = prefill;
+    for (int i = 0; s->bug == BUG_ROLE_DROPS && i < s->streams_count; i++) {
+        sim_stream *st = s->streams[i];
+        if (st->node != n->slot || st->life != n->life) continue;
+        st->broken = true;
+        node_core_cancel(n->core, st->handle);
+    }
+}
+
+static void own_role(sim *s, sim_event *e) {
+    sim_node *n = &s->nodes[e->node];
+    take_role(s, n, n->starts_prefill);
+}
+
 static void read_on(sim *s, sim_event *e) {
     node_core_pause(s->nodes[e->node].core, (uint64_t)e->a, false);
     sim_node_awake(s, &s->nodes[e->node]);
@@ -41,6 +59,19 @@ static void kill_node(sim *s, sim_node *n) {
     sim_coordinator_gone(s, n);
     sim_node_destroy(s, n);
     sim_at(s, s->now_us + sim_range(s, 1000, 200000), restart)->a = n->slot;
+}
+
+/* With nothing left to do it ends; else it is looked at again, and ends anyhow when its time is over. */
+static void leave(sim *s, sim_event *e) {
+    sim_node *n = &s->nodes[e->node];
+    bool drained = n->core->count == 0;
+    if (s->healed) return; /* it is told to stay */
+    if (drained || s->now_us >= e->a) {
+        s->seen[SEEN_LEFT] += drained;
+        kill_node(s, n);
+    } else {
+        sim_at_node(s, s->now_us + 2000, n->slot, n->life, leave)->a = e->a;
+    }
 }
 
 static void stop_node(sim *s, sim_node *n) {
@@ -76,6 +107,16 @@ static bool strike(sim *s, fault_kind kind, sim_node *n) {
         n->draining = true;
         sim_at(s, s->now_us + sim_range(s, 10000, 200000), undrain)->a = n->slot;
         return true;
+    case FAULT_ROLE:
+        if (s->mixed || !n->alive) return false; /* of other numerics the coordinator would not take it */
+        take_role(s, n, !n->prefill);
+        sim_at_node(s, s->now_us + sim_range(s, 10000, 300000), n->slot, n->life, own_role);
+        return true;
+    case FAULT_LEAVE:
+        if (!n->alive) return false;
+        n->draining = true;
+        sim_at_node(s, s->now_us + SIM_HEARTBEAT_US, n->slot, n->life, leave)->a = s->now_us + 300000;
+        return true;
     case FAULT_READER:
         if (!st || !s->nodes[st->node].alive || s->nodes[st->node].life != st->life) return false;
         node_core_pause(s->nodes[st->node].core, st->handle, true);
@@ -99,6 +140,7 @@ static void heal(sim *s, sim_event *e) {
         resume(s, &at);
         restart(s, &at);
         n->draining = false;
+        n->prefill = n->starts_prefill;
         n->deaf_us = 0;
     }
 }

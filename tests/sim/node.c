@@ -163,6 +163,7 @@ void sim_node_create(sim *s, sim_node *n) {
     n->host = sim_alloc(((size_t)limits.swap_pages + 1) * SIM_LAYERS * (size_t)n->P * sizeof(uint64_t));
     n->page_ticket = sim_alloc((size_t)n->pages * sizeof(uint64_t));
     n->life = ++s->lives;
+    n->prefill = n->starts_prefill;
     n->numerics = sim_numerics(s, n->prefill);
     n->alive = true;
     n->paused = n->draining = n->dying = n->step_due = false;

@@ -195,7 +195,9 @@ static void destroy(sim *s, uint64_t seen[SEEN_KINDS]) {
         next = d->next;
         mem_free(d);
     }
-    s->seen[SEEN_RETRIED] = (uint64_t)coord_core_counts(s->core).retries;
+    coord_counts counts = coord_core_counts(s->core);
+    s->seen[SEEN_RETRIED] = (uint64_t)counts.retries;
+    s->seen[SEEN_HELD_OUT] = (uint64_t)counts.held_out;
     memcpy(seen, s->seen, sizeof s->seen);
     coord_core_destroy(s->core);
     eng_sampler_destroy(s->sampler);

@@ -63,7 +63,8 @@ enum {
     X(BUG_SALT_LOST, "prompts read apart and prompts read by decode nodes share pages")             \
     X(BUG_HINT_SAID, "the prefill node's first token is passed on as the decode node's")         \
     X(BUG_HOLD_KEPT, "a prefill node does not hear that a held prompt is wanted no more")           \
-    X(BUG_PROPOSED_ROWS, "the rows of proposed tokens have the logits of the row before them")
+    X(BUG_PROPOSED_ROWS, "the rows of proposed tokens have the logits of the row before them")      \
+    X(BUG_ROLE_DROPS, "a node that takes another role drops what it runs without a word")
 
 typedef enum sim_bug {
     BUG_NONE,
@@ -77,7 +78,9 @@ typedef enum sim_bug {
 #define SIM_SEEN(X)                                                                                 \
     X(SEEN_KILL, "kills") X(SEEN_PAUSE, "pauses") X(SEEN_STREAM, "streams broken")                  \
     X(SEEN_LINK, "links broken") X(SEEN_DEAF, "heartbeats lost") X(SEEN_DRAIN, "drains")            \
-    X(SEEN_READER, "slow readers") X(SEEN_LOST, "nodes declared lost") X(SEEN_LEASE, "leases ended") \
+    X(SEEN_READER, "slow readers") X(SEEN_ROLE, "roles changed") X(SEEN_LEAVE, "nodes told to end") \
+    X(SEEN_LEFT, "of them drained when they did") X(SEEN_HELD_OUT, "nodes held out, as they flap")   \
+    X(SEEN_LOST, "nodes declared lost") X(SEEN_LEASE, "leases ended") \
     X(SEEN_DUPLICATE, "frames twice") X(SEEN_STALE_TICKET, "stale tickets refused")                 \
     X(SEEN_STALE_EPOCH, "stale epochs refused") X(SEEN_ABORT, "aborts taken")                       \
     X(SEEN_CORRUPT, "frames corrupt") X(SEEN_SHORT, "transfers with a hole")            \
@@ -172,7 +175,8 @@ typedef struct sim_send {
 struct sim_node {
     sim *s;
     int slot;
-    bool prefill, alive, paused, draining, dying;
+    bool prefill, starts_prefill;            /* what it is; what a new process of it is */
+    bool alive, paused, draining, dying;
     uint64_t numerics;
     uint32_t life;               /* of the process; its epoch */
     node_core *core;
