@@ -1,7 +1,8 @@
 /* tcp.c -- ranks of several machines: a TCP link between each two.
  *
- * Rank 0 listens at the group's address. The others listen anywhere, tell rank 0 where, and get the list of
- * all; then rank i connects to ranks 1 .. i-1. First on every link is a HELLO, both ways.
+ * Rank 0 listens at the group's address. The others listen where they reach it from, tell it the port, and get the
+ * list of all; then rank i connects to ranks 1 .. i-1. First on every link is a HELLO, both ways. Once all are
+ * there nobody listens any more.
  *
  *   HELLO     magic, version, ranks, rank, id, port      32 bytes, as everything little endian
  *   list      address[16], port                          20 bytes a rank; IPv4 as IPv6 (::ffff:a.b.c.d)
@@ -108,16 +109,16 @@ static status resolve(const char *address, struct sockaddr_in6 *out, error *err)
     return ST_OK;
 }
 
-/* At address, or anywhere at a free port. */
+/* Port 0: a free one. */
 static status open_listener(tcp *l, const struct sockaddr_in6 *at, int *port, error *err) {
-    struct sockaddr_in6 any = {.sin6_family = AF_INET6}, bound;
+    struct sockaddr_in6 bound;
     socklen_t bytes = sizeof bound;
     int on = 1, off = 0, fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return error_set(err, ST_IO, "a socket for ranks: %s", strerror(errno));
     l->listener = fd;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
-    if (bind(fd, (const struct sockaddr *)(at ? at : &any), sizeof any) || listen(fd, COLL_RANKS_MAX) ||
+    if (bind(fd, (const struct sockaddr *)at, sizeof *at) || listen(fd, COLL_RANKS_MAX) ||
         getsockname(fd, (struct sockaddr *)&bound, &bytes))
         return error_set(err, ST_IO, "the socket on which ranks listen: %s", strerror(errno));
     *port = ntohs(bound.sin6_port);
@@ -186,6 +187,20 @@ static status connect_below(const coll *c, const coll_options *o, int rank, int 
     return greet(c, o, l->fd[rank], port, &rank, &unused, until_ms, err);
 }
 
+/* The first link of every rank but the first: its address is the one that the others will come to. */
+static status join_first(const coll *c, const coll_options *o, int *port, int64_t until_ms, error *err) {
+    tcp *l = c->link;
+    struct sockaddr_in6 here;
+    socklen_t bytes = sizeof here;
+    int first = 0, unused;
+    TRY(connect_to(&l->at[0], 0, until_ms, &l->fd[0], err));
+    if (getsockname(l->fd[0], (struct sockaddr *)&here, &bytes))
+        return error_set(err, ST_IO, "the address that reaches rank 0: %s", strerror(errno));
+    here.sin6_port = 0;
+    TRY(open_listener(l, &here, port, err));
+    return greet(c, o, l->fd[0], *port, &first, &unused, until_ms, err);
+}
+
 /* Rank 0's list of where the ranks listen. */
 static status share_list(const coll *c, int64_t until_ms, error *err) {
     tcp *l = c->link;
@@ -213,9 +228,11 @@ static status form(coll *c, const coll_options *o, error *err) {
     TRY(resolve(o->address, &l->at[0], err));
     if ((l->told = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
         return error_set(err, ST_IO, "an eventfd for ranks: %s", strerror(errno));
-    TRY(open_listener(l, c->rank ? NULL : &l->at[0], &port, err));
-    if (c->rank) TRY(connect_below(c, o, 0, port, until, err));
-    if (c->rank == 0) TRY(accept_above(c, o, port, until, err));
+    if (c->rank) TRY(join_first(c, o, &port, until, err));
+    if (c->rank == 0) {
+        TRY(open_listener(l, &l->at[0], &port, err));
+        TRY(accept_above(c, o, port, until, err));
+    }
     TRY(share_list(c, until, err));
     for (int r = 1; r < c->rank; r++) TRY(connect_below(c, o, r, port, until, err));
     return c->rank ? accept_above(c, o, port, until, err) : ST_OK;
