@@ -143,8 +143,9 @@ class Run:
         return max(a.first for a in self.answered)
 
     def again(self):
-        """How often one was placed again by its coordinator, and how often one went on at another coordinator."""
-        return sum(a.finish[0].attempts - 1 for a in self.answered), sum(a.streams - 1 for a in self.answered)
+        """How often one was placed again by its coordinator, and how often one went on at another coordinator (attempts is 0 where
+        nothing but the finish was missing)."""
+        return sum(max(a.finish[0].attempts, 1) - 1 for a in self.answered), sum(a.streams - 1 for a in self.answered)
 
     def nodes(self):
         return {n for a in self.answered for n in (a.finish[0].prefill_node, a.finish[0].decode_node)}

@@ -71,7 +71,7 @@ FAULTS = {
     'cut': Fault(Dropped('cut off 12 s', True, True), 12),
     'deaf': Fault(Dropped('hears nothing 12 s', False, True), 12),
     'mute': Fault(Dropped('is not heard 12 s', True, False), 12),
-    'reset': Fault(Dropped('connections reset 12 s', True, True, 'meta l4proto tcp', 'reject with tcp reset'), 12),
+    'reset': Fault(Dropped('connections reset 12 s', True, True, 'tcp flags & rst == 0', 'reject with tcp reset'), 12),
     'apart': Fault(Dropped('cut off from decode 1 alone 12 s', False, True, f'ip saddr {address(NAMES.index("d1"))}'), 12),
     'loss': Fault(Dropped('1 % loss 10 s', True, True, ONE_OF_A_HUNDRED), 10),
     'delay': Fault(Delayed('200 ms later each way 10 s', 200), 10),
