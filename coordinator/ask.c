@@ -143,7 +143,7 @@ int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved) {
     look_up(c, r, &a);
     const coord_cost *reader = choose(c, r, &a, COORD_PREFILL, candidates, sender_of(c, r));
     int holder = holder_of(c, r, to, reader), node = holder >= 0 ? holder : reader ? reader->node : -1;
-    if (node >= 0) coord_link_try(&c->links, node, to, c->now_ms);
+    if (node >= 0 && coord_link_try(&c->links, node, to, c->now_ms)) r->tries = true;
     return node;
 }
 
