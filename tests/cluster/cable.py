@@ -68,7 +68,7 @@ class Slow:
 
     def begin(self, host):
         for namespace, device in self.places(host):
-            run('tc', '-n', namespace, 'qdisc', 'add', 'dev', device, 'root', 'tbf', 'burst', '16kb', 'latency', '200ms',
+            run('tc', '-n', namespace, 'qdisc', 'add', 'dev', device, 'root', 'tbf', 'burst', '4kb', 'latency', '200ms',
                 'rate', self.rates.get(host.role, self.rate))
 
     def happened(self, host):

@@ -75,7 +75,7 @@ FAULTS = {
     'apart': Fault(Dropped('cut off from decode 1 alone 12 s', False, True, f'ip saddr {address(NAMES.index("d1"))}'), 12),
     'loss': Fault(Dropped('1 % loss 10 s', True, True, ONE_OF_A_HUNDRED), 10),
     'delay': Fault(Delayed('200 ms later each way 10 s', 200), 10),
-    'slow': Fault(Slow('1 Mbit/s (etcd: 32 kbit/s) 10 s', '1mbit', etcd='32kbit'), 10),
+    'slow': Fault(Slow('1 Mbit/s (etcd: 8 kbit/s) 10 s', '1mbit', etcd='8kbit'), 10),
 }
 VICTIMS = {f: ('c1', 'p1', 'd1', 'e1') for f in FAULTS} | {'apart': ('p1',)}
 FEW = ('kill/c1', 'kill/d1', 'stop5/p1', 'mute/d1')
