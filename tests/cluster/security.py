@@ -3,11 +3,12 @@ logs say; what somebody sees, and can do, who sits between a prefill and a decod
 
     python tests/cluster/security.py [--baton build/baton] [--model FILE]
 """
-import concurrent.futures, glob, ipaddress, json, shutil, ssl, struct, threading
+import concurrent.futures, glob, json, shutil, ssl, struct, threading
 
 from google.protobuf import descriptor_pb2
 
 from harness import *
+from listeners import census, children
 
 PROMPT = 'canary-prompt-5f3a the quick brown fox'
 TOKEN_A, TOKEN_ROOT = 'token-of-team-a-9b1c7e', 'token-of-root-4d2f8a'
@@ -151,49 +152,6 @@ def commands(args, cluster, folder, other):
     assert 'certificate verify failed' in run(args, *ask, *other.flags('team-a'), code=3)
     nodes = [n.address for n in cluster.nodes('decode')]
     assert "has role 'coordinator,node'" not in run(args, 'nodes', '--server', nodes[0], *folder.flags('ops'), code=4)
-
-
-def listeners(pids):
-    """(pid, protocol, address, port) of every TCP socket that they listen on, and every UDP socket they have."""
-    inodes = {}
-    for pid in pids:
-        for fd in glob.glob(f'/proc/{pid}/fd/*'):
-            with contextlib.suppress(FileNotFoundError):
-                inodes.setdefault(os.readlink(fd), set()).add(pid)
-    found = set()
-    for table in ('tcp', 'tcp6', 'udp', 'udp6'):
-        for line in pathlib.Path(f'/proc/net/{table}').read_text().splitlines()[1:]:
-            word = line.split()
-            if f'socket:[{word[9]}]' not in inodes or (table.startswith('tcp') and word[3] != '0A'):
-                continue
-            digits, port = word[1].split(':')
-            words = struct.unpack(f'={len(digits) // 8}I', bytes.fromhex(digits))    # in the order of this machine
-            address = ipaddress.ip_address(struct.pack(f'>{len(words)}I', *words))
-            address = getattr(address, 'ipv4_mapped', None) or address
-            found |= {(pid, table[:3], str(address), int(port, 16)) for pid in inodes[f'socket:[{word[9]}]']}
-    return found
-
-
-def children(pid):
-    found = []
-    for task in glob.glob(f'/proc/{pid}/task/*/children'):
-        for child in pathlib.Path(task).read_text().split():
-            found += [int(child), *children(int(child))]
-    return found
-
-
-def census(cluster):
-    """gRPC and HTTP of each process and KV of each rank of a node, all told by Topology or the log; on loopback."""
-    def ports(text):
-        return {int(a.rpartition(':')[2]) for a in text.split(',')}
-    documented = ports(cluster.server) | {p for a in re.findall(r'http.listening address=(\S+)', cluster.log_text()) for p in ports(a)}
-    for n in cluster.nodes():
-        if n.role != 'coordinator':
-            documented |= ports(n.address) | ports(n.kv_address)
-    found = listeners([cluster.process.pid, *children(cluster.process.pid)])
-    assert {f[3] for f in found} == documented, (found, documented)
-    assert {f[1:3] for f in found} == {('tcp', '127.0.0.1')}, found
-    print(f'{len(documented)} ports, all on loopback')
 
 
 def renewal(args, cluster, folder, fresh):
@@ -425,7 +383,7 @@ with tempfile.TemporaryDirectory(prefix='bt-certs-') as top:
         _, text, _ = cluster.generate(request(PROMPT, max_tokens=24))
         commands(args, cluster, folder, other)
         everybody_is_checked(cluster, folder, other)
-        census(cluster)
+        print(f'{census(cluster)} ports, all on loopback')
         renewal(args, cluster, folder, pathlib.Path(f'{top}/fresh'))
         logs_say_nothing(args, cluster, folder, [text] if len(text) > 12 else [])
         cluster.pages_back()
@@ -435,7 +393,7 @@ with tempfile.TemporaryDirectory(prefix='bt-certs-') as top:
     ranks = ['--prefill-tp', 2, '--decode-tp', 3, '--prefill-policy', 'remote', '--no-prefix-cache']
     with Cluster(args, *ranks) as cluster:                   # and as it comes, with ranks
         expected, _, _ = cluster.generate(request(PROMPT, max_tokens=4))
-        census(cluster)
+        print(f'{census(cluster)} ports, all on loopback')
     with SecureCluster(args, folder, *ranks) as cluster:     # each of them has the ticket's key
         assert cluster.generate(request(PROMPT, max_tokens=4))[0] == expected
         wait_until(lambda: all(r.kv_bytes_in > 0 for r in cluster.node('decode-1').ranks), 5, 'each rank has told what came to it')
