@@ -1,12 +1,13 @@
 """Clients ask without a pause while the cluster under them changes: decode nodes go from 1 to 4 and back, then prefill nodes;
 nodes are drained, undrained and given the other role at random; every process is stopped and started again, one after
 another, nodes first. Nodes find their coordinators by etcd. Nothing is lost, every answer has the tokens that a lone node
-gives, who joins has its share of the load within SPREAD_S.
+gives, who joins has its share of the load within --spread seconds.
 
 A client knows both coordinators and goes on at the other when its stream breaks (harness.resilient); nothing else is asked
 twice. The orders are a function of --seed.
 
-    python tests/cluster/scaling.py [--baton build/baton] [--model FILE] [--orders 12] [--rounds 1] [--clients 8] [--seed 1] [--route cost]
+    python tests/cluster/scaling.py [--baton build/baton] [--model FILE] [--orders 12] [--rounds 1] [--clients 8]
+                                      [--seed 1] [--route cost] [--spread 10]
 """
 import collections, concurrent.futures, itertools, random, shutil, threading
 
@@ -14,7 +15,6 @@ from etcd import Process
 from etcd_member import PATIENCE_S, etcd
 from harness import *
 
-SPREAD_S = 10
 PROMPTS = 32
 WORDS = range(3, 259)                  # tokens that every model here has
 # One decode node is just too small for the clients. Without a prefix cache every prompt is read by a prefill node, as new prompts are.
@@ -143,7 +143,7 @@ class Scene:
         self.etcd.kill()
 
 
-def spread(load, role, ids, since):
+def spread(load, role, ids, since, limit):
     """How soon each of these nodes has a quarter of an equal share of the requests that began since, 5 at least: who goes by
     costs does not share evenly, and a machine that is busy otherwise makes them differ."""
     def shares():
@@ -154,7 +154,7 @@ def spread(load, role, ids, since):
         told = f'{", ".join(f"{id} {n}" for id, n in sorted(took.items()))} after {after:.1f} s'
         if all(took[id] >= max(5, took.total() / len(ids) / 4) for id in ids):
             return told
-        assert after < SPREAD_S, f'not each of {ids} has its share: {told}'
+        assert after < limit, f'not each of {ids} has its share: {told}'
         time.sleep(0.05)
 
 
@@ -177,7 +177,7 @@ def scale(scene, load, role):
     for id in ids[1:]:
         scene.start(id)
     scene.all_see(ids)
-    told, hit = spread(load, role, ids, time.monotonic()), 0
+    told, hit = spread(load, role, ids, time.monotonic(), scene.args.spread), 0
     print(f'{role} 1 -> 4: {told}', flush=True)
     for id in ids[1:]:
         hit += scene.works(id)
@@ -199,7 +199,7 @@ class Orders:
     def __init__(self, scene, seed):
         self.scene, self.dice = scene, random.Random(seed)
         self.role = {id: id.partition('-')[0] for id in scene.nodes()}
-        self.drained, self.given, self.hit = set(), collections.Counter(), 0
+        self.drained, self.given, self.serving, self.hit = set(), collections.Counter(), 0, 0
 
     def can_spare(self, id):
         return id in self.drained or sum(self.role[k] == self.role[id] for k in self.role if k not in self.drained) > 1
@@ -216,7 +216,9 @@ class Orders:
     def give(self):
         id, order = self.dice.choice(list(self.may()))
         self.given[order] += 1
-        self.hit += id not in self.drained and self.scene.works(id)
+        if id not in self.drained:
+            self.serving += 1
+            self.hit += self.scene.works(id)
         self.obey(id, order)
         time.sleep(self.dice.random() * 0.3)
 
@@ -252,9 +254,9 @@ def orders(scene, load, seed, count):
     given.as_it_was()
     load.goes_on()
     answered = in_one_stream(load.since(began))
-    print(f'{count} orders: {dict(given.given)}, {given.hit} of them to a node with work; {len(answered)} requests, '
+    print(f'{count} orders: {dict(given.given)}, {given.serving} of them to a node that served, {given.hit} while it worked; {len(answered)} requests, '
           f'{sum(d.attempts - 1 for d in answered)} placed again', flush=True)
-    assert 3 * given.hit >= count, 'too few orders came to a node with work'
+    assert 2 * given.hit >= given.serving, 'too few orders came to a node with work'
 
 
 def rolling(scene, load):
@@ -293,7 +295,7 @@ def story(args, directory):
 
 
 def main():
-    args = arguments(orders=12, rounds=1, clients=8, seed=1, route='cost', prompt=800, tokens=160)
+    args = arguments(orders=12, rounds=1, clients=8, seed=1, route='cost', spread=10, prompt=800, tokens=160)
     if not shutil.which('etcd'):
         print('skipped: no etcd (deploy/install.sh tests)')
         sys.exit(77)
