@@ -139,7 +139,8 @@ int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved) {
     a.moved = moved;
     a.tries = r->tries;
     bool strange = !r->apart && coord_route_apart(&c->limits, c->nodes, c->nodes_end, to);  /* since it was placed */
-    int candidates = strange || c->limits.prefill == COORD_PREFILL_LOCAL ? 0 : coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
+    bool nobody = strange || c->limits.prefill == COORD_PREFILL_LOCAL;
+    int candidates = nobody ? 0 : coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
     look_up(c, r, &a);
     const coord_cost *reader = choose(c, r, &a, COORD_PREFILL, candidates, sender_of(c, r));
     int holder = holder_of(c, r, to, reader), node = holder >= 0 ? holder : reader ? reader->node : -1;

@@ -1,8 +1,9 @@
 /* core_internal.h -- what the files of the coordinator's core share.
  *
  * core.c owns the tables (requests by number, queue, timers, nodes) and the order of one step, request.c the life of one
- * request, hold.c prompts that are read ahead, move.c answers that leave a node, tenant.c who may wait and who goes first,
- * cache.c what nodes hold, lapse.c who flaps, route.c the choice of a node, ask.c what it is asked. */
+ * request, hold.c prompts that are read ahead, move.c answers that leave a node, slow.c pages that move slowly, tenant.c who
+ * may wait and who goes first, cache.c what nodes hold, lapse.c who flaps, route.c the choice of a node, ask.c what it is
+ * asked. */
 #ifndef BATON_COORD_CORE_INTERNAL_H
 #define BATON_COORD_CORE_INTERNAL_H
 
@@ -178,6 +179,7 @@ void coord_core_forget(coord_core *c, coord_request *r);
 void coord_core_sit(coord_core *c, coord_request *r, coord_side side, int node);
 void coord_core_leave(coord_core *c, coord_request *r, coord_side side);
 void coord_core_enqueue(coord_core *c, coord_request *r, int64_t retry_ms);
+/* Wakes coord_slow_due() then; INT64_MAX: never. */
 void coord_core_watch(coord_core *c, coord_request *r, int64_t slow_ms);
 void coord_core_dequeue(coord_core *c, coord_request *r);
 /* Its prompt should be read ahead, if it is in the queue; or should not. */
@@ -222,6 +224,10 @@ void coord_request_again(coord_core *c, coord_request *r);
 /* move.c */
 bool coord_move_leaves(const coord_entry *n);                    /* a node whose running answers should be elsewhere */
 void coord_move_away(coord_core *c);                             /* all of them that can be */
+
+/* slow.c: its pages begin to move; and have moved for too long, if they still do */
+void coord_slow_begin(coord_core *c, coord_request *r);
+void coord_slow_due(coord_core *c, coord_request *r);
 
 /* hold.c */
 /* false: nobody can read anything ahead now. */

@@ -11,7 +11,7 @@
  *   any placed -> QUEUED       [retry]                a node failed, is full or was lost (coordinator/core.c, lose_node);
  *                                                     emitted tokens are kept
  *   DECODING   -> QUEUED       [coord_request_again]  its node is to have no work any more (coordinator/move.c)
- *   MOVING     -> QUEUED       [moves_slowly]         its pages move for far longer than they should
+ *   MOVING     -> QUEUED       [coord_slow_due]       its pages move for far longer than they should
  *   QUEUED stays QUEUED        while no decode node serves: until one does, or the deadline passes; and while its tenant
  *                              has too many pages [coord_tenant_hold]
  *   any        -> finished     [finish]               answered, canceled, too late, or given up
@@ -170,26 +170,6 @@ static void retry(coord_core *c, coord_request *r, bool failed) {
 
 void coord_request_again(coord_core *c, coord_request *r) { retry(c, r, false); }
 
-/* The client has the first token and waits for the next, which waits for the pages. A link that has become slow, or that carries
- * nothing from this node to that one, is left for another one; its cost is at least what was seen of it. Where there is no
- * other one it gets twice the time. */
-static int64_t move_limit_ms(const coord_core *c, const coord_request *r) {
-    enum { LEAST_MS = 2000, TIMES = 4, DOUBLED_MAX = 8 };
-    double ms = r->moving * coord_link_ms(&c->links, r->seat[SIDE_PREFILL].node, r->seat[SIDE_DECODE].node, r->tries, c->now_ms);
-    return (int64_t)(LEAST_MS + TIMES * ms) << (r->slow_moves < DOUBLED_MAX ? r->slow_moves : DOUBLED_MAX);
-}
-
-static void moves_slowly(coord_core *c, coord_request *r) {
-    int prefill = r->seat[SIDE_PREFILL].node, decode = r->seat[SIDE_DECODE].node;
-    int64_t took_ms = c->now_ms - r->moving_ms;
-    coord_link_learn(&c->links, prefill, decode, (double)took_ms / r->moving, c->now_ms);
-    log_write(LOG_WARN, r->id, "request.moves.slowly", "attempt=%u prefill=%d decode=%d tokens=%d ms=%lld", r->attempt, prefill, decode,
-              r->moving, (long long)took_ms);
-    r->slow_moves++;
-    r->reader = r->holder = -1;  /* who has the pages does not get them to where they are needed */
-    retry(c, r, false);
-}
-
 /* Its timer came: too late for the client, its pages move slowly, or time to try again. */
 void coord_request_due(coord_core *c, coord_request *r) {
     if (r->deadline_ms <= c->now_ms) {
@@ -197,9 +177,7 @@ void coord_request_due(coord_core *c, coord_request *r) {
         return;
     }
     if (r->slow_ms <= c->now_ms) {
-        bool moving = r->state == REQUEST_MOVING && r->seat[SIDE_PREFILL].node >= 0;
-        if (moving) moves_slowly(c, r);
-        else coord_core_watch(c, r, INT64_MAX);
+        coord_slow_due(c, r);
         return;
     }
     coord_core_dequeue(c, r);
@@ -505,8 +483,7 @@ static void prefill_event(coord_core *c, coord_request *r, const coord_event *e)
     switch (e->kind) {
     case COORD_FIRST_TOKEN:
         if (!r->apart && !relay(c, r, e, SIDE_PREFILL)) break;
-        r->moving_ms = c->now_ms;
-        coord_core_watch(c, r, c->now_ms + move_limit_ms(c, r));
+        coord_slow_begin(c, r);
         moving(r);
         break;
     case COORD_SENT:
