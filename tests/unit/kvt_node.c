@@ -1342,8 +1342,8 @@ static void random_ends_leave_nothing(void **state) {
     for (int i = 0; i < 100 && mem_live() != live; i++) nap_ms(10);
     assert_int_equal(mem_live(), live);
     assert_int_equal(promises_open(b), 0);
-    assert_int_equal(count_entries("/proc/self/fd"), fds);
-    assert_int_equal(count_entries("/proc/self/task"), threads);
+    assert_in_range(count_entries("/proc/self/fd"), 1, fds);         /* fewer: ucx was not done with the test before */
+    assert_in_range(count_entries("/proc/self/task"), 1, threads);
     transfer_one(a, b, REQUESTS + 1);
     kvt_node_close(a);
     kvt_node_close(b);
