@@ -1339,10 +1339,10 @@ static void random_ends_leave_nothing(void **state) {
         if (outcome(&in[i]) == ST_OK) assert_whole(&in[i], 64);
         if (out[i].send) kvt_send_close(out[i].send);
     }
-    for (int i = 0; i < 100 && mem_live() != live; i++) nap_ms(10);
-    assert_int_equal(mem_live(), live);
+    for (int i = 0; i < 100 && mem_live() > live; i++) nap_ms(10);
+    assert_true(mem_live() <= live);             /* less: ucx was not done with the test before */
     assert_int_equal(promises_open(b), 0);
-    assert_in_range(count_entries("/proc/self/fd"), 1, fds);         /* fewer: ucx was not done with the test before */
+    assert_in_range(count_entries("/proc/self/fd"), 1, fds);
     assert_in_range(count_entries("/proc/self/task"), 1, threads);
     transfer_one(a, b, REQUESTS + 1);
     kvt_node_close(a);

@@ -176,8 +176,8 @@ static void everything_ends_with_the_last_loop(void **state) {
         if (i == 0) files = entries("/proc/self/fd"), threads = entries("/proc/self/task");
     }
     assert_int_equal(mem_live(), held);
-    assert_int_equal(entries("/proc/self/task"), threads);
-    assert_int_equal(entries("/proc/self/fd"), files);
+    assert_in_range(entries("/proc/self/task"), 1, threads);
+    assert_in_range(entries("/proc/self/fd"), 1, files);         /* fewer: gRPC was not done with the first yet */
 }
 
 /* ---- 1,000 calls canceled at random points, server and client on threads of their own --------------- */
