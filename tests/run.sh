@@ -71,6 +71,7 @@ if [ "$mode" != --quick ]; then
     build fuzz
     runs=20000
     [ "$mode" = --long ] && runs=1000000
+    export LSAN_OPTIONS=print_suppressions=0       # libfyaml's would be told 100,000 times
     for target in build-fuzz/tests/fuzz_*; do
         name=$(basename "$target")
         say "fuzz: $name, $runs runs"
