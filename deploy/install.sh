@@ -8,7 +8,7 @@ packages=(build-essential cmake ninja-build pkg-config python3 python3-venv
     libgrpc-dev libssl-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler
     libpcre2-dev libutf8proc-dev libfyaml-dev libxxhash-dev uthash-dev libjansson-dev libhwloc-dev libevent-dev)
 if [ "${1:-}" = tests ]; then
-    packages+=(libcmocka-dev clang libclang-rt-14-dev iproute2 etcd-server spin libucx-dev)
+    packages+=(libcmocka-dev clang libclang-rt-14-dev iproute2 nftables etcd-server spin libucx-dev)
 elif [ "${1:-}" = ucx ]; then
     packages+=(libucx-dev)
 elif [ "${1:-}" = aarch64 ]; then

@@ -22,6 +22,21 @@ def plain_packets(hub, port, namespace):
     ip('-n', hub, 'link', 'set', port, 'gso_max_size', '1500', 'gso_max_segs', '1')
 
 
+def lacking():
+    """What this kernel cannot do to a cable; None: it can."""
+    name = f'bt-probe-{os.getpid()}'
+    ip('netns', 'add', name)
+    try:
+        run('ip', 'netns', 'exec', name, 'nft', 'add table netdev t; add chain netdev t c { type filter hook ingress device "lo" priority 0; }; '
+            'add rule netdev t c numgen random mod 1000 < 10 counter drop')
+        run('tc', '-n', name, 'qdisc', 'add', 'dev', 'lo', 'root', 'tbf', 'burst', '4kb', 'latency', '200ms', 'rate', '1mbit')
+    except subprocess.CalledProcessError as e:
+        return f'{" ".join(e.cmd[:6])} ...: {e.stderr.strip()}'
+    finally:
+        ip('netns', 'del', name)
+    return None
+
+
 class Dropped:
     """Packets of one direction, or both, of which `which` says which (all, if nothing). how: what happens to them."""
 

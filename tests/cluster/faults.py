@@ -265,6 +265,8 @@ def main():
     for tool, package in (('etcd', 'etcd-server'), ('nft', 'nftables'), ('tc', 'iproute2')):
         if not shutil.which(tool):
             skip(f'no `{tool}` here (package {package})')
+    if lacking():
+        skip(f'this kernel cannot break a cable: {lacking()}')
     names = {'all': [f'{f}/{v}' for f in FAULTS for v in VICTIMS[f]], 'few': FEW}.get(args.cells) or args.cells.split(',')
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))        # so that nothing is left behind
