@@ -106,9 +106,8 @@ static int holder_of(coord_core *c, const coord_request *r, int to, const coord_
     if (r->apart || c->limits.prefill == COORD_PREFILL_LOCAL || coord_request_prompt_here(r)) return -1;
     for (int i = 0; i < c->nodes_end; i++) {
         n = &c->nodes[i];
-        bool may = n->alive && i != to && n->state.role == COORD_DECODE && !n->state.draining && n->placed < n->state.capacity &&
-                   n->avoid_ms <= c->now_ms && n->busy_ms <= c->now_ms;
-        if (may && c->cached[i] + n->state.page_tokens >= r->prompt_count && (best < 0 || c->cached[i] > c->cached[best])) best = i;
+        if (c->cached[i] + n->state.page_tokens < r->prompt_count || (best >= 0 && c->cached[i] <= c->cached[best])) continue;
+        if (i != to && coord_route_has_room(n, COORD_DECODE, c->now_ms) && n->avoid_ms <= c->now_ms) best = i;
     }
     return best >= 0 && (!reader || reader->cached + c->nodes[best].state.page_tokens < c->cached[best]) ? best : -1;
 }
@@ -127,7 +126,7 @@ bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
     *out = (coord_placement){.node = node, .prefill_nodes = prefills > 0,
                              .differ = coord_route_apart(&c->limits, c->nodes, c->nodes_end, node),
                              .local_tokens_max = coord_route_local_tokens(&ask, node)};
-    if (holder_of(c, r, node, ask.prefill) >= 0 && out->local_tokens_max > c->limits.local_tokens_max)
+    if (out->local_tokens_max > c->limits.local_tokens_max && holder_of(c, r, node, ask.prefill) >= 0)
         out->local_tokens_max = c->limits.local_tokens_max;
     r->tries = r->tries || (ask.prefill && coord_link_try(&c->links, ask.prefill->node, node, c->now_ms));
     return true;

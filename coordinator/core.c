@@ -286,6 +286,7 @@ static void hear_node(coord_core *c, int node, const coord_node *state) {
     measure_steps(n, state);
     n->state = *state;
     n->known = n->alive = true;
+    c->leaving = c->leaving || coord_move_leaves(n);
     while (n->first[SIDE_HOLD] && (state->draining || state->role != COORD_PREFILL)) /* it is to do something else */
         coord_request_side_failed(c, n->first[SIDE_HOLD], SIDE_HOLD, ST_AGAIN, NULL);
     n->busy_ms = INT64_MIN;

@@ -159,6 +159,7 @@ struct coord_core {
     int32_t requests, delayed, held;
     coord_heap heap[HEAPS];
     bool changed;                /* something may fit now that did not before */
+    bool leaving;                /* a node that is to have no work may still run answers */
     coord_request *forgotten;
     coord_action *actions;
     int actions_count, actions_max;
@@ -303,6 +304,8 @@ typedef struct coord_ask {
 } coord_ask;
 
 void coord_route_average(coord_ask *a);
+/* It serves in that role, and was not heard to be full. */
+bool coord_route_has_room(const coord_entry *n, coord_role role, int64_t now_ms);
 /* Nodes of a role that may be asked, in order of their numbers. */
 int coord_route_candidates(const coord_ask *a, coord_role role, coord_cost *rows);
 /* Fills their costs in and says which row is chosen; -1: there is none. */

@@ -13,7 +13,9 @@
  *      failed once; after that the pages come as after any failure. */
 #include "coordinator/core_internal.h"
 
-bool coord_move_leaves(const coord_entry *n) { return n->alive && (n->state.draining || n->state.role != COORD_DECODE); }
+bool coord_move_leaves(const coord_entry *n) {
+    return n->alive && n->first[SIDE_DECODE] && (n->state.draining || n->state.role != COORD_DECODE);
+}
 
 /* false: nobody has room for it now. */
 static bool move(coord_core *c, coord_request *r, int from) {
@@ -30,12 +32,15 @@ static bool move(coord_core *c, coord_request *r, int from) {
 }
 
 void coord_move_away(coord_core *c) {
-    for (int i = 0; i < c->nodes_end; i++) {
-        coord_request *r = coord_move_leaves(&c->nodes[i]) ? c->nodes[i].first[SIDE_DECODE] : NULL, *next;
-        for (; r; r = next) {
+    bool left = false;
+    for (int i = 0; i < c->nodes_end && c->leaving; i++) {
+        if (!coord_move_leaves(&c->nodes[i])) continue;
+        for (coord_request *r = c->nodes[i].first[SIDE_DECODE], *next; r; r = next) {
             next = r->seat[SIDE_DECODE].next;
             if (r->state != REQUEST_DECODING || r->apart || coord_request_prompt_here(r)) continue; /* rules 2, 3 */
             if (!move(c, r, i)) return;
         }
+        left = left || coord_move_leaves(&c->nodes[i]);
     }
+    c->leaving = left;
 }

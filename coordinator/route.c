@@ -31,8 +31,8 @@ static bool serves(const coord_entry *n, coord_role role) {
     return n->alive && !n->state.draining && n->state.role == role;
 }
 
-static bool has_room(const coord_entry *n, int64_t now_ms) {
-    return n->busy_ms <= now_ms && (n->state.role == COORD_PREFILL || n->placed < n->state.capacity);
+bool coord_route_has_room(const coord_entry *n, coord_role role, int64_t now_ms) {
+    return serves(n, role) && n->busy_ms <= now_ms && (role == COORD_PREFILL || n->placed < n->state.capacity);
 }
 
 /* Held out in favour of others: but for half of those that serve at most. */
@@ -57,16 +57,17 @@ coord_outlook coord_route_outlook(const coord_entry *nodes, int count, int64_t n
 
 int coord_route_candidates(const coord_ask *a, coord_role role, coord_cost *rows) {
     bool avoided_too = role == COORD_DECODE && coord_route_outlook(a->nodes, a->count, a->now_ms) == OUTLOOK_AVOIDED;
-    bool hold_out = others_first(a, role);
-    int found = 0;
+    int found = 0, held_out = 0, kept = 0;
     for (int i = 0; i < a->count; i++) {
         const coord_entry *n = &a->nodes[i];
-        if (!serves(n, role) || !has_room(n, a->now_ms)) continue;
-        if (n->avoid_ms > a->now_ms && !avoided_too) continue;
-        if (n->held_out_ms > a->now_ms && hold_out) continue;
+        if (!coord_route_has_room(n, role, a->now_ms) || (n->avoid_ms > a->now_ms && !avoided_too)) continue;
+        held_out += n->held_out_ms > a->now_ms;
         rows[found++] = (coord_cost){.node = i, .role = role};
     }
-    return found;
+    if (held_out == 0 || !others_first(a, role)) return found;
+    for (int i = 0; i < found; i++)
+        if (a->nodes[rows[i].node].held_out_ms <= a->now_ms) rows[kept++] = rows[i];
+    return kept;
 }
 
 bool coord_route_apart(const coord_limits *limits, const coord_entry *nodes, int count, int decode_node) {
