@@ -106,7 +106,7 @@ static int holder_of(coord_core *c, const coord_request *r, int to, const coord_
     if (r->apart || c->limits.prefill == COORD_PREFILL_LOCAL || coord_request_prompt_here(r)) return -1;
     for (int i = 0; i < c->nodes_end; i++) {
         n = &c->nodes[i];
-        if (c->cached[i] + n->state.page_tokens < r->prompt_count || (best >= 0 && c->cached[i] <= c->cached[best])) continue;
+        if (c->cached[i] <= (best < 0 ? 0 : c->cached[best]) || c->cached[i] + n->state.page_tokens < r->prompt_count) continue;
         if (i != to && coord_route_has_room(n, COORD_DECODE, c->now_ms) && n->avoid_ms <= c->now_ms) best = i;
     }
     return best >= 0 && (!reader || reader->cached + c->nodes[best].state.page_tokens < c->cached[best]) ? best : -1;

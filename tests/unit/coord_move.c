@@ -120,12 +120,19 @@ static void any_that_caches_it(void **state) {
     coord_core_destroy(t.core);
 }
 
+/* A prompt of less than a page is in no prefix cache: another decode node would have to compute all of it. */
+static void who_caches_nothing_is_not_asked(void **state) {
+    (void)state;
+    STORY(&limits, {"node 0 D page=16", ""}, {"node 1 D page=16", ""}, {"submit 1", "D1.1>0:10,L*"});
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(its_pages_come_from_where_it_ran, setup), cmocka_unit_test_setup(a_prefill_node_is_not_asked, setup),
         cmocka_unit_test_setup(runs_on_until_there_is_room, setup),      cmocka_unit_test_setup(lands_first, setup),
         cmocka_unit_test_setup(a_holder_fails, setup),                   cmocka_unit_test_setup(no_room_after_all, setup),
         cmocka_unit_test_setup(stays, setup),                            cmocka_unit_test_setup(any_that_caches_it, setup),
+        cmocka_unit_test_setup(who_caches_nothing_is_not_asked, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
