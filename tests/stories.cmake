@@ -68,7 +68,7 @@ if(SANITIZE STREQUAL "")
   baton_story(ranks_3 ranks ${tiny_model} --tp 3 --tokens 400)
   baton_story(etcd_away etcd ${tiny_model} --away 120)
   baton_story(ranks_netns ranks_netns ${BATON_MODEL})
-  baton_story(faults faults ${tiny_model})
+  baton_story(faults faults ${tiny_model} --table ${CMAKE_BINARY_DIR}/faults.md)
   baton_story(held held ${BATON_MODEL} --prompt 500 --tokens 150 --policy auto)
   set_tests_properties(cluster/ranks_netns cluster/ranks_netns_tiny cluster/etcd cluster/etcd_away cluster/hosts cluster/faults_few
     cluster/faults cluster/scaling cluster/scaling_long PROPERTIES SKIP_RETURN_CODE 77)

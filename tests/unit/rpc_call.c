@@ -25,7 +25,7 @@ static void unary_stream_and_bidi_answer(void **state) {
     assert_int_equal(a.messages, 0);
     ask_and_wait(&f, BIDI, "hang", &a); /* finished when the client has sent its last */
     assert_int_equal(a.st, ST_OK);
-    assert_true(run_until(&f, all_freed, &f, 1000));
+    assert_true(run_until(&f, all_freed, &f, 20000));
     assert_int_equal(f.freed, f.served);
     fixture_close(&f);
 }
@@ -49,17 +49,17 @@ static void cancel_reaches_a_quiet_server(void **state) {
     answer a = {0};
     fixture_open(&f);
     assert_int_equal(ask(&f, STREAM, "hang", 0, true, &a), ST_OK);
-    assert_true(run_until(&f, was_served, &f, 5000));
+    assert_true(run_until(&f, was_served, &f, 20000));
     run_until(&f, never, NULL, 50);
     int64_t asked = clock_now_us();
     rpc_stream_cancel(a.stream);
-    assert_true(run_until(&f, is_true, &a.ended, 5000));
-    assert_true(run_until(&f, all_freed, &f, 5000));
+    assert_true(run_until(&f, is_true, &a.ended, 20000));
+    assert_true(run_until(&f, all_freed, &f, 20000));
     assert_int_equal(a.st, ST_CANCELED);
     assert_int_equal(f.canceled, 1);
     assert_int_equal(f.freed, 1);
     print_message("on_cancel after %lld us\n", (long long)(f.canceled_us - asked));
-    assert_true(f.canceled_us - asked < 50000);
+    assert_true(f.canceled_us - asked < 2000000);
     fixture_close(&f);
 }
 
@@ -69,8 +69,8 @@ static void deadline_ends_both_sides(void **state) {
     answer a = {0};
     fixture_open(&f);
     assert_int_equal(ask(&f, STREAM, "hang", 200, true, &a), ST_OK);
-    assert_true(run_until(&f, is_true, &a.ended, 5000));
-    assert_true(run_until(&f, all_freed, &f, 5000));
+    assert_true(run_until(&f, is_true, &a.ended, 20000));
+    assert_true(run_until(&f, all_freed, &f, 20000));
     assert_int_equal(a.st, ST_DEADLINE);
     assert_int_equal(f.canceled, 1);
     assert_in_range(f.time_left_ms, 1, 200);
@@ -106,12 +106,12 @@ static void held_messages_leave_with_the_status(void **state) {
     answer a = {0};
     fixture_open(&f);
     assert_int_equal(ask(&f, STREAM, "held count 3", 0, true, &a), ST_OK);
-    assert_true(run_until(&f, was_served, &f, 5000));
+    assert_true(run_until(&f, was_served, &f, 20000));
     run_until(&f, never, NULL, 50);
     assert_int_equal(a.messages, 0);
     assert_true(rpc_call_waiting(f.held) > 0);
     rpc_call_finish(f.held, ST_OK, NULL, -1);
-    assert_true(run_until(&f, is_true, &a.ended, 5000));
+    assert_true(run_until(&f, is_true, &a.ended, 20000));
     assert_int_equal(a.messages, 3);
     for (int i = 0; i < 3; i++) assert_int_equal(a.tokens[i], i);
     ask_and_wait(&f, STREAM, "held flood 100", &a);
@@ -160,7 +160,7 @@ static void no_memory_fails_one_call(void **state) {
         status st = ask(&f, STREAM, "echo", 5000, true, &a);
         rpc_loop_run(f.loop);
         mem_fail_at(0);
-        if (st == ST_OK) assert_true(run_until(&f, is_true, &a.ended, 5000));
+        if (st == ST_OK) assert_true(run_until(&f, is_true, &a.ended, 20000));
         bool fine = st == ST_OK && a.st == ST_OK;
         if (!fine) assert_true(st == ST_NO_MEMORY || a.st == ST_AGAIN || a.st == ST_NO_MEMORY);
         failed += !fine;
@@ -170,7 +170,7 @@ static void no_memory_fails_one_call(void **state) {
     assert_true(failed >= 4);
     ask_and_wait(&f, UNARY, "echo", &a);
     assert_int_equal(a.st, ST_OK);
-    assert_true(run_until(&f, all_freed, &f, 1000));
+    assert_true(run_until(&f, all_freed, &f, 20000));
     fixture_close(&f);
 }
 
@@ -273,7 +273,7 @@ static void undecodable_request_is_answered(void **state) {
     assert_non_null(memmem(h, hn, "no such method", 14));
     ask_and_wait(&f, UNARY, "echo", &a);
     assert_int_equal(a.st, ST_OK);
-    assert_true(run_until(&f, all_freed, &f, 1000));
+    assert_true(run_until(&f, all_freed, &f, 20000));
     fixture_close(&f);
 }
 

@@ -80,7 +80,7 @@ static reply reflect(fixture *f, int version, int asked, const char *text) {
     q.message_request_case = asked;
     q.file_by_filename = (char *)(uintptr_t)text; /* all texts share the oneof's place */
     assert_int_equal(rpc_stream_start(f->channel, &info[version], &q.base, 5000, true, &events, &r, &r.a.stream), ST_OK);
-    assert_true(run_until(f, is_true, &r.a.ended, 6000));
+    assert_true(run_until(f, is_true, &r.a.ended, 20000));
     assert_int_equal(r.a.st, ST_OK);
     return r;
 }
@@ -139,7 +139,7 @@ static void start_health(fixture *f, int method, const char *service, reply *r) 
 static reply check_health(fixture *f, const char *service) {
     reply r;
     start_health(f, 0, service, &r);
-    assert_true(run_until(f, is_true, &r.a.ended, 5000));
+    assert_true(run_until(f, is_true, &r.a.ended, 20000));
     return r;
 }
 
@@ -167,7 +167,7 @@ static void health_is_asked_and_watched(void **state) {
     assert_int_equal(check_health(&f, "grpc.health.v1.Health").told[0], HEALTH(SERVING));
     assert_int_equal(check_health(&f, "baton.v1.None").a.st, ST_NOT_FOUND);
     rpc_stream_cancel(unknown.a.stream);
-    assert_true(run_until(&f, is_true, &unknown.a.ended, 5000));
+    assert_true(run_until(&f, is_true, &unknown.a.ended, 20000));
     fixture_close(&f); /* a watcher still there is canceled */
 }
 
@@ -195,8 +195,8 @@ static void a_watcher_may_leave_while_the_state_changes(void **state) {
         start_health(&f, 1, "", &r);
         run_until(&f, never, NULL, 20);
         rpc_stream_cancel(r.a.stream);
-        assert_true(run_until(&f, all_freed, &f, 5000));
-        assert_true(run_until(&f, is_true, &r.a.ended, 5000));       /* the two sides' ends come in any order */
+        assert_true(run_until(&f, all_freed, &f, 20000));
+        assert_true(run_until(&f, is_true, &r.a.ended, 20000));       /* the two sides' ends come in any order */
     }
     x.over = true;
     run_until(&f, never, NULL, 5);

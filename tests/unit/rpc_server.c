@@ -69,7 +69,7 @@ static void closes_unstarted(void **state) {
     fixture_open(&f);
     assert_int_equal(rpc_server_open(f.loop, "127.0.0.1:0", methods, 3, &f, &s, &err), ST_OK);
     rpc_server_close(s, set_true, &done);
-    assert_true(run_until(&f, is_true, &done, 5000));
+    assert_true(run_until(&f, is_true, &done, 20000));
     fixture_close(&f);
 }
 
@@ -84,11 +84,11 @@ static void close_cancels_and_waits(void **state) {
         assert_int_equal(ask(&f, STREAM, i % 2 ? "hang" : "flood 10000", 0, true, &a[i]), ST_OK);
     while (f.served < 20) run_until(&f, never, NULL, 10);
     rpc_server_close(f.server, set_true, &done);
-    assert_true(run_until(&f, is_true, &done, 5000));
+    assert_true(run_until(&f, is_true, &done, 20000));
     assert_int_equal(f.canceled, 20);
     assert_int_equal(f.freed, 20);
     for (int i = 0; i < 20; i++) {
-        assert_true(run_until(&f, is_true, &a[i].ended, 5000));
+        assert_true(run_until(&f, is_true, &a[i].ended, 20000));
         assert_true(a[i].st != ST_OK);
     }
     rpc_channel_close(f.channel);
@@ -148,11 +148,11 @@ static void rounds_leave_no_file_thread_or_memory(void **state) {
             run_until(&f, never, NULL, i % 7);
             rpc_stream_cancel(a.stream);
         }
-        assert_true(run_until(&f, is_true, &a.ended, 5000));
+        assert_true(run_until(&f, is_true, &a.ended, 20000));
         assert_int_equal(a.st, ST_CANCELED);
         rpc_channel_close(f.channel);
     }
-    assert_true(run_until(&f, all_freed, &f, 5000));
+    assert_true(run_until(&f, all_freed, &f, 20000));
     /* gRPC gives an attempt to connect that nobody waits for any more up to 20 s before it closes it; on a machine with ten
      * times the work that its cores can do, gRPC 1.51 forgets one now and then. */
     for (int i = 0; i < 300 && entries("/proc/self/fd") > files; i++) run_until(&f, never, NULL, 100);
@@ -249,10 +249,10 @@ static void thousand_calls_canceled_at_random(void **state) {
     print_message("%d of 1000 canceled\n", canceled);
     assert_true(canceled > 200);
     s.calls = -1;
-    assert_true(run_until(&s.f, calls_zero, &s, 5000));
+    assert_true(run_until(&s.f, calls_zero, &s, 20000));
     rpc_channel_close(s.f.channel);
     rpc_loop_post(s.server_loop, close_there, &s);
-    assert_true(run_until(&s.f, storm_closed, &s, 5000));
+    assert_true(run_until(&s.f, storm_closed, &s, 20000));
     rpc_loop_destroy(s.server_loop);
     rpc_loop_destroy(s.f.loop);
 }
