@@ -19,12 +19,14 @@ static const config_row rows[] = {
 
 const cli_command cli_top = {"top", "", "What each process of a cluster does, live.", CLI_ROWS(rows), 0, 0, top};
 
-enum { NODES_MAX = 1024, BAR = 16 };
+enum { NODES_MAX = 1024, BAR = 10 };
 
 /* What rates are made of. */
-typedef enum sample_kind { PREFILL, DECODE, KV_IN, KV_OUT, HIT, MISS, PROPOSED, ACCEPTED, REQUESTS, TOKENS, FAILED, SAMPLES } sample_kind;
+typedef enum sample_kind { TIME, IDLE, PREFILL, DECODE, KV_IN, KV_OUT, HIT, MISS, PROPOSED, ACCEPTED, REQUESTS, TOKENS, FAILED, SAMPLES } sample_kind;
 
 static const struct { const char *name, *labels; } sources[SAMPLES] = {
+    [TIME] = {"baton_node_engine_seconds_total", ""},                  /* in microseconds: Counter */
+    [IDLE] = {"baton_node_engine_seconds_total", "part=\"idle\""},
     [PREFILL] = {"baton_node_tokens_total", "kind=\"prefill\""},
     [DECODE] = {"baton_node_tokens_total", "kind=\"decode\""},
     [KV_IN] = {"baton_kv_bytes_received_total", ""},
@@ -116,8 +118,9 @@ static void draw_pages(const Baton__V1__PageCounts *p) {
 }
 
 static void draw_node(const Baton__V1__Node *n, const change *c) {
-    char hits[8], accepted[8];
-    printf("%-14.14s %-8.8s %-9.9s %4d %4d  ", n->id, n->role, n->state, n->running, n->waiting);
+    char busy[8], hits[8], accepted[8];
+    printf("%-14.14s %-8.8s %-9.9s %5s %4d %4d  ", n->id, n->role, n->state, share(c->of[TIME] - c->of[IDLE], c->of[TIME], busy),
+           n->running, n->waiting);
     draw_pages(n->pages);
     printf(" %8.0f %8.0f %7.1f %7.1f %6s %6s\n", c->a_second[PREFILL], c->a_second[DECODE], c->a_second[KV_IN] / 1e6,
            c->a_second[KV_OUT] / 1e6, share(c->of[HIT], c->of[HIT] + c->of[MISS], hits),
@@ -141,14 +144,14 @@ static void draw(screen *s, const Baton__V1__TopologyResult *t, int64_t now_ms) 
         change c = take(s, t->nodes[i], now_ms);
         draw_coordinator(t->nodes[i], &c);
     }
-    printf("\n%-14s %-8s %-9s %4s %4s  %-*s %8s %8s %7s %7s %6s %6s\n", "NODE", "ROLE", "STATE", "RUN", "WAIT", BAR + 14, "PAGES HELD",
+    printf("\n%-14s %-8s %-9s %5s %4s %4s  %-*s %8s %8s %7s %7s %6s %6s\n", "NODE", "ROLE", "STATE", "BUSY", "RUN", "WAIT", BAR + 14, "PAGES HELD",
            "READ/s", "WRITE/s", "MB IN/s", "OUT/s", "CACHED", "GUESSED");
     for (size_t i = 0; i < t->n_nodes; i++) {
         if (strcmp(t->nodes[i]->role, "coordinator") == 0) continue;
         change c = take(s, t->nodes[i], now_ms);
         draw_node(t->nodes[i], &c);
     }
-    printf("\nREAD, WRITE: tokens of prompts, of answers. CACHED: of new prompts' tokens. GUESSED: proposed tokens that were right.%s\n",
+    printf("\nBUSY: of the engine's time. READ, WRITE: tokens of prompts, of answers. CACHED: of new prompts' tokens. GUESSED: proposed tokens that were right.%s\n",
            s->terminal ? "  Ctrl-C ends." : "");
     fflush(stdout);
 }

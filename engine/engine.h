@@ -220,6 +220,18 @@ size_t eng_model_panel_bytes(const eng_model *m, bool *is_private);
 /* Layers computed so far, all steps together. Any thread: a slow step counts on, one that hangs does not. */
 uint64_t eng_model_layers_done(const eng_model *m);
 
+/* Where the time of this rank's steps went. */
+typedef enum eng_spent {
+    ENG_SPENT_ATTENTION,         /* with its norm and products */
+    ENG_SPENT_FFN,               /* likewise */
+    ENG_SPENT_ENDS,              /* embedding and logits */
+    ENG_SPENT_GROUP,             /* waiting for the other ranks and exchanging with them */
+    ENG_SPENT_DEVICE,            /* all of it, where ops are queued: the host can not tell them apart */
+    ENG_SPENTS
+} eng_spent;
+/* (ENG_SPENTS) microseconds, all steps together. */
+const int64_t *eng_model_spent_us(const eng_model *m);
+
 /* ---- pool: who owns a page ---------------------------------------------------------------------- */
 
 /* Pages are numbered 0 .. total-1. Pure bookkeeping, no page memory: see engine/pool.c for the rules

@@ -151,6 +151,8 @@ uint64_t eng_model_layers_done(const eng_model *m) {
     return atomic_load_explicit(&m->layers_done, memory_order_relaxed);
 }
 
+const int64_t *eng_model_spent_us(const eng_model *m) { return m->spent_us; }
+
 /* ---- shape ------------------------------------------------------------------------------------- */
 
 /* An integer key within [least, most]; fallback stands when it is absent (-1: it must be there). */

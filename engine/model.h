@@ -82,6 +82,7 @@ struct eng_model {
     eng_scratch s;
     size_t scratch_bytes;
     atomic_uint_fast64_t layers_done;
+    int64_t spent_us[ENG_SPENTS];
 };
 
 /* Rank 0 tells the others what it is about to do. */

@@ -127,6 +127,7 @@ typedef struct eng_ops {
      * may still be under way when finish returns: what follows is ordered after it. */
     void (*begin)(eng_context *c, const eng_batch *b);
     status (*finish)(eng_context *c, const float *logits, size_t count, const float **out, error *err);
+    bool queued;                                         /* an op may return before it is done: how long it takes only finish() knows */
     bool draws;                                          /* finish() draws the batch's tokens; what it shows of logits:
                                                             eng_step_draws() */
     /*                                        y (T,D) = sum over the ranks of y                      */

@@ -30,6 +30,23 @@ bool eng_step_draws(eng_model *m, eng_draw *d) {
     return true;
 }
 
+/* ---- where the time goes ------------------------------------------------------------------------- */
+
+typedef struct lap { int64_t at_us, group_us; } lap;
+
+static lap now(const eng_model *m) { return (lap){clock_now_us(), m->group ? coll_spent_us(m->group) : 0}; }
+
+/* What passed since *l was spent on that, but for what the ranks spent on each other. */
+static void spend(eng_model *m, eng_spent on, lap *l) {
+    lap then = *l;
+    *l = now(m);
+    int64_t group_us = l->group_us - then.group_us;
+    m->spent_us[m->op->queued ? ENG_SPENT_DEVICE : on] += l->at_us - then.at_us - group_us;
+    m->spent_us[ENG_SPENT_GROUP] += group_us;
+}
+
+/* ---- the pass ------------------------------------------------------------------------------------- */
+
 status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, const float **logits, error *err) {
     const eng_ops *op = m->op;
     eng_context *c = m->c;
@@ -38,12 +55,14 @@ status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, 
     int H = m->own.H, F = m->own.F, y = ENG_Y_NONE;                /* what x lacks    */
     float scale = (float)(1 / sqrt(m->shape.h));
     eng_batch b;
+    lap last = now(m);
     gather_batch(m, kv, rows, count, &b);
     int T = b.T;
     eng_step_ranks r = eng_ranks_begin(m, T);
 
     op->begin(c, &b);
     eng_ranks_embed(m, &r, &b);                                    /* (T,D)           */
+    spend(m, ENG_SPENT_ENDS, &last);
     for (int l = 0; l < m->shape.L; l++) {
         const eng_layer *w = &m->layer[l];
         TRY(eng_ranks_norm(m, &r, y, w->norm_attn, T, err));       /* act (T,D)       */
@@ -53,6 +72,7 @@ status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, 
         y = ENG_Y_ATTENTION;
         op->matmul(c, eng_ranks_y(m, y), s->att, &w->attn_out, T); /* (T,D)           */
         TRY(eng_ranks_sum(m, y, T, err));
+        spend(m, ENG_SPENT_ATTENTION, &last);
 
         TRY(eng_ranks_norm(m, &r, y, w->norm_ffn, T, err));        /* act (T,D)       */
         op->matmul(c, s->gu, r.xn, &w->gate_up, T);                /* (T,2F)          */
@@ -60,9 +80,12 @@ status eng_step_here(eng_model *m, eng_kv *kv, const eng_rows *rows, int count, 
         y = ENG_Y_FFN;
         op->matmul(c, eng_ranks_y(m, y), s->ff, &w->down, T);      /* (T,D)           */
         if (l + 1 < m->shape.L) TRY(eng_ranks_sum(m, y, T, err));
+        spend(m, ENG_SPENT_FFN, &last);
         atomic_fetch_add_explicit(&m->layers_done, 1, memory_order_relaxed);
     }
-    return eng_ranks_logits(m, &r, &b, logits, err);               /* (wanted,V)      */
+    TRY(eng_ranks_logits(m, &r, &b, logits, err));                 /* (wanted,V)      */
+    spend(m, ENG_SPENT_ENDS, &last);
+    return ST_OK;
 }
 
 /* ---- the batch --------------------------------------------------------------------------------- */

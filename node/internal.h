@@ -61,6 +61,15 @@ typedef struct node_watch {
     uint64_t version;            /* rises when anything in the state changes */
 } node_watch;
 
+/* What the engine thread does outside of the forward pass. */
+typedef enum node_spent {
+    NODE_SPENT_IDLE,             /* waits for messages */
+    NODE_SPENT_SCHEDULE,         /* forms a batch; the draft model or another proposer works for it */
+    NODE_SPENT_SAMPLING,         /* from logits to tokens told */
+    NODE_SPENT_OTHER,            /* messages, ranks, what comes with a pass */
+    NODE_SPENTS
+} node_spent;
+
 typedef struct node_table {      /* one service's method and its context */
     node_process *p;
     const node_service *service;
@@ -84,6 +93,11 @@ struct node_process {
     node_link *link;
     node_core *core;
     int64_t step_us;
+    struct {                     /* spent.c */
+        int64_t at_us;           /* until when all is counted */
+        int64_t step_us[ENG_SPENTS];         /* of the model's, those that are */
+        node_spent now;          /* what node_core_step() does */
+    } spent;
     bool stopping;
     pthread_t engine;
     bool engine_runs;
@@ -125,6 +139,10 @@ void node_link_close(node_process *p);
 bool node_link_turn(node_process *p);
 void node_link_figures(const node_process *p, node_rank_figures out[COLL_RANKS_MAX]);     /* as of the last time they were heard */
 void node_gauges_set(const node_core *c);                 /* gauges.c */
+/* spent.c: what passed since the last of these calls was spent on that, or on a forward pass. */
+void node_spent_open(node_process *p);
+void node_spent_on(node_process *p, node_spent on);
+void node_spent_on_step(node_process *p);
 int node_link_sleep_ms(const node_process *p);           /* how long the engine thread may wait for a message */
 
 #endif

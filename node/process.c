@@ -80,9 +80,12 @@ static void emit(void *ctx, const node_event *e) {
 static status step(void *ctx, const eng_rows *rows, int count, const float **logits) {
     node_process *p = ctx;
     error err;
-    int64_t began_us = clock_now_us();
+    node_spent_on(p, NODE_SPENT_SCHEDULE);
+    int64_t began_us = p->spent.at_us;
     status st = eng_step(p->rank.model, p->rank.kv, rows, count, logits, &err);
-    p->step_us = clock_now_us() - began_us;
+    node_spent_on_step(p);
+    p->step_us = p->spent.at_us - began_us;
+    p->spent.now = NODE_SPENT_SAMPLING;
     if (st != ST_OK && p->rank.group) node_rank_lost(&err);
     if (st != ST_OK) log_write(LOG_ERROR, NULL, "step.failed", "%s", err.text);
     return st;
@@ -103,11 +106,16 @@ static void run_stop(node_process *p, node_message *m) { (void)m, p->stopping = 
 static void *run_engine(void *process) {
     node_process *p = process;
     bool busy = false;
+    node_spent_open(p);
     while (!p->stopping) {
         node_message *m = busy ? mailbox_take(p->mail) : mailbox_wait(p->mail, node_link_sleep_ms(p));
+        if (!busy) node_spent_on(p, NODE_SPENT_IDLE);
         for (; m; m = mailbox_take(p->mail)) m->run(p, m);
         flush_outbox(p);                                   /* what was reserved need not wait for a step */
-        busy = node_core_step(p->core, clock_now_us());
+        node_spent_on(p, NODE_SPENT_OTHER);
+        p->spent.now = NODE_SPENT_SCHEDULE;
+        busy = node_core_step(p->core, p->spent.at_us);
+        node_spent_on(p, p->spent.now);
         flush_outbox(p);
         busy = node_link_turn(p) || busy;
         node_gauges_set(p->core);

@@ -45,7 +45,7 @@ typedef struct state_message {
 
 static void add_counter(const metric *x, void *ctx) {
     state_message *m = ctx;
-    if (x->kind != METRIC_COUNTER || m->state.n_counters == COUNTERS_MAX) return;
+    if ((x->kind != METRIC_COUNTER && x->kind != METRIC_SECONDS) || m->state.n_counters == COUNTERS_MAX) return;
     Baton__Node__V1__StateCounter *c = &m->counters[m->state.n_counters];
     baton__node__v1__state_counter__init(c);
     c->name = (char *)(uintptr_t)x->name;

@@ -77,6 +77,7 @@ const eng_ops eng_cuda = {
     .pages_close = cuda_pages_close,
     .begin = cuda_begin,
     .finish = cuda_finish,
+    .queued = true,
     .draws = true,
     .sum = cuda_sum,
     .embed = embed,

@@ -34,6 +34,7 @@ def check_with_promtool(address):
     print('promtool: clean')
 
 
+began = time.monotonic()
 with Cluster(args, '--prefill', 1, '--decode', 1, '--prefill-policy', 'remote', '--http', '127.0.0.1:0') as cluster:
     here = cluster.http
     there = {name: re.search(rf'{name} .*http.listening address=(\S+)', cluster.log_text())[1] for name in ('prefill-1', 'decode-1')}
@@ -55,6 +56,12 @@ with Cluster(args, '--prefill', 1, '--decode', 1, '--prefill-policy', 'remote', 
     p, d = values(there['prefill-1']), values(there['decode-1'])
     assert p['baton_node_tokens_total{kind="prefill"}'] >= 79, p
     assert d['baton_node_landed_tokens_total'] > 0
+    for node in (p, d):
+        spent = {part: node[f'baton_node_engine_seconds_total{{part="{part}"}}']
+                 for part in ('attention', 'ffn', 'embedding_logits', 'collective', 'device', 'sampling', 'schedule', 'other', 'idle')}
+        assert sum(spent.values()) <= time.monotonic() - began, spent      # no moment is counted twice
+        assert all(spent[k] > 0 for k in ('attention', 'ffn', 'embedding_logits', 'sampling', 'idle')), spent
+        assert spent['collective'] == spent['device'] == 0, spent
     assert d[f'vllm:prompt_tokens_by_source_total{{model_name="{model}",source="external_kv_transfer"}}'] == d['baton_node_landed_tokens_total']
     assert d['baton_node_requests{state="running"}'] == 0 and d['baton_node_pages{state="running"}'] == 0
     assert d['baton_node_pages{state="cached"}'] > 0 and 0 <= d[f'vllm:kv_cache_usage_perc{name}'] <= 1

@@ -137,6 +137,8 @@ static void graphs_go_with_their_pages(void **state) {
             assert_memory_equal(logits, whole + (k * STEPS + i) * RIG_V, RIG_V * sizeof *logits);
         }
     assert_int_equal(cuda_graph_launches() - before, 2 * (STEPS - 1));
+    const int64_t *spent = eng_model_spent_us(r.m);           /* ops are queued: nobody knows more */
+    assert_true(spent[ENG_SPENT_DEVICE] > 0 && spent[ENG_SPENT_ATTENTION] == 0 && spent[ENG_SPENT_FFN] == 0);
     eng_kv_destroy(kv[1]);
     rig_close(&r);
 }

@@ -216,6 +216,21 @@ static void layers_are_counted_as_they_are_done(void **state) {
     close_rig(&r);
 }
 
+static void time_is_told_by_part(void **state) {
+    (void)state;
+    int32_t tokens[COUNT];
+    int64_t sum = 0, began_us = clock_now_us();
+    make_prompt(tokens, 1);
+    rig r = open_rig(&(tiny_options){.seed = 3}, "auto", 1, P, ENG_KV_F16);
+    for (int i = 0; i < 20; i++) run_chunked(&r, tokens, 50, P, whole);
+    const int64_t *spent = eng_model_spent_us(r.m);
+    for (int i = 0; i < ENG_SPENTS; i++) sum += spent[i];
+    assert_true(spent[ENG_SPENT_ATTENTION] > 0 && spent[ENG_SPENT_FFN] > 0 && spent[ENG_SPENT_ENDS] > 0);
+    assert_true(spent[ENG_SPENT_GROUP] == 0 && spent[ENG_SPENT_DEVICE] == 0);
+    assert_true(sum <= clock_now_us() - began_us);
+    close_rig(&r);
+}
+
 static void a_step_allocates_nothing(void **state) {
     (void)state;
     int32_t tokens[COUNT];
@@ -238,6 +253,7 @@ int main(void) {
         cmocka_unit_test(old_bytes_of_a_page_are_not_read),
         cmocka_unit_test(a_token_outside_the_vocabulary_is_refused),
         cmocka_unit_test(layers_are_counted_as_they_are_done),
+        cmocka_unit_test(time_is_told_by_part),
         cmocka_unit_test(a_step_allocates_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
