@@ -4,6 +4,7 @@
  *   load_plan.c     when each request is meant to arrive, and what its prompt is made of; load_trace.c: from a file
  *   load_run.c      sends each at its time and records what comes back
  *   load_figures.c  records become figures
+ *   load_nodes.c    where the nodes' time went meanwhile
  *   load_report.c   figures as text, JSON and a plot
  *
  * The whole plan is made before the first request leaves, and it is a function of its options: the same seed gives the
@@ -14,6 +15,7 @@
 #define BATON_BENCH_LOAD_H
 
 #include "bench/histogram.h"
+#include "proto/baton.pb-c.h"
 #include "rpc/rpc.h"
 
 enum {
@@ -22,6 +24,7 @@ enum {
     BENCH_LOAD_LENGTH_MAX = 1 << 20,
     BENCH_LOAD_REQUESTS_MAX = 1 << 20,
     BENCH_LOAD_PIECES_MAX = 24,  /* of a run, for the plot over time */
+    BENCH_LOAD_PARTS_MAX = 16,   /* of an engine thread's time */
 };
 
 /* ---- load_shape.c: a distribution of lengths ---------------------------------------------------------- */
@@ -103,7 +106,7 @@ typedef struct bench_load_record {
     int64_t retry_after_ms;      /* REFUSED: -1: no hint came */
     int32_t tokens, cached, attempts;
     bool told;                   /* the server's timings came, ms */
-    double queue, prefill, transfer, ttft, decode;
+    double tokenise, queue, prefill, transfer, ttft, decode;
 } bench_load_record;
 
 typedef struct bench_load_settings {
@@ -123,11 +126,30 @@ status bench_load_run(bench_load *b, rpc_loop *loop, rpc_channel *channel, error
 void bench_load_stop(void *b);               /* what is open is given up */
 void bench_load_destroy(bench_load *b);
 
+/* ---- load_nodes.c: where the nodes' time went -------------------------------------------------------------------- */
+
+enum { BENCH_LOAD_PREFILL, BENCH_LOAD_DECODE, BENCH_LOAD_ROLES };
+
+/* Of the nodes' engine threads, by part of their work ("attention", "idle", ...), all nodes of a role together. */
+typedef struct bench_load_nodes {
+    struct {
+        char name[24];
+        int64_t us[BENCH_LOAD_ROLES];
+    } part[BENCH_LOAD_PARTS_MAX];
+    int parts;
+} bench_load_nodes;
+
+/* sign: -1 before the load, 1 after it. */
+void bench_load_nodes_count(bench_load_nodes *n, const Baton__V1__TopologyResult *t, int sign);
+/* That role's time in all; 0: there is no such node, or it did not tell. */
+int64_t bench_load_nodes_us(const bench_load_nodes *n, int role);
+extern const char *const bench_load_roles[BENCH_LOAD_ROLES];
+
 /* ---- load_figures.c ------------------------------------------------------------------------------------------ */
 
 typedef struct bench_load_slo { double ttft_ms, tpot_ms; } bench_load_slo;
 
-enum { STAGE_QUEUE, STAGE_WAIT, STAGE_PREFILL, STAGE_TRANSFER, STAGE_DECODE, STAGE_OUTSIDE, STAGES };
+enum { STAGE_LATE, STAGE_NETWORK, STAGE_TOKENISE, STAGE_QUEUE, STAGE_WAIT, STAGE_PREFILL, STAGE_TRANSFER, STAGE_DECODE, STAGES };
 extern const char *const bench_load_stage_names[STAGES];
 
 /* Arrivals of one piece of the run and what became of them. */
@@ -151,6 +173,7 @@ typedef struct bench_load_figures {
     bench_load_piece piece[BENCH_LOAD_PIECES_MAX];
     int pieces;
     double piece_s;              /* how long each is */
+    bench_load_nodes nodes;
 } bench_load_figures;
 
 /* gaps: collected while it ran, may be NULL. client_cpu_s: CPU time of the client. */

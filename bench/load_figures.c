@@ -5,26 +5,28 @@
  * of their own. What was refused, failed, not sent or not finished has met nothing. */
 #include "bench/load.h"
 
-const char *const bench_load_stage_names[STAGES] = {"queue", "wait", "prefill", "kv_transfer", "decode", "outside"};
+const char *const bench_load_stage_names[STAGES] = {"late", "network", "tokenise", "queue", "wait", "prefill", "kv_transfer", "decode"};
 
 static double tpot_us(const bench_load_record *r) {
     return r->tokens > 1 ? (double)(r->last_us - r->first_us) / (r->tokens - 1) : 0;
 }
 
-/* Queue, prefill, transfer and decode are what the server said. A transfer overlaps with the prefill that feeds it, so it
- * is no part of the sum. Wait is the rest of the server's TTFT: standing in a node's line, and the way there. Outside is
- * what the client waited beyond what the server saw: its own lateness, network, and the way through the coordinator. */
+/* Late is the client's own doing. Tokenise, queue, prefill, transfer and decode are what the server said. A transfer overlaps
+ * with the prefill that feeds it, so it is no part of the sum. Wait is the rest of the server's TTFT: standing in a node's
+ * line, and the way there. Network is what the client waited beyond what the server saw, gRPC on both ends included. */
 static void add_stages(bench_load_figures *f, const bench_load_record *r, int64_t at_us) {
-    double wait = r->ttft - r->queue - r->prefill, outside = (double)(r->end_us - at_us) / 1000 - r->ttft - r->decode;
+    double wait = r->ttft - r->tokenise - r->queue - r->prefill, network = (double)(r->end_us - r->sent_us) / 1000 - r->ttft - r->decode;
     if (!r->told) return;
     f->told++;
     bench_histogram_add(&f->queue, (int64_t)(r->queue * 1000));
+    f->stage_ms[STAGE_LATE] += (double)(r->sent_us - at_us) / 1000;
+    f->stage_ms[STAGE_NETWORK] += network > 0 ? network : 0;
+    f->stage_ms[STAGE_TOKENISE] += r->tokenise;
     f->stage_ms[STAGE_QUEUE] += r->queue;
     f->stage_ms[STAGE_WAIT] += wait > 0 ? wait : 0;
     f->stage_ms[STAGE_PREFILL] += r->prefill;
     f->stage_ms[STAGE_TRANSFER] += r->transfer;
     f->stage_ms[STAGE_DECODE] += r->decode;
-    f->stage_ms[STAGE_OUTSIDE] += outside > 0 ? outside : 0;
 }
 
 static double later_s(double s, int64_t us) { return s * 1e6 > (double)us ? s : (double)us / 1e6; }

@@ -67,6 +67,19 @@ static void print_latencies(const bench_load_figures *f, FILE *out) {
     }
 }
 
+static void print_nodes(const bench_load_figures *f, FILE *out) {
+    for (int role = 0; role < BENCH_LOAD_ROLES; role++) {
+        int64_t all_us = bench_load_nodes_us(&f->nodes, role);
+        if (all_us == 0) continue;
+        fprintf(out, "%s nodes' time:", bench_load_roles[role]);
+        for (int i = 0; i < f->nodes.parts; i++) {
+            int64_t us = f->nodes.part[i].us[role];
+            if (us > 0) fprintf(out, " %s %.1f %%", f->nodes.part[i].name, 100.0 * (double)us / (double)all_us);
+        }
+        fputc('\n', out);
+    }
+}
+
 void bench_load_text(const bench_load_figures *f, FILE *out) {
     print_counts(f, out);
     print_latencies(f, out);
@@ -81,6 +94,7 @@ void bench_load_text(const bench_load_figures *f, FILE *out) {
         for (int i = 0; i < STAGES; i++) fprintf(out, " %s %.1f", bench_load_stage_names[i], f->stage_ms[i]);
         fputc('\n', out);
     }
+    print_nodes(f, out);
     fprintf(out, "client: %.1f %% of a core\n", f->client_cpu * 100);
 }
 
@@ -125,14 +139,27 @@ static json_t *stages_json(const bench_load_figures *f) {
     return stages;
 }
 
+/* Seconds. */
+static json_t *nodes_json(const bench_load_figures *f) {
+    json_t *roles = json_object();
+    for (int role = 0; role < BENCH_LOAD_ROLES; role++) {
+        if (bench_load_nodes_us(&f->nodes, role) == 0) continue;
+        json_t *parts = json_object();
+        for (int i = 0; i < f->nodes.parts; i++)
+            json_object_set_new(parts, f->nodes.part[i].name, json_real((double)f->nodes.part[i].us[role] / 1e6));
+        json_object_set_new(roles, bench_load_roles[role], parts);
+    }
+    return roles;
+}
+
 status bench_load_json(const bench_load_figures *f, FILE *out, error *err) {
     json_t *all = json_pack(
-        "{s:o, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:f}", "requests", counts_json(f), "seconds", f->seconds,
+        "{s:o, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:f}", "requests", counts_json(f), "seconds", f->seconds,
         "answered_s", per_second(f, f->answered), "answer_tokens_s", per_second(f, f->answer_tokens), "prompt_tokens_s",
         per_second(f, f->prompt_tokens), "cached_tokens_s", per_second(f, f->cached_tokens), "slo",
         json_pack("{s:f, s:f, s:I, s:f, s:f}", "ttft_ms", f->slo.ttft_ms, "tpot_ms", f->slo.tpot_ms, "met",
                   (json_int_t)f->met, "share_met", share_met(f), "goodput_s", bench_load_goodput(f)),
-        "stages_ms", stages_json(f), "pieces", pieces_json(f), "client_cpu", f->client_cpu);
+        "stages_ms", stages_json(f), "nodes_s", nodes_json(f), "pieces", pieces_json(f), "client_cpu", f->client_cpu);
     if (!all) return error_set(err, ST_NO_MEMORY, "no memory for the report");
     latencies_json(f, all);
     if (f->slow)

@@ -9,7 +9,6 @@
  * Arrivals are driven by a timer of whole milliseconds and never wait for an answer. A request that leaves late (the
  * client had no core, say) is not moved: its latencies count from when it was meant to leave. */
 #include "bench/load.h"
-#include "proto/baton.pb-c.h"
 #include <assert.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -101,6 +100,7 @@ static void take_finish(bench_load_record *r, const Baton__V1__Finish *f) {
     if (f->usage) r->cached = f->usage->cached_tokens;
     if (!f->timings) return;
     r->told = true;
+    r->tokenise = f->timings->tokenise;
     r->queue = f->timings->queue;
     r->prefill = f->timings->prefill;
     r->transfer = f->timings->kv_transfer;

@@ -125,7 +125,7 @@ static void add_finish(json_t *j, const Baton__V1__Finish *f) {
                                       u->cached_tokens));
     if (t)
         json_object_set_new(j, "timings_ms",
-                            json_pack("{s:f, s:f, s:f, s:f, s:f}", "queue", t->queue, "prefill",
+                            json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "tokenise", t->tokenise, "queue", t->queue, "prefill",
                                       t->prefill, "kv_transfer", t->kv_transfer, "ttft", t->ttft,
                                       "decode", t->decode));
     if (t && t->held > 0) json_object_set_new(json_object_get(j, "timings_ms"), "held", json_real(t->held));

@@ -64,16 +64,44 @@ static status ask_vocabulary(cli_client *c, int32_t *out, error *err) {
     return *out > 0 ? ST_OK : error_set(err, ST_NOT_FOUND, "no model is served");
 }
 
+typedef struct nodes_count {
+    bench_load_nodes *nodes;
+    int sign;
+} nodes_count;
+
+static void on_topology(const ProtobufCMessage *m, void *user) {
+    const nodes_count *c = user;
+    bench_load_nodes_count(c->nodes, (const Baton__V1__TopologyResult *)m, c->sign);
+}
+
+/* Before or after the load. A cluster that does not tell this caller is measured all the same. */
+static bool count_nodes(cli_client *c, bench_load_nodes *nodes, int sign) {
+    enum { TIMEOUT_MS = 10000 };
+    static const rpc_method topology = {.path = "/baton.v1.Cluster/Topology", .kind = RPC_UNARY,
+                                        .request = &baton__v1__topology_request__descriptor,
+                                        .reply = &baton__v1__topology_result__descriptor};
+    Baton__V1__TopologyRequest r = BATON__V1__TOPOLOGY_REQUEST__INIT;
+    error err = {0};
+    status st = cli_client_call(c, &topology, &r.base, TIMEOUT_MS, on_topology, &(nodes_count){nodes, sign}, &err, NULL);
+    if (st != ST_OK) fprintf(stderr, "where the nodes' time goes is not told: %s\n", err.text);
+    return st == ST_OK;
+}
+
 static status run_on(cli_client *c, const cli_options *o, const bench_load_plan *p, bench_load_figures *f, error *err) {
     bench_load *b;
+    bench_load_nodes nodes = {.parts = 0};
     bench_load_settings s = {.temperature = o->temperature, .streams_max = o->streams, .timeout_ms = o->timeout_ms,
                              .wait_ms = o->wait_ms, .progress = true};
     TRY(ask_vocabulary(c, &s.vocabulary, err));
     TRY(bench_load_create(p, &s, &b, err));
+    bool told = count_nodes(c, &nodes, -1);
     cli_client_on_interrupt(c, bench_load_stop, b);
     status st = bench_load_run(b, cli_client_loop(c), cli_client_channel(c), err);
     cli_client_on_interrupt(c, NULL, NULL);
-    if (st == ST_OK) bench_load_take(b, (bench_load_slo){o->slo_ttft, o->slo_itl}, f);
+    if (st == ST_OK) {
+        bench_load_take(b, (bench_load_slo){o->slo_ttft, o->slo_itl}, f);
+        if (told && count_nodes(c, &nodes, 1)) f->nodes = nodes;
+    }
     bench_load_destroy(b);
     return st;
 }

@@ -14,6 +14,7 @@
 #include "coordinator/service.h"
 #include <assert.h>
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 static void flush(coord_client *c);
@@ -27,6 +28,10 @@ METRIC(requests_canceled, "baton_requests_finished_total", "status=\"canceled\""
 METRIC(requests_failed, "baton_requests_finished_total", "status=\"failed\"", METRIC_COUNTER,
        "Generate calls ended, by status");
 METRIC(tokens_total, "baton_tokens_total", NULL, METRIC_COUNTER, "answer tokens given to clients");
+
+static double span_ms(int64_t from_us, int64_t to_us) {
+    return from_us > 0 && to_us > from_us ? (double)(to_us - from_us) / 1000 : 0;
+}
 
 /* ---- birth and death ------------------------------------------------------------------------- */
 
@@ -65,7 +70,7 @@ static void on_writable(rpc_call *call, void *user) {
 static void submit(coord_branch *b, int prefer_node) {
     b->want_submit = true;
     b->prefer_node = prefer_node;
-    if (b->submitted_us == 0) b->submitted_us = clock_now_us();
+    if (b->submitted_us == 0) b->submitted_us = b->index == 0 ? b->client->arrived_us : clock_now_us();
     coord_service_due(b);
 }
 
@@ -124,7 +129,9 @@ static void on_request(rpc_call *call, const ProtobufCMessage *request, coord_se
     if (st == ST_OK) {
         *c = (coord_client){
             .service = s, .call = call, .once = once, .memory = memory, .retry_after_ms = -1};
+        c->arrived_us = clock_now_us();
         st = take_job(c, request, &err);
+        c->tokenise_ms = span_ms(c->arrived_us, clock_now_us());
     }
     if (st != ST_OK) {
         log_write(LOG_INFO, NULL, "request.refused", "peer=%s: %s", rpc_call_peer(call), err.text);
@@ -144,10 +151,6 @@ void coord_generate_once_on_request(rpc_call *call, const ProtobufCMessage *requ
 }
 
 /* ---- messages to the client ------------------------------------------------------------------ */
-
-static double span_ms(int64_t from_us, int64_t to_us) {
-    return from_us > 0 && to_us > from_us ? (double)(to_us - from_us) / 1000 : 0;
-}
 
 typedef struct finish_message {
     Baton__V1__Finish finish;
@@ -188,7 +191,8 @@ static Baton__V1__Finish *fill_finish(const coord_branch *b, finish_message *m) 
     m->usage.cached_tokens = b->cached < 0 ? 0 : b->cached > prompt ? prompt : b->cached;
     m->usage.proposed_tokens = b->proposed;
     m->usage.accepted_tokens = b->accepted;
-    m->timings.queue = span_ms(b->submitted_us, b->placed_us);
+    m->timings.tokenise = b->index == 0 ? b->client->tokenise_ms : 0;
+    m->timings.queue = fmax(0, span_ms(b->submitted_us, b->placed_us) - m->timings.tokenise);
     m->timings.prefill = b->prefill_ms;
     m->timings.kv_transfer = b->prefill_node >= 0 ? b->transfer_ms : 0;
     m->timings.ttft = span_ms(b->submitted_us, b->first_us);

@@ -178,7 +178,8 @@ typedef struct coord_branch {
     bool finished, told;         /* the core is done with it; its Finish was sent */
     int32_t reason, attempts;
     /* figures */
-    int64_t submitted_us, placed_us, first_us, last_us;
+    int64_t submitted_us;        /* of index 0: when the call came */
+    int64_t placed_us, first_us, last_us;
     int64_t held_us, taken_us;   /* its prompt was read ahead; and then a decode node had room; 0: not */
     double prefill_ms, transfer_ms, draft_ms;
     double ahead_ms;             /* of the prefill, the part that was read ahead */
@@ -206,6 +207,8 @@ struct coord_client {
     rpc_call *call;
     bool once;                   /* GenerateOnce */
     arena *memory;
+    int64_t arrived_us;
+    double tokenise_ms;          /* from then until the job was made */
     coord_job job;
     coord_branch *branches;      /* (job.n) */
     int32_t live;                /* branches not finished */

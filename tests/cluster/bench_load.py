@@ -33,6 +33,10 @@ def everything_arrives(args, cluster):
     assert r['slo']['met'] == 60 and r['ttft_ms']['count'] == 60 and r['late_ms']['count'] == 60, r
     assert all(r[k]['p50'] <= r[k]['p90'] <= r[k]['p99'] <= r[k]['max'] for k in ('ttft_ms', 'itl_ms', 'e2e_ms')), r
     assert r['ttft_ms']['max'] <= r['e2e_ms']['max'] and r['stages_ms']['prefill'] > 0, r
+    for role in ('prefill', 'decode'):
+        parts = r['nodes_s'][role]
+        assert all(parts[k] > 0 for k in ('attention', 'ffn', 'embedding_logits', 'sampling', 'idle')), r
+        assert parts['device'] == parts['collective'] == 0, r
     assert bench(args, '--server', cluster.server, '--slo-ttft', 0, *load)['slo']['met'] == 0
 
 

@@ -25,7 +25,7 @@ def named_nodes_and_times(args, cluster):
     done = run(args, 'generate', '--server', cluster.server, '--prompt', long_text(1200), '--max-tokens', '24', '--json')
     answer = json.loads(done.stdout)
     assert answer['nodes'] == {'prefill': 'prefill-1', 'decode': 'decode-1'}, answer['nodes']
-    assert set(answer['timings_ms']) == {'queue', 'prefill', 'kv_transfer', 'ttft', 'decode'}
+    assert set(answer['timings_ms']) == {'tokenise', 'queue', 'prefill', 'kv_transfer', 'ttft', 'decode'}
     assert all(v >= 0 for v in answer['timings_ms'].values()) and answer['timings_ms']['prefill'] > 0
     assert set(answer['speculation']) == {'proposed_tokens', 'accepted_tokens', 'draft_ms'}
     assert answer['usage']['completion_tokens'] == len(answer['tokens']) <= 24

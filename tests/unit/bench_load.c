@@ -233,15 +233,15 @@ static void no_coordinated_omission(void **state) {
         requests[i] = (bench_load_request){.at_us = at, .prompt = 20, .answer = 11};
         records[i] = (bench_load_record){.outcome = LOAD_ANSWERED, .sent_us = began, .first_us = began + 100 * MS,
                                          .last_us = began + 600 * MS, .end_us = began + 601 * MS, .tokens = 11,
-                                         .told = true, .queue = 10, .prefill = 60, .transfer = 5, .ttft = 90, .decode = 500};
+                                         .told = true, .tokenise = 2, .queue = 10, .prefill = 58, .transfer = 5, .ttft = 90, .decode = 500};
     }
     bench_load_figures_of(&p, records, NULL, (bench_load_slo){2500, 50}, 10000 * MS, 1, &f);
     assert_true(bench_histogram_at(&f.ttft, 1) == 5100 * MS && bench_histogram_at(&f.late, 1) == 5000 * MS);
     assert_true(bench_histogram_at(&f.ttft, 0.5) == 100 * MS + 700 || bench_histogram_at(&f.ttft, 0.5) < 101 * MS);
     assert_int_equal(f.met, 7);  /* those of second 2, 3 and 4 waited 5.1, 4.1 and 3.1 s; of 5 and 6: 2.1 and 1.1 */
     assert_true(bench_histogram_at(&f.tpot, 1) == 50 * MS);
-    assert_true(f.stage_ms[STAGE_WAIT] == 20 && f.stage_ms[STAGE_QUEUE] == 10);
-    assert_true(fabs(f.stage_ms[STAGE_OUTSIDE] - (11 + 1500)) < 1e-6);
+    assert_true(f.stage_ms[STAGE_WAIT] == 20 && f.stage_ms[STAGE_TOKENISE] == 2 && f.stage_ms[STAGE_QUEUE] == 10);
+    assert_true(fabs(f.stage_ms[STAGE_NETWORK] - 11) < 1e-6 && fabs(f.stage_ms[STAGE_LATE] - 1500) < 1e-6);
     assert_true(f.client_cpu == 0.1 && f.seconds == 10 && bench_load_goodput(&f) == 0.7);
     bench_load_figures_of(&p, records, NULL, (bench_load_slo){2500, 49}, 10000 * MS, 1, &f);
     assert_int_equal(f.met, 0);
@@ -273,10 +273,45 @@ static void outcomes(void **state) {
     assert_true(f.piece[0].arrived == 6 && f.piece[0].answered == 1 && f.piece[0].met == 1 && f.told == 0);
 }
 
+/* Before and after; what is not an engine's time, or a coordinator's, is left out. */
+static void nodes_time(void **state) {
+    (void)state;
+    bench_load_nodes n = {.parts = 0};
+    char time[] = "baton_node_engine_seconds_total", steps[] = "baton_node_steps_total", attention[] = "part=\"attention\"";
+    char idle[] = "part=\"idle\"", decode[] = "decode", coordinator[] = "coordinator";
+    Baton__V1__Counter counter[4];
+    Baton__V1__Counter *counters[] = {&counter[0], &counter[1], &counter[2]}, *others[] = {&counter[3]};
+    Baton__V1__Node node[3];
+    Baton__V1__Node *nodes[] = {&node[0], &node[1], &node[2]};
+    Baton__V1__TopologyResult t = BATON__V1__TOPOLOGY_RESULT__INIT;
+    for (int i = 0; i < 4; i++) baton__v1__counter__init(&counter[i]);
+    for (int i = 0; i < 3; i++) baton__v1__node__init(&node[i]);
+    counter[0].name = counter[1].name = counter[3].name = time;
+    counter[0].labels = counter[3].labels = attention;
+    counter[1].labels = idle;
+    counter[2].name = steps;
+    node[0].role = coordinator;
+    node[1].role = node[2].role = decode;
+    node[1].counters = counters;
+    node[0].counters = node[2].counters = others;
+    node[1].n_counters = 3;
+    node[0].n_counters = node[2].n_counters = 1;
+    t.nodes = nodes, t.n_nodes = 3;
+    for (int i = 0; i < 4; i++) counter[i].value = 100 * i;
+    bench_load_nodes_count(&n, &t, -1);
+    for (int i = 0; i < 4; i++) counter[i].value = 1000 + 200 * i;
+    bench_load_nodes_count(&n, &t, 1);
+    assert_int_equal(n.parts, 2);
+    assert_string_equal(n.part[0].name, "attention");
+    assert_true(n.part[0].us[BENCH_LOAD_DECODE] == 1000 + 1300 && n.part[1].us[BENCH_LOAD_DECODE] == 1100);
+    assert_true(bench_load_nodes_us(&n, BENCH_LOAD_DECODE) == 3400 && bench_load_nodes_us(&n, BENCH_LOAD_PREFILL) == 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(histogram_against_sorted), cmocka_unit_test(histogram_edges), cmocka_unit_test(shapes),
         cmocka_unit_test(poisson), cmocka_unit_test(bursts_and_ends), cmocka_unit_test(traces), cmocka_unit_test(prompts),
-        cmocka_unit_test(bad_traces), cmocka_unit_test(no_coordinated_omission), cmocka_unit_test(outcomes)};
+        cmocka_unit_test(bad_traces), cmocka_unit_test(no_coordinated_omission), cmocka_unit_test(outcomes),
+        cmocka_unit_test(nodes_time)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
