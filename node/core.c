@@ -32,6 +32,14 @@ METRIC(metric_landed, "baton_node_landed_tokens_total", NULL, METRIC_COUNTER, "p
 METRIC(metric_promoted, "baton_node_promotions_total", NULL, METRIC_COUNTER,
        "mlfq: sequences that had waited for too long and went to the highest level");
 
+#define DECODES(kind_, proposed_, name_, help_) {.name = name_, .labels = "proposed=\"" proposed_ "\"", .help = help_, .kind = kind_}
+#define DECODE_TIME "forward passes without prompts' rows, by whether tokens were proposed in them"
+#define DECODE_SAID "answer tokens told after those passes: by the time of their kind the tokens a second with and without speculation"
+static metric metric_decode_time[] = {DECODES(METRIC_SECONDS, "no", "baton_node_decode_seconds_total", DECODE_TIME),
+                                      DECODES(METRIC_SECONDS, "yes", "baton_node_decode_seconds_total", DECODE_TIME)};
+static metric metric_decode_said[] = {DECODES(METRIC_COUNTER, "no", "baton_node_decoded_tokens_total", DECODE_SAID),
+                                      DECODES(METRIC_COUNTER, "yes", "baton_node_decoded_tokens_total", DECODE_SAID)};
+
 /* ---- create, destroy ------------------------------------------------------------------------------ */
 
 node_core *node_core_create(const node_limits *limits, const node_io *io) {
@@ -85,7 +93,10 @@ void node_core_destroy(node_core *c) {
 const node_limits *node_core_limits(const node_core *c) { return &c->limits; }
 const node_io *node_core_io(const node_core *c) { return &c->io; }
 node_seq *node_core_first(const node_core *c) { return c->first; }
-void node_core_emit(node_core *c, const node_event *e) { c->io.emit(c->io.ctx, e); }
+void node_core_emit(node_core *c, const node_event *e) {
+    c->said += e->kind == NODE_TOKEN;
+    c->io.emit(c->io.ctx, e);
+}
 
 const char *node_core_text(node_core *c, const char *fmt, ...) {
     va_list args;
@@ -373,6 +384,13 @@ static void count_step(node_core *c, const step_sum *sum, int64_t took_us) {
     if (!sum->prefill && x) x->stepped(x->ctx, sum->decode, took_us);
 }
 
+/* n sequences' rows without prompts' were computed, and what came of them told. */
+static void count_decode(const step_sum *sum, int32_t n, int64_t took_us, int64_t said) {
+    bool proposed = sum->decode > n;
+    metric_add(&metric_decode_time[proposed], took_us);
+    metric_add(&metric_decode_said[proposed], said);
+}
+
 /* What rows cost. Only of steps with logits: a device may still be at a step that had none. */
 static void learn(node_core *c, const step_sum *sum, int32_t n, int64_t took_us) {
     int32_t position = sum->prefill ? (int32_t)(sum->positions / sum->prefill) : 0;
@@ -398,9 +416,10 @@ bool node_core_step(node_core *c, int64_t now_us) {
 
     const float *logits = NULL;
     status st = c->io.step(c->io.ctx, c->rows, n, &logits);
-    int64_t took_us = c->io.step_us ? c->io.step_us(c->io.ctx) : 0;
+    int64_t took_us = c->io.step_us ? c->io.step_us(c->io.ctx) : 0, said = c->said;
+    step_sum sum = {0};
     if (st == ST_OK) {
-        step_sum sum = sum_step(c, n);
+        sum = sum_step(c, n);
         count_step(c, &sum, took_us);
         learn(c, &sum, n, took_us);
     }
@@ -419,6 +438,7 @@ bool node_core_step(node_core *c, int64_t now_us) {
         s->role->computed(c, s, r, r->logits ? logits : NULL, now_us + took_us);
         logits += (int64_t)r->logits * c->limits.V;
     }
+    if (sum.decode && !sum.prefill) count_decode(&sum, n, took_us, c->said - said);
     return true;
 }
 

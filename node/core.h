@@ -19,6 +19,7 @@ struct node_core {
     int32_t slots_free;
     int64_t given, given_seen;   /* times pages came back; as of the last try to resume */
     node_counts figures;         /* steps, tokens, preemptions, rates */
+    int64_t said;                /* answer tokens */
     char text[200];
     /* One step's batch, (sequences_max) each. */
     node_seq **batch;

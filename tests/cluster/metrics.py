@@ -56,6 +56,8 @@ with Cluster(args, '--prefill', 1, '--decode', 1, '--prefill-policy', 'remote', 
     p, d = values(there['prefill-1']), values(there['decode-1'])
     assert p['baton_node_tokens_total{kind="prefill"}'] >= 79, p
     assert d['baton_node_landed_tokens_total'] > 0
+    told = [d.get(f'baton_node_decoded_tokens_total{{proposed="{proposed}"}}', 0) for proposed in ('no', 'yes')]
+    assert sum(told) == 36 and d['baton_node_decode_seconds_total{proposed="no"}'] > 0, (told, d)
     for node in (p, d):
         spent = {part: node[f'baton_node_engine_seconds_total{{part="{part}"}}']
                  for part in ('attention', 'ffn', 'embedding_logits', 'collective', 'device', 'sampling', 'schedule', 'other', 'idle')}
