@@ -70,15 +70,17 @@ static void look_up(coord_core *c, const coord_request *r, coord_ask *a) {
     if (reader >= 0 && sure && c->cached[reader] < r->prompt_count) c->cached[reader] = r->prompt_count;
 }
 
-/* sender: who is chosen if it is a candidate; -1: as the costs say. */
+/* sender: who is chosen if it is a candidate; -1: as the costs say. reason: may be NULL. */
 static const coord_cost *choose(coord_core *c, coord_request *r, const coord_ask *a, coord_role role, int candidates,
-                                int sender) {
+                                int sender, coord_reason *reason) {
     coord_cost *rows = c->rows[role];
     int chosen = coord_route_choose(a, rows, candidates);
+    if (reason) *reason = coord_route_reason(&c->limits, rows, candidates, chosen);
     for (int i = 0; i < candidates; i++)
         if (rows[i].node == sender) {
             rows[chosen].chosen = false;
             rows[chosen = i].chosen = true;
+            if (reason) *reason = COORD_REASON_HOLDER;
             break;
         }
     if (r->costs) coord_route_explain(rows, candidates, role, r->costs, &r->costs_count);
@@ -121,9 +123,10 @@ bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
     ask.apart = coord_route_apart(&c->limits, c->nodes, c->nodes_end, any) && r->failures < COORD_APART_FAILURES;
     look_up(c, r, &ask);
     r->costs_count = 0;
-    ask.prefill = choose(c, r, &ask, COORD_PREFILL, prefills, sender_of(c, r));
-    int node = choose(c, r, &ask, COORD_DECODE, decodes, -1)->node;
-    *out = (coord_placement){.node = node, .prefill_nodes = prefills > 0,
+    coord_reason reason;
+    ask.prefill = choose(c, r, &ask, COORD_PREFILL, prefills, sender_of(c, r), NULL);
+    int node = choose(c, r, &ask, COORD_DECODE, decodes, -1, &reason)->node;
+    *out = (coord_placement){.node = node, .prefill_nodes = prefills > 0, .reason = reason,
                              .differ = coord_route_apart(&c->limits, c->nodes, c->nodes_end, node),
                              .local_tokens_max = coord_route_local_tokens(&ask, node)};
     if (out->local_tokens_max > c->limits.local_tokens_max && holder_of(c, r, node, ask.prefill) >= 0)
@@ -132,7 +135,7 @@ bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
     return true;
 }
 
-int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved) {
+int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved, coord_reason *reason) {
     coord_ask a = ask_for(c, r);
     a.to = to;
     a.moved = moved;
@@ -141,8 +144,9 @@ int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved) {
     bool nobody = strange || c->limits.prefill == COORD_PREFILL_LOCAL;
     int candidates = nobody ? 0 : coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
     look_up(c, r, &a);
-    const coord_cost *reader = choose(c, r, &a, COORD_PREFILL, candidates, sender_of(c, r));
+    const coord_cost *reader = choose(c, r, &a, COORD_PREFILL, candidates, sender_of(c, r), reason);
     int holder = holder_of(c, r, to, reader), node = holder >= 0 ? holder : reader ? reader->node : -1;
+    if (holder >= 0) *reason = COORD_REASON_HOLDER;
     if (node >= 0 && coord_link_try(&c->links, node, to, c->now_ms)) r->tries = true;
     return node;
 }
@@ -190,7 +194,7 @@ bool coord_ask_hold(coord_core *c, coord_request *r, coord_holding *out) {
     int to = likely_decode_node(c);
     if (to < 0) return false;
     r->costs_count = 0;
-    a.prefill = choose(c, r, &a, COORD_PREFILL, candidates, -1);
+    a.prefill = choose(c, r, &a, COORD_PREFILL, candidates, -1, &out->reason);
     out->apart = coord_route_apart(&c->limits, c->nodes, c->nodes_end, to) && r->failures < COORD_APART_FAILURES;
     if (out->apart || r->count - 1 - c->cached[to] > coord_route_local_tokens(&a, to)) out->node = a.prefill->node;
     return true;

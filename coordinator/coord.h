@@ -186,11 +186,33 @@ void coord_core_step(coord_core *c, const coord_event *e, int64_t now_ms, coord_
 /* When the next COORD_TICK is due; INT64_MAX: none. */
 int64_t coord_core_next_tick_ms(const coord_core *c);
 
+/* Why a request goes back to be placed again: a status, with which its attempt failed (ST_AGAIN: the node was full), or one
+ * of these. */
+enum {
+    COORD_AGAIN_MOVED = ST_COUNT,    /* its node is to have no work any more: move.c */
+    COORD_AGAIN_SLOW,                /* its pages moved too slowly: slow.c */
+    COORD_AGAIN_NO_PREFILL,          /* every prefill node was gone when its prompt was to be read */
+    COORD_AGAIN_CAUSES
+};
+
+/* Why a node was chosen. The first four: coord_route_reason() in route.c. */
+typedef enum coord_reason {
+    COORD_REASON_CACHE,
+    COORD_REASON_LOAD,
+    COORD_REASON_ONLY,
+    COORD_REASON_POLICY,
+    COORD_REASON_LOCAL,              /* no prefill node: the decode node reads the prompt, or has it */
+    COORD_REASON_HOLDER,             /* it sends what it has read, or run, of this request; or caches what no prefill node does */
+    COORD_REASONS
+} coord_reason;
+
 typedef struct coord_counts {
     int32_t waiting, placed;     /* requests */
     int64_t waiting_tokens;      /* of prompts */
-    int64_t retries, moves, disagreements;
+    int64_t retries, moves, disagreements;       /* retries: attempts that failed */
     int64_t held_out;            /* times that a node was, because it flaps: lapse.c */
+    int64_t again[COORD_AGAIN_CAUSES];
+    int64_t chosen[COORD_DECODE + 1][COORD_REASONS];     /* Decode streams; Prefill streams, holds among them, and LOCAL */
 } coord_counts;
 coord_counts coord_core_counts(const coord_core *c);
 

@@ -73,14 +73,11 @@ void coord_core_destroy(coord_core *c) {
 }
 
 coord_counts coord_core_counts(const coord_core *c) {
-    int32_t waiting = c->heap[HEAP_QUEUE].count + c->delayed + c->held;
-    return (coord_counts){.waiting = waiting,
-                          .placed = c->requests - waiting,
-                          .waiting_tokens = c->waiting_tokens,
-                          .retries = c->retries,
-                          .moves = c->moves,
-                          .held_out = c->held_out,
-                          .disagreements = c->disagreements};
+    coord_counts counts = c->counts;
+    counts.waiting = c->heap[HEAP_QUEUE].count + c->delayed + c->held;
+    counts.placed = c->requests - counts.waiting;
+    counts.waiting_tokens = c->waiting_tokens;
+    return counts;
 }
 
 /* ---- heaps ------------------------------------------------------------------------------------ */

@@ -165,7 +165,8 @@ struct coord_core {
     int actions_count, actions_max;
     int64_t finish_ms[COORD_FINISHES];       /* ring of the last answers' times, and their prompts' tokens */
     int32_t finish_tokens[COORD_FINISHES];
-    int64_t finishes, retries, disagreements, moves, held_out;
+    int64_t finishes;
+    coord_counts counts;         /* what only grows: the rest is filled in by coord_core_counts() */
     int64_t turns, turn_at_ms;   /* placements of those that had waited, and when there was one */
     double turn_ms, turn_tokens; /* from one to the next while somebody waits, and of its prompt; on average */
     char text[240];              /* of a refusal */
@@ -219,8 +220,8 @@ bool coord_request_prompt_here(const coord_request *r);
 void coord_request_side_failed(coord_core *c, coord_request *r, coord_side side, status st,
                                const char *text);
 
-/* Ends its attempt, which has not failed, and puts it back into the queue. */
-void coord_request_again(coord_core *c, coord_request *r);
+/* Ends its attempt and puts it back into the queue. why: as in coord_counts.again. */
+void coord_request_again(coord_core *c, coord_request *r, int why);
 
 /* move.c */
 bool coord_move_leaves(const coord_entry *n);                    /* a node whose running answers should be elsewhere */
@@ -249,17 +250,19 @@ typedef struct coord_placement {
     int node;
     bool prefill_nodes;          /* there are some that may be asked */
     bool differ;                 /* their numerics are others than the node's */
+    coord_reason reason;
     int32_t local_tokens_max;
 } coord_placement;
 /* false: nobody has room for it. */
 bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out);
-/* Who reads or sends the prompt for a decode node that is chosen and wants so many tokens of it; -1: nobody is there. What
- * it caches stands in c->cached then. */
-int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved);
+/* Who reads or sends the prompt for a decode node that is chosen and wants so many tokens of it, and why; -1: nobody is
+ * there. What it caches stands in c->cached then. */
+int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved, coord_reason *reason);
 
 typedef struct coord_holding {
     int node;                    /* -1: it is not worth it */
     bool apart;
+    coord_reason reason;
 } coord_holding;
 /* Who reads the prompt ahead; false: nobody can now. */
 bool coord_ask_hold(coord_core *c, coord_request *r, coord_holding *out);
@@ -310,6 +313,8 @@ bool coord_route_has_room(const coord_entry *n, coord_role role, int64_t now_ms)
 int coord_route_candidates(const coord_ask *a, coord_role role, coord_cost *rows);
 /* Fills their costs in and says which row is chosen; -1: there is none. */
 int coord_route_choose(const coord_ask *a, coord_cost *rows, int count);
+/* Why that row of so many was chosen. */
+coord_reason coord_route_reason(const coord_limits *limits, const coord_cost *rows, int count, int chosen);
 /* How many uncached tokens the decode node is told to compute itself, at most. */
 int32_t coord_route_local_tokens(const coord_ask *a, int decode_node);
 void coord_route_explain(const coord_cost *rows, int count, coord_role role, coord_cost *out, int32_t *out_count);

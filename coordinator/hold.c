@@ -29,6 +29,7 @@ bool coord_hold_start(coord_core *c, coord_request *r) {
     r->hold_tokens = h.apart ? r->prompt_count : r->count;
     r->hold_pages = coord_ask_pages(&c->nodes[h.node].state, r->hold_tokens);
     coord_core_sit(c, r, SIDE_HOLD, h.node);
+    c->counts.chosen[COORD_PREFILL][h.reason]++;
     coord_core_prefill(c, r, h.node, r->hold_tokens)->prefill.hold = true;
     log_write(LOG_INFO, r->id, "request.reading", "attempt=%u prefill=%d tokens=%d ahead", r->hold_attempt, h.node, r->hold_tokens);
     return true;

@@ -26,7 +26,7 @@ static void hold_out(coord_core *c, coord_entry *n) {
     int64_t ms = held_out_ms(c, n->lapses);
     n->held_out_ms = c->now_ms + ms;
     if (ms == 0) return;
-    c->held_out++;
+    c->counts.held_out++;
     log_write(LOG_WARN, NULL, "node.held_out", "node=%d lapses=%d ms=%lld", (int)(n - c->nodes), n->lapses, (long long)ms);
 }
 

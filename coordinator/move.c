@@ -24,9 +24,9 @@ static bool move(coord_core *c, coord_request *r, int from) {
     if (p.differ) return true; /* rule 3 */
     r->holder = from;
     r->holder_epoch = c->nodes[from].state.epoch;
-    c->moves++;
+    c->counts.moves++;
     log_write(LOG_INFO, r->id, "request.move", "attempt=%u from=%d to=%d tokens=%d", r->attempt, from, p.node, r->count);
-    coord_request_again(c, r);
+    coord_request_again(c, r, COORD_AGAIN_MOVED);
     coord_request_place(c, r);
     return true;
 }

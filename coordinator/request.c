@@ -8,7 +8,7 @@
  *   RESERVING  -> DECODING     [reserved]             nothing to send: the decode node computes alone
  *   PREFILLING -> MOVING       [prefill_event]        the prompt is read, its last pages are moving
  *   any placed -> DECODING     [decode_event]         the decode node has what it will get
- *   any placed -> QUEUED       [retry]                a node failed, is full or was lost (coordinator/core.c, lose_node);
+ *   any placed -> QUEUED       [coord_request_again]  a node failed, is full or was lost (coordinator/core.c, lose_node);
  *                                                     emitted tokens are kept
  *   DECODING   -> QUEUED       [coord_request_again]  its node is to have no work any more (coordinator/move.c)
  *   MOVING     -> QUEUED       [coord_slow_due]       its pages move for far longer than they should
@@ -156,19 +156,18 @@ static void finish(coord_core *c, coord_request *r, status st, int32_t reason, c
     coord_core_forget(c, r);
 }
 
-/* Back to the queue. A failed attempt whose only decode nodes have just failed waits out their ban,
- * lest a node that is restarting eats every attempt within a millisecond. */
-static void retry(coord_core *c, coord_request *r, bool failed) {
+/* A failed attempt whose only decode nodes have just failed waits out their ban, lest a node that is restarting eats every
+ * attempt within a millisecond. */
+void coord_request_again(coord_core *c, coord_request *r, int why) {
+    bool failed = why < ST_COUNT && why != ST_AGAIN;
     cancel_streams(c, r);
     coord_core_watch(c, r, INT64_MAX);
     r->state = REQUEST_QUEUED;
-    bool wait = failed && coord_route_outlook(c->nodes, c->nodes_end, c->now_ms) == OUTLOOK_AVOIDED;
-    log_write(LOG_INFO, r->id, "request.queued", "tokens=%d failures=%d wait_ms=%d", r->count,
-              r->failures, wait ? c->limits.avoid_ms : 0);
-    coord_core_enqueue(c, r, wait ? c->now_ms + c->limits.avoid_ms : 0);
+    c->counts.again[why]++;
+    int32_t wait_ms = failed && coord_route_outlook(c->nodes, c->nodes_end, c->now_ms) == OUTLOOK_AVOIDED ? c->limits.avoid_ms : 0;
+    log_write(LOG_INFO, r->id, "request.queued", "tokens=%d failures=%d wait_ms=%d", r->count, r->failures, wait_ms);
+    coord_core_enqueue(c, r, wait_ms ? c->now_ms + wait_ms : 0);
 }
-
-void coord_request_again(coord_core *c, coord_request *r) { retry(c, r, false); }
 
 /* Its timer came: too late for the client, its pages move slowly, or time to try again. */
 void coord_request_due(coord_core *c, coord_request *r) {
@@ -203,15 +202,16 @@ static bool waits_for_prefill(coord_core *c, coord_request *r, bool prefill_node
     return true;
 }
 
-static void begin_decode(coord_core *c, coord_request *r, int node, int32_t local_tokens_max) {
+static void begin_decode(coord_core *c, coord_request *r, const coord_placement *p, int32_t local_tokens_max) {
     coord_tenant_turn(c, r);
     coord_core_dequeue(c, r);
-    coord_core_sit(c, r, SIDE_DECODE, node);
+    coord_core_sit(c, r, SIDE_DECODE, p->node);
+    c->counts.chosen[COORD_DECODE][p->reason]++;
     c->virtual_tag = r->key[HEAP_QUEUE] > c->virtual_tag ? r->key[HEAP_QUEUE] : c->virtual_tag;
     r->state = REQUEST_RESERVING;
     r->attempt++;
     r->confirmed = r->count;
-    coord_action *a = coord_core_act(c, COORD_DO_DECODE, r, node);
+    coord_action *a = coord_core_act(c, COORD_DO_DECODE, r, p->node);
     a->decode.tokens = r->tokens;
     a->decode.count = r->count;
     a->decode.prompt_count = r->prompt_count;
@@ -222,9 +222,8 @@ static void begin_decode(coord_core *c, coord_request *r, int node, int32_t loca
     a->decode.salt = r->apart ? coord_ask_apart_salt(c, r->salt) : r->salt;
     a->decode.costs = r->costs;
     a->decode.costs_count = r->costs_count;
-    log_write(LOG_INFO, r->id, "request.reserving",
-              "attempt=%u decode=%d tokens=%d local_tokens_max=%d%s", r->attempt, node, r->count,
-              a->decode.local_tokens_max, r->apart ? " apart" : "");
+    log_write(LOG_INFO, r->id, "request.reserving", "attempt=%u decode=%d tokens=%d local_tokens_max=%d%s", r->attempt, p->node,
+              r->count, a->decode.local_tokens_max, r->apart ? " apart" : "");
 }
 
 bool coord_request_prompt_here(const coord_request *r) { return r->prompt_here && r->count == r->prompt_count; }
@@ -238,12 +237,12 @@ bool coord_request_place(coord_core *c, coord_request *r) {
             finish(c, r, ST_UNSUPPORTED, 0, "prompt_logprobs: decode nodes, which tell them, do not read prompts here: prefill "
                                             "nodes have other numerics (ranks, KV type or back end)");
         else
-            begin_decode(c, r, p.node, INT32_MAX);
+            begin_decode(c, r, &p, INT32_MAX);
         return true;
     }
     r->apart = p.differ && r->failures < COORD_APART_FAILURES;
     if (waits_for_prefill(c, r, p.prefill_nodes)) return true;
-    begin_decode(c, r, p.node, r->apart ? 0 : p.differ ? INT32_MAX : p.local_tokens_max);
+    begin_decode(c, r, &p, r->apart ? 0 : p.differ ? INT32_MAX : p.local_tokens_max);
     return true;
 }
 
@@ -287,15 +286,17 @@ static void reserved(coord_core *c, coord_request *r, const coord_event *e) {
         decoding(c, r);
         r->computing = r->count - cached;
         c->nodes[r->seat[SIDE_DECODE].node].computing += r->computing;
-        log_write(LOG_INFO, r->id, "request.decoding", "attempt=%u cached=%d local", r->attempt,
-                  cached);
+        c->counts.chosen[COORD_PREFILL][COORD_REASON_LOCAL]++;
+        log_write(LOG_INFO, r->id, "request.decoding", "attempt=%u cached=%d local", r->attempt, cached);
         return;
     }
-    int node = coord_ask_prefill(c, r, r->seat[SIDE_DECODE].node, wanted - cached);
+    coord_reason reason;
+    int node = coord_ask_prefill(c, r, r->seat[SIDE_DECODE].node, wanted - cached, &reason);
     if (node < 0) { /* none is left: this time the decode node is told to compute it all */
-        retry(c, r, false);
+        coord_request_again(c, r, COORD_AGAIN_NO_PREFILL);
         return;
     }
+    c->counts.chosen[COORD_PREFILL][reason]++;
     begin_prefill(c, r, node, e);
 }
 
@@ -335,7 +336,7 @@ static bool relay(coord_core *c, coord_request *r, const coord_event *e, coord_s
         int32_t at = index + i, token = e->tokens.tokens[i];
         if (at == r->count) r->tokens[r->count++] = token;
         if (r->tokens[at] == token) continue;
-        c->disagreements++;
+        c->counts.disagreements++;
         snprintf(r->text, sizeof r->text,
                  "%s node %d says token %d at index %d, where token %d was said before", side_names[side], r->seat[side].node, token, at, r->tokens[at]);
         log_write(LOG_ERROR, r->id, "request.disagreement", "%s", r->text);
@@ -384,14 +385,14 @@ static void attempt_failed(coord_core *c, coord_request *r, int node, coord_side
     judge_node(c, node, st);
     if (side == SIDE_PREFILL) r->holder = -1;
     if (st == ST_AGAIN) {
-        retry(c, r, false);
+        coord_request_again(c, r, ST_AGAIN);
         return;
     }
-    c->retries++;
+    c->counts.retries++;
     log_write(LOG_WARN, r->id, "request.attempt.failed", "attempt=%u %s=%d status=%s %s", r->attempt,
               side_names[side], node, status_name(st), text ? text : status_text(st));
     if (++r->failures < COORD_ATTEMPTS_MAX) {
-        retry(c, r, true);
+        coord_request_again(c, r, (int)st);
         return;
     }
     r->failures--; /* finish() counts this attempt */
@@ -424,7 +425,7 @@ static void decode_end(coord_core *c, coord_request *r, const coord_event *e) {
     if (e->end.st == ST_OK && e->end.done && r->confirmed == r->count) {
         finish(c, r, ST_OK, e->end.reason, NULL);
     } else if (e->end.st == ST_OK && e->end.done) {
-        c->disagreements++;
+        c->counts.disagreements++;
         snprintf(r->text, sizeof r->text,
                  "decode node %d ended the answer before index %d, where a prefill node had a token",
                  node, r->confirmed);

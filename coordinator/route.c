@@ -297,6 +297,21 @@ int32_t coord_route_local_tokens(const coord_ask *a, int decode_node) {
 
 /* ---- why ------------------------------------------------------------------------------------------------ */
 
+/*   only     no other might have been
+ *   policy   the policy looks at no caches
+ *   cache    nobody has more of the prompt than the chosen one, and somebody has less
+ *   load     all have as much of it, or who has most was passed over: what else is in the costs told them apart */
+coord_reason coord_route_reason(const coord_limits *limits, const coord_cost *rows, int count, int chosen) {
+    int32_t least = INT32_MAX, most = 0;
+    if (count <= 1) return COORD_REASON_ONLY;
+    if (limits->route != COORD_ROUTE_COST) return COORD_REASON_POLICY;
+    for (int i = 0; i < count; i++) {
+        least = min32(least, rows[i].cached);
+        most = max32(most, rows[i].cached);
+    }
+    return rows[chosen].cached == most && most > least ? COORD_REASON_CACHE : COORD_REASON_LOAD;
+}
+
 /* Replaces the rows of this role by the cheapest of rows, the chosen one among them. */
 void coord_route_explain(const coord_cost *rows, int count, coord_role role, coord_cost *out, int32_t *out_count) {
     enum { EACH = COORD_COSTS_MAX / 2 };

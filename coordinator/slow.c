@@ -31,5 +31,5 @@ void coord_slow_due(coord_core *c, coord_request *r) {
               decode, r->moving, took_ms);
     r->slow_moves++;
     r->reader = r->holder = -1;
-    coord_request_again(c, r);
+    coord_request_again(c, r, COORD_AGAIN_SLOW);
 }

@@ -16,7 +16,8 @@ static int setup(void **state) {
 
 static void read_ahead_then_only_moved(void **state) {
     (void)state;
-    STORY(&limits, FULL,
+    coord_counts counts;
+    STORY_COUNTS(&limits, &counts, FULL,
           {"submit 2", "H2.1>1:10"},
           {"submit 3", ""},                      /* one prompt at a time */
           {"first 2.1 @10 7", "E2@10:7 H3.1>1:10"},          /* said at once */
@@ -31,6 +32,12 @@ static void read_ahead_then_only_moved(void **state) {
           {"dend 2.2 done", "F2:ST_OK/2 D3.2>0:11,L4"},
           {"reserved 3.2 10/10", "xP3.1>1"},     /* it had all of it */
           {"pend 3.1 ST_CANCELED", ""});
+    const int64_t *read = counts.chosen[COORD_PREFILL];
+    assert_int_equal(read[COORD_REASON_ONLY], 2);            /* the two holds */
+    assert_int_equal(read[COORD_REASON_HOLDER], 1);
+    assert_int_equal(read[COORD_REASON_LOCAL], 2);
+    story_counted(counts.chosen[COORD_DECODE], COORD_REASONS, COORD_REASON_ONLY, 3);
+    story_counted(counts.again, COORD_AGAIN_CAUSES, -1, 0);
 }
 
 static void taken_while_it_is_read(void **state) {
@@ -127,11 +134,17 @@ static void apart_says_nothing(void **state) {
 /* After a failover the prompt is asked of who has read it, though it is another's turn. */
 static void the_reader_is_asked_again(void **state) {
     (void)state;
+    coord_counts counts;
     limits.route = COORD_ROUTE_ROUND_ROBIN;
-    STORY(&limits, {"node 0 D", ""}, {"node 1 P", ""}, {"node 2 P", ""}, {"node 3 D", ""},
+    STORY_COUNTS(&limits, &counts, {"node 0 D", ""}, {"node 1 P", ""}, {"node 2 P", ""}, {"node 3 D", ""},
           {"submit 1", "D1.1>0:10,L4"}, {"reserved 1.1 0/9", "P1.1>2:0-9"},
           {"pend 1.1 ST_OK", ""}, {"tokens 1.1 @10 7", "E1@10:7"},
           {"lost 0", "xD1.1>0 D1.2>3:11,L4"}, {"reserved 1.2 0/10", "P1.2>2:0-10+1"});
+    assert_int_equal(counts.chosen[COORD_PREFILL][COORD_REASON_POLICY], 1);
+    assert_int_equal(counts.chosen[COORD_PREFILL][COORD_REASON_HOLDER], 1);
+    assert_int_equal(counts.chosen[COORD_DECODE][COORD_REASON_POLICY], 1);
+    assert_int_equal(counts.chosen[COORD_DECODE][COORD_REASON_ONLY], 1);
+    story_counted(counts.again, COORD_AGAIN_CAUSES, ST_PEER_LOST, 1);
 }
 
 int main(void) {

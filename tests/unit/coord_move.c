@@ -21,7 +21,8 @@ static int setup(void **state) {
 
 static void its_pages_come_from_where_it_ran(void **state) {
     (void)state;
-    STORY(&limits, RUNS, {"node 1 D", ""},
+    coord_counts counts;
+    STORY_COUNTS(&limits, &counts, RUNS, {"node 1 D", ""},
           {"node 0 D drain", "xD1.1>0 D1.2>1:11,L4"},
           {"tokens 1.1 @11 8", ""},              /* late: the next attempt says it */
           {"reserved 1.2 0/10", "P1.2>0:0-10+1m"},
@@ -29,6 +30,12 @@ static void its_pages_come_from_where_it_ran(void **state) {
           {"landed 1.2", ""}, {"pend 1.2 ST_OK", ""},
           {"tokens 1.2 @11 8,9,10", "E1@12:9,10"},
           {"dend 1.2 done", "F1:ST_OK/2"});
+    story_counted(counts.again, COORD_AGAIN_CAUSES, COORD_AGAIN_MOVED, 1);
+    assert_int_equal(counts.chosen[COORD_PREFILL][COORD_REASON_LOCAL], 1);
+    assert_int_equal(counts.chosen[COORD_PREFILL][COORD_REASON_HOLDER], 1);
+    assert_int_equal(counts.chosen[COORD_DECODE][COORD_REASON_ONLY], 2);
+    assert_int_equal(counts.moves, 1);
+    assert_int_equal(counts.retries, 0);
     STORY(&limits, RUNS, {"node 1 D", ""},
           {"node 0 P", "xD1.1>0 D1.2>1:11,L4"},  /* another role is as good a reason */
           {"reserved 1.2 8/10", "P1.2>0:8-10+1m"});
@@ -117,6 +124,11 @@ static void any_that_caches_it(void **state) {
     coord_event e = {.kind = COORD_NODE_CACHE, .node = 0, .cache = {.whole = true, .at = at, .numbers = numbers, .count = 2}};
     step(&t, &e);
     story_tell(&t, after, sizeof after / sizeof *after);
+    coord_counts counts = coord_core_counts(t.core);
+    assert_int_equal(counts.chosen[COORD_DECODE][COORD_REASON_LOAD], 1);     /* node 0 caches it and was passed over */
+    assert_int_equal(counts.chosen[COORD_DECODE][COORD_REASON_ONLY], 4);     /* at first, and while node 0 is avoided */
+    assert_int_equal(counts.chosen[COORD_PREFILL][COORD_REASON_HOLDER], 1);
+    assert_int_equal(counts.chosen[COORD_PREFILL][COORD_REASON_ONLY], 1);
     coord_core_destroy(t.core);
 }
 

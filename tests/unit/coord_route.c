@@ -319,6 +319,33 @@ static void explains(void **state) {
     assert_int_equal(count, 1);
 }
 
+static void reasons(void **state) {
+    (void)state;
+    static const struct {
+        const char *what;
+        coord_route route;
+        int count;
+        int32_t cached[3];
+        int chosen;
+        coord_reason reason;
+    } cases[] = {
+        {"nobody else is there", COORD_ROUTE_COST, 1, {900}, 0, COORD_REASON_ONLY},
+        {"whatever the policy", COORD_ROUTE_ROUND_ROBIN, 1, {0}, 0, COORD_REASON_ONLY},
+        {"it was its turn", COORD_ROUTE_ROUND_ROBIN, 3, {0, 900, 0}, 1, COORD_REASON_POLICY},
+        {"nobody has any of it", COORD_ROUTE_COST, 3, {0, 0, 0}, 2, COORD_REASON_LOAD},
+        {"all have the same of it", COORD_ROUTE_COST, 3, {64, 64, 64}, 1, COORD_REASON_LOAD},
+        {"it has most", COORD_ROUTE_COST, 3, {64, 0, 900}, 2, COORD_REASON_CACHE},
+        {"nobody has more", COORD_ROUTE_COST, 3, {900, 0, 900}, 0, COORD_REASON_CACHE},
+        {"who has most was passed over", COORD_ROUTE_COST, 3, {64, 0, 900}, 0, COORD_REASON_LOAD},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        coord_limits l = {.route = cases[i].route};
+        coord_cost rows_[3] = {{.cached = cases[i].cached[0]}, {.cached = cases[i].cached[1]}, {.cached = cases[i].cached[2]}};
+        coord_reason got = coord_route_reason(&l, rows_, cases[i].count, cases[i].chosen);
+        if (got != cases[i].reason) fail_msg("%s: got %d, expected %d", cases[i].what, got, cases[i].reason);
+    }
+}
+
 /* A border is there as long as a prefill node of other numerics is known, lost or not. */
 static void apart(void **state) {
     (void)state;
@@ -344,7 +371,7 @@ int main(void) {
         cmocka_unit_test(by_load),      cmocka_unit_test(by_cost),     cmocka_unit_test(prefill_by_cost),
         cmocka_unit_test(local_tokens), cmocka_unit_test(by_turn),     cmocka_unit_test(by_prefix),
         cmocka_unit_test(two_choices),  cmocka_unit_test(names),       cmocka_unit_test(explains),
-        cmocka_unit_test(apart),        cmocka_unit_test(slow_links),
+        cmocka_unit_test(apart),        cmocka_unit_test(slow_links),  cmocka_unit_test(reasons),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -198,13 +198,20 @@ static inline void story_tell(told *t, const line *lines, size_t count) {
     }
 }
 
-/* A story from an empty core to its end. */
-#define STORY(limits, ...)                                                                          \
+/* A story from an empty core to its end, and what the core has counted by then. */
+#define STORY_COUNTS(limits, counts, ...)                                                           \
     do {                                                                                            \
         static const line lines_[] = {__VA_ARGS__};                                                 \
         told t_ = story_begin(limits);                                                              \
         story_tell(&t_, lines_, sizeof lines_ / sizeof *lines_);                                    \
+        *(counts) = coord_core_counts(t_.core);                                                     \
         coord_core_destroy(t_.core);                                                                \
     } while (0)
+#define STORY(limits, ...) STORY_COUNTS(limits, &(coord_counts){0}, __VA_ARGS__)
+
+/* Just so often, and for no other reason: of coord_counts.again or of a row of its chosen. */
+static inline void story_counted(const int64_t *at, int count, int reason, int64_t times) {
+    for (int i = 0; i < count; i++) assert_int_equal(at[i], i == reason ? times : 0);
+}
 
 #endif
