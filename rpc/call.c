@@ -354,9 +354,10 @@ const char *rpc_call_peer(const rpc_call *c) {
     return c->peer;
 }
 
+const char *rpc_call_credential(const rpc_call *c) { return c->caller.roles ? c->caller.name : NULL; }
+
 const char *rpc_call_tenant(const rpc_call *c) {
-    if (c->caller.roles) return c->caller.name;
-    const char *named = rpc_call_header(c, "baton-tenant");
+    const char *its = rpc_call_credential(c), *named = its ? its : rpc_call_header(c, "baton-tenant");
     return named ? named : "";
 }
 

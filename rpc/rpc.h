@@ -148,6 +148,8 @@ void *rpc_call_user(const rpc_call *c);
 const char *rpc_call_peer(const rpc_call *c);            /* "ipv4:127.0.0.1:4711" */
 /* Whose call it is: by its credential; where none is asked for, by the header baton-tenant; "": nobody said. */
 const char *rpc_call_tenant(const rpc_call *c);
+/* The name in its credential, which somebody here configured; NULL: none is asked for. */
+const char *rpc_call_credential(const rpc_call *c);
 /* Milliseconds until the client's deadline; INT64_MAX: none. */
 int64_t rpc_call_time_left_ms(const rpc_call *c);
 /* Value of an ASCII request header, NULL: absent. Valid while the call is. */

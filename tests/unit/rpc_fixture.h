@@ -33,6 +33,7 @@ typedef struct fixture {
     char header[100];                /* the last call's user-agent */
     char token[20];                  /* and its "token", "" if it had none */
     char tenant[RPC_NAME_MAX];       /* and whose it was */
+    char credential[RPC_NAME_MAX];   /* by a credential; "none" */
 } fixture;
 
 typedef struct flood { fixture *f; int left; } flood;
@@ -104,7 +105,9 @@ static inline void serve(rpc_call *c, const ProtobufCMessage *request, void *ctx
     if (agent) snprintf(f->header, sizeof f->header, "%s", agent);
     const char *token = rpc_call_header(c, "token");
     snprintf(f->token, sizeof f->token, "%s", token ? token : "");
+    const char *credential = rpc_call_credential(c);
     snprintf(f->tenant, sizeof f->tenant, "%s", rpc_call_tenant(c));
+    snprintf(f->credential, sizeof f->credential, "%s", credential ? credential : "none");
     rpc_call_watch(c, &hang_events, f);
     if (strcmp(text, "hang") == 0) return;
     bool held = strncmp(text, "held ", 5) == 0;

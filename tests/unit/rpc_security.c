@@ -85,6 +85,12 @@ static void a_token_instead(void **state) {
     client = (rpc_security_options){.token = certs_path("token", "")};
     open_pair(&f, server, client);
     assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_OK);
+    assert_string_equal(f.credential, "team-a");
+    fixture_close(&f);
+    open_pair(&f, (rpc_security_options){0}, (rpc_security_options){0});     /* nobody asks for one */
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_OK);
+    assert_string_equal(f.credential, "none");
+    assert_string_equal(f.tenant, "");
     fixture_close(&f);
 }
 
@@ -256,6 +262,7 @@ static void certificates_are_renewed(void **state) {
     assert_string_equal(f.tenant, "team-a");
     assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_OK);        /* the same channel connects anew */
     assert_string_equal(f.tenant, "team-b");
+    assert_string_equal(f.credential, "team-b");
     assert_int_equal(ask_anew(&f, certs_options("ca2", "team-b", 0, RPC_COORDINATOR)), ST_OK);
     assert_int_equal(ask_anew(&f, certs_options("ca", "team-a", 0, RPC_COORDINATOR)), ST_PEER_LOST);
     assert_false(hanging.ended);
