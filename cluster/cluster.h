@@ -56,24 +56,28 @@ extern const int cluster_access_count;
 
 /* ---- view --------------------------------------------------------------------------------------- */
 
-enum { CLUSTER_NODES_MAX = 1024, CLUSTER_HEARTBEATS_MISSED = 3 };
+enum { CLUSTER_NODES_MAX = 1024, CLUSTER_HEARTBEATS_MISSED = 3, CLUSTER_LISTED_MS = 600000 };
 
 typedef struct cluster_view cluster_view;
 
 typedef struct cluster_view_events {
-    /* A node said something; state is borrowed until return. node stays its number for ever. */
+    /* A node said something; state is borrowed until return. node stays its number, until forgotten(). */
     void (*state)(void *ctx, int node, const Baton__Node__V1__NodeState *state);
     void (*lost)(void *ctx, int node, const char *why);
     /* What its prefix cache holds changed; after its state, borrowed until return. NULL: nobody asks. Changes come in order and
      * none is missing: where one was, the node is asked for the whole again. */
     void (*cache)(void *ctx, int node, const Baton__Node__V1__CacheChange *change);
+    /* It left the registry long ago, and its number is another node's from now on: every number was in use. */
+    void (*forgotten)(void *ctx, int node);
 } cluster_view_events;
 
 /* Keeps a Watch stream to every node of the registry, opens it again after it broke. */
 status cluster_view_open(rpc_loop *l, const char *registry, int heartbeat_ms,
                          const cluster_view_events *events, void *ctx, cluster_view **out, error *err);
 void cluster_view_close(cluster_view *v);            /* no event after it */
-int cluster_view_count(const cluster_view *v);       /* nodes ever seen: numbers 0 .. count-1 */
+int cluster_view_count(const cluster_view *v);       /* nodes seen, those that left among them: numbers 0 .. count-1 */
+/* It is registered, or was until CLUSTER_LISTED_MS before now_ms: of use to who looks at the cluster. */
+bool cluster_view_listed(const cluster_view *v, int node, int64_t now_ms);
 const char *cluster_view_address(const cluster_view *v, int node);
 rpc_channel *cluster_view_channel(const cluster_view *v, int node);
 bool cluster_view_alive(const cluster_view *v, int node);

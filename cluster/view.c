@@ -3,7 +3,8 @@
  *   UNSEEN -> ALIVE     [on_state]   its first state came
  *   ALIVE  -> LOST      [lose]       its stream ended, or CLUSTER_HEARTBEATS_MISSED are overdue
  *   LOST   -> ALIVE     [on_state]   a new stream brought a state: of the same process or a new one
- *   any    -> DEPARTED  [left]       the registry took it away; it may join again under its number
+ *   any    -> DEPARTED  [left]       the registry took it away; it may join again under its number, as long as numbers
+ *                                    are left for others: then who left first loses its own [reuse]
  *
  * A stream that ended is opened again after a pause that doubles from BACKOFF_FIRST_MS to
  * BACKOFF_MAX_MS; a node never heard of is tried at the short pause for UNSEEN_MS first, because at
@@ -31,7 +32,7 @@ typedef struct watched {
     rpc_stream *stream;   /* NULL between two streams */
     rpc_timer *timer;
     int64_t due_ms; /* of the timer */
-    int64_t joined_ms, heard_ms;
+    int64_t joined_ms, left_ms, heard_ms;
     int backoff_ms;
     bool alive;
     uint64_t changes;     /* of its prefix cache that this stream brought */
@@ -111,6 +112,12 @@ rpc_channel *cluster_view_channel(const cluster_view *v, int node) {
 bool cluster_view_alive(const cluster_view *v, int node) {
     assert(node >= 0 && node < v->count);
     return v->nodes[node]->alive;
+}
+
+bool cluster_view_listed(const cluster_view *v, int node, int64_t now_ms) {
+    assert(node >= 0 && node < v->count);
+    const watched *n = v->nodes[node];
+    return n->channel || now_ms - n->left_ms < CLUSTER_LISTED_MS;
 }
 
 const Baton__Node__V1__NodeState *cluster_view_state(const cluster_view *v, int node) {
@@ -279,8 +286,23 @@ static watched *find(cluster_view *v, const char *address) {
     return NULL;
 }
 
+/* What an old stream of it still says is not listened to, whoever has the number. NULL: all are registered. */
+static watched *reuse(cluster_view *v, const char *address) {
+    watched *n = NULL;
+    for (int i = 0; i < v->count; i++)
+        if (!v->nodes[i]->channel && (!n || v->nodes[i]->left_ms < n->left_ms)) n = v->nodes[i];
+    char *copy = n ? mem_strdup(address) : NULL;
+    if (!copy) return NULL;
+    log_write(LOG_INFO, NULL, "node.forgotten", "address=%s: its number is that of %s now", n->address, address);
+    mem_free(n->address);
+    n->address = copy;
+    forget_state(n);
+    v->events->forgotten(v->ctx, n->number);
+    return n;
+}
+
 static watched *add(cluster_view *v, const char *address) {
-    if (v->count == CLUSTER_NODES_MAX) return NULL;
+    if (v->count == CLUSTER_NODES_MAX) return reuse(v, address);
     watched *n = mem_zalloc(1, sizeof *n);
     if (!n) return NULL;
     n->address = mem_strdup(address);
@@ -318,4 +340,5 @@ static void left(void *ctx, const char *address) {
     lose(n, "left the registry");
     rpc_channel_close(n->channel);
     n->channel = NULL;
+    n->left_ms = clock_now_ms();
 }

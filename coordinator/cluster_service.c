@@ -154,7 +154,7 @@ static Baton__V1__Node *describe_self(const coord_service *s, arena *a) {
     return n;
 }
 
-/* The coordinator first, then every node ever seen. NULL: no memory. */
+/* The coordinator first, then every node that is, or was a while ago. NULL: no memory. */
 static Baton__V1__TopologyResult *describe_all(const coord_service *s, arena *a) {
     int count = cluster_view_count(s->view);
     Baton__V1__TopologyResult *t = arena_alloc(a, sizeof *t);
@@ -163,6 +163,7 @@ static Baton__V1__TopologyResult *describe_all(const coord_service *s, arena *a)
     t->nodes = arena_alloc(a, ((size_t)count + 1) * sizeof *t->nodes);
     if (!t->nodes || !(t->nodes[t->n_nodes++] = describe_self(s, a))) return NULL;
     for (int i = 0; i < count; i++) {
+        if (!cluster_view_listed(s->view, i, clock_now_ms())) continue;
         Baton__V1__Node *n =
             describe(s, cluster_view_address(s->view, i), cluster_view_alive(s->view, i),
                      cluster_view_state(s->view, i), a);
@@ -327,7 +328,7 @@ static int find_node(const coord_service *s, const char *id) {
     int count = cluster_view_count(s->view);
     for (int pass = 0; pass < 2; pass++) /* a live node of that name before a lost one */
         for (int i = 0; i < count; i++)
-            if ((pass || cluster_view_alive(s->view, i)) &&
+            if ((pass || cluster_view_alive(s->view, i)) && cluster_view_listed(s->view, i, clock_now_ms()) &&
                 strcmp(coord_service_node_name(s, i), id) == 0)
                 return i;
     return -1;
@@ -338,8 +339,8 @@ static void refuse_unknown(const coord_service *s, rpc_call *call, const char *i
     char known[300] = "";
     size_t used = 0;
     for (int i = 0; i < cluster_view_count(s->view) && used < sizeof known; i++)
-        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "",
-                                 coord_service_node_name(s, i));
+        if (cluster_view_listed(s->view, i, clock_now_ms()))
+            used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", coord_service_node_name(s, i));
     error_set(&err, ST_NOT_FOUND, "no node '%.80s': expected one of %.290s", id, known);
     rpc_call_finish(call, ST_NOT_FOUND, err.text, -1);
 }

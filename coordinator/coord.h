@@ -85,6 +85,7 @@ typedef enum coord_event_kind {
     COORD_STOP,                  /* the answer is complete by the service's judgement (stop string) */
     COORD_NODE_STATE,            /* a node is there; its figures changed */
     COORD_NODE_LOST,             /* stream broken or heartbeat overdue */
+    COORD_NODE_FORGOTTEN,        /* its number will be another node's */
     COORD_NODE_CACHE,            /* what its prefix cache holds changed */
     COORD_RESERVED,              /* decode node: pages promised */
     COORD_LANDED,                /* decode node: KV is here as far as it will come */

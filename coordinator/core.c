@@ -344,6 +344,13 @@ void coord_core_step(coord_core *c, const coord_event *e, int64_t now_ms, coord_
         assert(e->node >= 0 && e->node < COORD_NODES_MAX);
         lose_node(c, &c->nodes[e->node]);
         break;
+    case COORD_NODE_FORGOTTEN:
+        assert(e->node >= 0 && e->node < COORD_NODES_MAX);
+        lose_node(c, &c->nodes[e->node]);
+        c->nodes[e->node] = (coord_entry){.known = false};
+        coord_link_forget(&c->links, e->node);
+        coord_cache_forget(c->cache, e->node);
+        break;
     case COORD_NODE_CACHE:
         assert(e->node >= 0 && e->node < COORD_NODES_MAX);
         if (e->cache.whole) coord_cache_forget(c->cache, e->node);

@@ -314,6 +314,14 @@ static void on_lost(void *ctx, int node, const char *why) {
     coord_cluster_changed(s);
 }
 
+static void on_forgotten(void *ctx, int node) {
+    coord_service *s = ctx;
+    if (s->closed) return;
+    coord_event e = {.kind = COORD_NODE_FORGOTTEN, .node = node};
+    s->mismatch_epoch[node] = 0;
+    coord_service_feed(s, &e);
+}
+
 /* ---- open ------------------------------------------------------------------------------------ */
 
 static status copy_options(coord_service *s, const coord_options *o) {
@@ -341,7 +349,7 @@ static status open_server(coord_service *s, error *err) {
 }
 
 static status open_view(coord_service *s, error *err) {
-    static const cluster_view_events events = {.state = on_state, .lost = on_lost, .cache = on_cache};
+    static const cluster_view_events events = {.state = on_state, .lost = on_lost, .cache = on_cache, .forgotten = on_forgotten};
     const char *nodes = s->options.nodes;
     size_t bytes = strlen(nodes) + 16;
     char *spec = arena_alloc(s->memory, bytes);

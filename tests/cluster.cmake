@@ -1,5 +1,6 @@
 baton_test(unit/cluster_registry cluster)
 baton_test(unit/cluster_view cluster)
+baton_test(unit/cluster_view_numbers cluster)
 baton_test(unit/cluster_etcd_address cluster)
 baton_test(unit/cluster_etcd_registry cluster)
 baton_test(unit/cluster_member cluster)

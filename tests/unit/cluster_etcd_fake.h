@@ -183,6 +183,19 @@ static void fake_watch_over(rpc_call *call, void *user) {
 
 static void fake_watch_say(Etcdserverpb__WatchResponse *r) { assert_int_equal(rpc_call_send(fake.watch, &r->base), ST_OK); }
 
+/* One key was written, or is gone. */
+static inline void fake_tell(bool deleted, const fake_key *k) {
+    Etcdserverpb__WatchResponse r = ETCDSERVERPB__WATCH_RESPONSE__INIT;
+    Etcdserverpb__Event e = ETCDSERVERPB__EVENT__INIT, *list[] = {&e};
+    Etcdserverpb__KeyValue kv = fake_kv(k);
+    if (deleted) kv.value.len = 0;
+    e.type = deleted ? ETCDSERVERPB__EVENT__EVENT_TYPE__DELETE : ETCDSERVERPB__EVENT__EVENT_TYPE__PUT;
+    e.kv = &kv;
+    r.events = list;
+    r.n_events = 1;
+    fake_watch_say(&r);
+}
+
 static void fake_on_watch(rpc_call *call, const ProtobufCMessage *message, void *ctx) {
     static const rpc_call_events events = {fake_watch_over, NULL, NULL};
     (void)ctx;

@@ -34,18 +34,6 @@ static void wait_for(const char *text) {
     run_until(is_seen, text);
 }
 
-static void tell(bool deleted, const fake_key *k) {
-    Etcdserverpb__WatchResponse r = ETCDSERVERPB__WATCH_RESPONSE__INIT;
-    Etcdserverpb__Event e = ETCDSERVERPB__EVENT__INIT, *list[] = {&e};
-    Etcdserverpb__KeyValue kv = fake_kv(k);
-    if (deleted) kv.value.len = 0;
-    e.type = deleted ? ETCDSERVERPB__EVENT__EVENT_TYPE__DELETE : ETCDSERVERPB__EVENT__EVENT_TYPE__PUT;
-    e.kv = &kv;
-    r.events = list;
-    r.n_events = 1;
-    fake_watch_say(&r);
-}
-
 static void close_all(void) {
     cluster_registry_close(registry);
     fake_close();
@@ -63,12 +51,12 @@ static void list_then_watch(void **state) {
     assert_string_equal(seen, "+a:1 +a:2 ");
     assert_int_equal(fake.watched_from, fake.revision + 1);
     assert_string_equal(fake.token, "open");
-    tell(false, fake_put_record("d", 2, "a:3", 10));       /* started anew elsewhere */
+    fake_tell(false, fake_put_record("d", 2, "a:3", 10));       /* started anew elsewhere */
     wait_for("+a:3");
     assert_string_equal(seen, "+a:1 +a:2 -a:2 +a:3 ");
-    tell(true, fake_find("/t/nodes/p", 10));               /* its lease is gone; it comes again before the grace is over */
-    tell(false, fake_put_record("p", 1, "a:1", 11));
-    tell(false, fake_put_record("y", 2, "a:4", 12));
+    fake_tell(true, fake_find("/t/nodes/p", 10));               /* its lease is gone; it comes again before the grace is over */
+    fake_tell(false, fake_put_record("p", 1, "a:1", 11));
+    fake_tell(false, fake_put_record("y", 2, "a:4", 12));
     wait_for("+a:4");
     assert_string_equal(seen, "+a:1 +a:2 -a:2 +a:3 +a:4 ");
     close_all();

@@ -109,7 +109,7 @@ static void on_lost(void *ctx, int node, const char *why) {
     snprintf(lost_why, sizeof lost_why, "%s", why);
     losses++;
 }
-static const cluster_view_events view_events = {on_state, on_lost, NULL};
+static const cluster_view_events view_events = {.state = on_state, .lost = on_lost};
 
 static uint64_t heard_changes[40];
 static int heard_count;
@@ -226,7 +226,7 @@ static bool has_heard_nine(void) { return heard_count >= 9; }
 /* A change that is missing: the node is asked for the whole again, and is not lost by that. */
 static void a_gap_asks_for_the_whole(void **state) {
     (void)state;
-    static const cluster_view_events events = {on_state, on_lost, on_cache};
+    static const cluster_view_events events = {.state = on_state, .lost = on_lost, .cache = on_cache};
     static const uint64_t expected[] = {1, 2, 3, 1, 2, 3, 4, 5, 6};
     error err = {0};
     cluster_view *v;

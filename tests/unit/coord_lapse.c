@@ -70,6 +70,23 @@ static void held_out_for_ever_longer(void **state) {
     coord_core_destroy(t.core);
 }
 
+/* What another node did, whose number it has, is not held against it. */
+static void a_number_is_another_nodes(void **state) {
+    (void)state;
+    told t = pair();
+    flap(&t, 2);
+    flap(&t, 3);
+    assert_int_equal(asked(&t), 1);
+    tell(&t, "lost 0");
+    tell(&t, "forgotten 0");
+    assert_string_equal(t.actions, "");
+    assert_int_equal(asked(&t), 1);
+    tell(&t, "node 0 D cap=9 epoch=1");                      /* its clock may be an earlier one, too */
+    assert_int_equal(asked(&t), 0);
+    assert_int_equal(coord_core_counts(t.core).held_out, 1);
+    coord_core_destroy(t.core);
+}
+
 /* After as long in service as it was held out before, and 10 s at least, the next lapse is a first one. */
 static void a_steady_while_is_enough(void **state) {
     (void)state;
@@ -190,6 +207,7 @@ static void a_tick_is_due_then(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(held_out_for_ever_longer, setup),
+        cmocka_unit_test_setup(a_number_is_another_nodes, setup),
         cmocka_unit_test_setup(a_steady_while_is_enough, setup),
         cmocka_unit_test_setup(failures_are_lapses, setup),
         cmocka_unit_test_setup(who_drains_and_goes_has_not_lapsed, setup),

@@ -173,6 +173,9 @@ static inline void tell(told *t, const char *text) {
     } else if (strcmp(word, "lost") == 0) {
         e.kind = COORD_NODE_LOST;
         e.node = number_after(text, "lost ", 0);
+    } else if (strcmp(word, "forgotten") == 0) {
+        e.kind = COORD_NODE_FORGOTTEN;
+        e.node = number_after(text, "forgotten ", 0);
     } else if (strcmp(word, "cancel") == 0 || strcmp(word, "stop") == 0) {
         e.kind = word[0] == 'c' ? COORD_CANCEL : COORD_STOP;
         e.request = (uint64_t)atoi(text + strlen(word));
