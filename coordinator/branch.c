@@ -58,7 +58,7 @@ static status make(coord_client *c, coord_branch *b, const char *id, error *err)
     b->seed = branch_seed(job->sampling.seed, b->index);
     b->tokens = job->tokens;
     b->count = job->count;
-    b->decode_node = b->prefill_node = b->prefer_node = -1;
+    b->decode_node = b->prefill_node = b->prefer_node = b->held_node = -1;
     b->costs = job->explain ? arena_alloc(c->memory, COORD_COSTS_MAX * sizeof *b->costs) : NULL;
     if (job->explain && !b->costs) return error_set(err, ST_NO_MEMORY, "no memory for %d answers", job->n);
     b->answer.text = (coord_text){.vocab = c->service->model.vocab, .stops = job->stops, .stops_count = job->stops_count};

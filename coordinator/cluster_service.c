@@ -127,7 +127,7 @@ typedef struct collect {
 
 static void collect_metric(const metric *m, void *ctx) {
     collect *c = ctx;
-    if (m->kind == METRIC_HISTOGRAM || c->node->n_counters == COUNTERS_MAX) return;
+    if (m->kind == METRIC_HISTOGRAM || coord_figures_many(m) || c->node->n_counters == COUNTERS_MAX) return;
     Baton__V1__Counter *one = counter(c->a, m->name, m->labels, metric_get(m));
     if (one) c->node->counters[c->node->n_counters++] = one;
 }

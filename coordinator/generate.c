@@ -96,6 +96,7 @@ static void take_on(coord_service *s, coord_client *c) {
     const char *tenant = rpc_call_tenant(c->call);
     c->service = s;
     c->tenant = *tenant ? coord_service_number(tenant) | 1 : 0;
+    c->figures = coord_figures_tenant(rpc_call_credential(c->call));
     c->deadline_ms = left_ms == INT64_MAX ? INT64_MAX : clock_now_ms() + left_ms;
     c->next = s->clients;
     if (c->next) c->next->prev = c;
@@ -353,7 +354,8 @@ void coord_generate_emit(coord_branch *b, const coord_action *action) {
         metric_add(&tokens_total, 1);
     }
     int64_t now_us = clock_now_us();
-    coord_figures_piece(b, now_us);
+    coord_figures_piece(b, action->attempt, now_us);
+    b->piece_attempt = action->attempt == b->decode_attempt ? action->attempt : 0;
     b->last_us = now_us;
     if (b->first_us == 0) b->first_us = now_us;
     if (b->answer.text.stopped) {

@@ -22,6 +22,9 @@ struct coord_leg {
     bool silent; /* dropped or canceled: what it still says is not listened to */
     bool done;   /* Done was heard */
     bool hold;   /* LEG_PREFILL: of a prompt that is read ahead */
+    bool read;   /* its node has every row of what it was told */
+    int32_t count;       /* tokens that is */
+    int64_t has;         /* rows of them that a decode node need not compute, as far as it said */
     int32_t reason;
     coord_leg *next; /* of the same branch */
 };
@@ -76,6 +79,12 @@ static void feed_tokens(coord_leg *leg, coord_branch *b, coord_event_kind kind,
     if (ids != few) mem_free(ids);
 }
 
+/* Its node has every row of what it was told; those from `from` on it computed. */
+static void count_rows(coord_leg *leg, coord_branch *b, int64_t from) {
+    if (!leg->read) coord_figures_computed(b, leg->kind == LEG_PREFILL ? leg->node : -1, leg->hold, from, leg->count);
+    leg->read = true;
+}
+
 static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__DecodeEvent *m) {
     coord_event e = {0};
     switch (m->event_case) {
@@ -83,6 +92,7 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
         e.kind = COORD_RESERVED;
         b->wanted = m->reserved->wanted_tokens - m->reserved->cached_tokens;
         if (!b->moved) b->cached = m->reserved->cached_tokens;
+        leg->has = m->reserved->cached_tokens;
         e.reserved.ticket = m->reserved->ticket;
         e.reserved.kv_address = m->reserved->kv_address;
         e.reserved.kv_key = m->reserved->kv_key.data;
@@ -93,12 +103,14 @@ static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__De
         break;
     case BATON__NODE__V1__DECODE_EVENT__EVENT_LANDED:
         if (b->transfer_ms == 0) b->transfer_ms = m->landed->wait_ms;
+        leg->has += m->landed->tokens;
         e.kind = COORD_LANDED;
         e.landed.tokens = m->landed->tokens;
         feed(leg, &e);
         break;
     case BATON__NODE__V1__DECODE_EVENT__EVENT_TOKENS: {
         coord_client *c = b->client;
+        count_rows(leg, b, leg->has);
         feed_tokens(leg, b, COORD_TOKENS, m->tokens->tokens, m->tokens->n_tokens);
         if (coord_service_branch(leg->service, leg->number)) coord_generate_fan_out(c, leg->node);
         break;
@@ -143,11 +155,14 @@ static void on_prefill(coord_leg *leg, coord_branch *b, const Baton__Node__V1__P
     switch (m->event_case) {
     case BATON__NODE__V1__PREFILL_EVENT__EVENT_FIRST_TOKEN:
         count_prefill(leg, b, m->first_token);
+        count_rows(leg, b, m->first_token->cached_tokens);
         if (m->first_token->token)
             feed_tokens(leg, b, COORD_FIRST_TOKEN, &m->first_token->token, 1);
         break;
     case BATON__NODE__V1__PREFILL_EVENT__EVENT_SENT:
         b->transfer_ms = m->sent->transfer_ms;
+        coord_figures_sent(coord_service_node_name(leg->service, leg->node),
+                           coord_service_node_name(leg->service, b->decode_node), m->sent);
         e.sent.exposed_ms = m->sent->transfer_ms - m->sent->hidden_ms;
         if (!(e.sent.exposed_ms >= 0)) e.sent.exposed_ms = 0;
         feed(leg, &e);
@@ -304,6 +319,7 @@ static status start(coord_leg *leg, coord_branch *b, const coord_action *a) {
 void coord_leg_start(coord_branch *b, coord_leg_kind kind, const coord_action *action) {
     if (kind == LEG_DECODE) {
         b->decode_node = action->node;
+        coord_figures_attempt(b, action->attempt);
         b->moved = action->decode.moved;
         if (!b->moved) b->prefill_node = -1;
     }
@@ -315,6 +331,7 @@ void coord_leg_start(coord_branch *b, coord_leg_kind kind, const coord_action *a
                            .number = b->number,
                            .attempt = action->attempt,
                            .node = action->node,
+                           .count = kind == LEG_PREFILL ? action->prefill.count : action->decode.count,
                            .hold = kind == LEG_PREFILL && action->prefill.hold};
         st = start(leg, b, action);
     }

@@ -62,18 +62,24 @@ void coord_service_leave(coord_service *s, coord_branch *b) {
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
+static void placed(coord_branch *b) {
+    if (b->placed_us) return;
+    b->placed_us = clock_now_us();
+    coord_figures_queued(b, b->placed_us);
+}
+
 static void act(coord_service *s, const coord_action *a) {
     coord_branch *b = coord_service_branch(s, a->request);
     assert(b);
     switch (a->kind) {
     case COORD_DO_DECODE:
-        if (b->placed_us == 0) b->placed_us = clock_now_us();
+        placed(b);
         if (b->held_us && b->taken_us == 0) b->taken_us = clock_now_us();
         coord_generate_costs(b, a->decode.costs, a->decode.costs_count);
         coord_leg_start(b, LEG_DECODE, a);
         break;
     case COORD_DO_PREFILL:
-        if (b->placed_us == 0) b->placed_us = clock_now_us();
+        placed(b);
         coord_generate_costs(b, a->prefill.costs, a->prefill.costs_count);
         coord_leg_start(b, LEG_PREFILL, a);
         break;
@@ -337,7 +343,7 @@ static status copy_options(coord_service *s, const coord_options *o) {
 
 static status open_server(coord_service *s, error *err) {
     enum { SERVICES = sizeof service_names / sizeof *service_names };
-    coord_figures_open();
+    coord_figures_open(s->core);
     TRY(rpc_server_open(s->loop, s->options.listen, inference_methods, INFERENCE_METHODS, s,
                         &s->server, err));
     status st = rpc_server_add(s->server, coord_cluster_methods, coord_cluster_methods_count, s);

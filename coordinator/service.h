@@ -6,6 +6,7 @@
  *   branch.c    their birth: name, seed, what the client has of them already
  *   answer.c    tokens of one branch on their way to the client
  *   figures.c   what it counts, for /metrics
+ *   series.c    those of its metrics that are one for each link or tenant
  *   text.c      tokens to text: whole characters, stop strings
  *   check.c     is a GenerateRequest one we can serve, and what exactly does it ask for
  *   model.c     tokenizer, template and figures of the model file
@@ -180,6 +181,12 @@ typedef struct coord_branch {
     /* figures */
     int64_t submitted_us;        /* of index 0: when the call came */
     int64_t placed_us, first_us, last_us;
+    uint32_t decode_attempt;     /* of its last Decode */
+    uint32_t piece_attempt;      /* that said its last piece; 0: none has, or who had read the prompt ahead */
+    int32_t computed;            /* rows [0, this) were computed by an attempt; 0: none */
+    int32_t computed_before;     /* by those before its last Decode */
+    int32_t held_tokens;         /* rows that were read ahead, and by whom */
+    int held_node;
     int64_t held_us, taken_us;   /* its prompt was read ahead; and then a decode node had room; 0: not */
     double prefill_ms, transfer_ms, draft_ms;
     double ahead_ms;             /* of the prefill, the part that was read ahead */
@@ -220,6 +227,7 @@ struct coord_client {
     int64_t retry_after_ms;
     int64_t deadline_ms;
     uint64_t tenant;             /* a number for its name, and the salt of its pages; 0: it named none */
+    metric *figures;             /* its tenant's, of figures.c */
     coord_client *next, *prev;
 };
 
@@ -251,11 +259,47 @@ void coord_leg_pause(coord_branch *b, bool paused);
 
 /* ---- figures.c ----------------------------------------------------------------------------------- */
 
-void coord_figures_open(void);       /* from now on all are listed: a rate needs their zero */
-/* Before first_us and last_us of the branch are set. */
-void coord_figures_piece(const coord_branch *b, int64_t now_us);
+void coord_figures_open(const coord_core *core);       /* from now on all are listed: a rate needs their zero */
+/* A tenant's; credential: rpc_call_credential(). */
+metric *coord_figures_tenant(const char *credential);
+/* It leaves the queue: a node works on it, or nobody ever did. */
+void coord_figures_queued(const coord_branch *b, int64_t now_us);
+/* Of that attempt. Before first_us, last_us and piece_attempt of the branch are set. */
+void coord_figures_piece(const coord_branch *b, uint32_t attempt, int64_t now_us);
+/* A Decode begins. */
+void coord_figures_attempt(coord_branch *b, uint32_t attempt);
+/* A node has rows [0, to) of it and computed [from, to). reader: that prefill node, -1: the decode node; hold: ahead. */
+void coord_figures_computed(coord_branch *b, int reader, bool hold, int64_t from, int32_t to);
+/* Its pages went from one node to another. The sender says so when all have arrived; who has answered by then does not ask. */
+void coord_figures_sent(const char *from, const char *to, const Baton__Node__V1__Sent *sent);
 void coord_figures_finish(const coord_branch *b, status st);
 void coord_figures_load(const coord_core *core);
+/* There may be ever so many of this metric's series. */
+bool coord_figures_many(const metric *m);
+
+/* ---- series.c ------------------------------------------------------------------------------------ */
+
+enum { COORD_ROW_METRICS = 3, COORD_ROWS_MAX = 1024, COORD_SLOTS = 2 * COORD_ROWS_MAX, COORD_LABELS_BYTES = 320 };
+
+typedef struct coord_row {
+    metric metrics[COORD_ROW_METRICS];
+    char key[COORD_LABELS_BYTES], labels[COORD_ROW_METRICS][COORD_LABELS_BYTES];
+} coord_row;
+
+/* Static, for the registry keeps its rows. */
+typedef struct coord_series {
+    const metric *metrics;       /* (count) what a row has; their labels come after the row's own */
+    int count, rows_max;
+    const char *rest_labels;     /* of the row for all that have none */
+    /* below: series.c's own */
+    coord_row *slots[COORD_SLOTS], rest;         /* open addressing, by key */
+    int rows;
+} coord_series;
+
+/* Appends name="value". */
+void coord_series_label(char labels[COORD_LABELS_BYTES], const char *name, const char *value);
+/* (s->count) counters; NULL: the rest's. Any thread. */
+metric *coord_series_row(coord_series *s, const char *labels);
 
 /* ---- service.c, cluster_service.c, tokens_service.c ------------------------------------------------ */
 

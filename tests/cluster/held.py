@@ -103,6 +103,7 @@ def killed_decode(args, expected, jobs):
         assert remote == len(jobs), f'{remote} of {len(jobs)} prompts were read by a prefill node'
         victim = max(cluster.nodes('decode'), key=lambda n: n.running)
         before, since = rows(cluster, [id for id in nodes if id != victim.id]), cluster.log_size()
+        me = cluster.nodes('coordinator')[0].id
         os.kill(victim.pid, signal.SIGKILL)
         answers = [a.answer.result() for a in askers]
         for i, (tokens, _, _) in enumerate(answers):
@@ -116,10 +117,15 @@ def killed_decode(args, expected, jobs):
         answered = sum(int(wanted) + 1 - prompts[id] for id, wanted in sent)
         again = max(0, after - before - answered)
         total = sum(prompts.values())
+        told = [cluster.counter(me, 'baton_tokens_computed_again_total', of) for of in ('prompt', 'answer')]
         print(f'{len(failed)} of {len(jobs)} requests ({asked} prompt tokens) placed again with {answered} tokens of their '
-              f'answers: {after - before} rows computed, {again} of {total} prompt tokens again')
+              f'answers: {after - before} rows computed, {again} of {total} prompt tokens again; by what the coordinator counts '
+              f'{told[0]}, and {told[1]} of answers')
         cluster.pages_back(5)
-        return (again, total) if len(failed) >= 3 and len(sent) >= len(failed) else None
+        if len(failed) < 3 or len(sent) < len(failed):
+            return None
+        assert abs(told[0] - again) <= 2 * len(failed) and answered - 2 * len(failed) <= told[1] <= answered, told
+        return again, total
 
 
 def main():

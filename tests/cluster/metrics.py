@@ -1,6 +1,6 @@
-"""What operators see over HTTP: /metrics of a coordinator and of nodes, held against what the requests were, /healthz and
-/readyz while nodes come and go. promtool judges the text where it is there (tests/run.sh fetches it). And `baton top`."""
-import shutil, subprocess, urllib.error, urllib.request
+"""What operators see over HTTP: /metrics of a coordinator and of nodes, held against what the requests were, after a failover and
+a move, too; /healthz and /readyz while nodes come and go. promtool judges the text where it is there (tests/run.sh fetches it). And `baton top`."""
+import shutil, signal, subprocess, urllib.error, urllib.request
 
 from harness import *
 
@@ -34,8 +34,101 @@ def check_with_promtool(address):
     print('promtool: clean')
 
 
+FLAGS = '--prefill-policy', 'remote', '--http', '127.0.0.1:0'
+
+
+def family(v, name):
+    """{labels: value} of what is not 0."""
+    return {series.partition('{')[2].rstrip('}'): value for series, value in v.items() if series.partition('{')[0] == name and value}
+
+
+def is_just(v, name, expected):
+    assert family(v, name) == expected, (name, family(v, name))
+
+
+def nothing_again(v):
+    """Three requests for one prompt, which the decode node caches from the first one on, of nobody who showed a credential."""
+    is_just(v, 'baton_placements_total', {'role="decode",reason="only"': 3, 'role="prefill",reason="only"': 1, 'role="prefill",reason="local"': 2})
+    is_just(v, 'baton_tenant_requests_total', {'tenant=""': 3})
+    assert abs(v['baton_tenant_queue_seconds_total{tenant=""}'] - v['baton_request_queue_seconds_sum']) < 1e-4
+    for nothing in 'baton_placed_again_total', 'baton_tokens_computed_again_total', 'baton_failover_gap_seconds_count':
+        assert len([series for series in v if series.startswith(nothing)]) > 1 and not family(v, nothing), nothing
+
+
+def link(cluster, here, prefill, v, p):
+    """What a prefill node says it has sent is what the coordinator counts of its link. An answer that nobody reads goes on until then."""
+    stream = cluster.inference.Generate(request(tokens=range(3, 200), max_tokens=5000, logprobs=20), timeout=60)
+    next(stream)
+    of, name, sent = 'from="prefill-1",to="decode-1"', 'baton_link_kv_bytes_total', 'baton_kv_bytes_sent_total'
+    wait_until(lambda: family(values(here), name).get(of, 0) > family(v, name).get(of, 0), 20, 'the transfer is counted')
+    w = values(here)
+    assert family(w, name)[of] - family(v, name).get(of, 0) == values(prefill)[sent] - p[sent] > 0, (family(v, name), family(w, name))
+    parts = [w[f'baton_link_kv_seconds_total{{{of},part="{part}"}}'] for part in ('hidden', 'exposed')]
+    assert min(parts) >= 0 and sum(parts) > 0, parts
+    stream.cancel()
+    cluster.pages_back()
+
+
+def begin(cluster, id, first):
+    """A long answer of which a few tokens were read, its tokens so far, and the node that says them; nobody reads on, so it lasts."""
+    job = request(tokens=range(first, first + 100), max_tokens=4000, logprobs=20, request_id=id)
+    stream = cluster.inference.Generate(job, timeout=60)
+    tokens = []
+    while len(tokens) < 8:
+        tokens += [t.token for t in next(stream).tokens]
+    return stream, tokens, cluster.node(cluster.worker('Decode', id))
+
+
+def failover_and_move():
+    """A decode node is killed, another drained, each under an answer: why it was placed again, the pause, and what was computed
+    again. The prompt's pages come from the prefill node, all but the last 4 tokens, which fill none."""
+    with Cluster(args, '--prefill', 1, '--decode', 2, *FLAGS) as cluster:
+        stream, tokens, node = begin(cluster, 'killed', 100)
+        os.kill(node.pid, signal.SIGKILL)
+        tokens += [t.token for chunk in stream for t in chunk.tokens]
+        v = values(cluster.http)
+        is_just(v, 'baton_placed_again_total', {'cause="peer_lost"': 1})
+        is_just(v, 'baton_failover_gap_seconds_count', {'after="failure"': 1})
+        again = family(v, 'baton_tokens_computed_again_total')
+        assert again['of="prompt"'] == 4 and 6 <= again['of="answer"'] < len(tokens), (again, len(tokens))
+        assert family(v, 'baton_placements_total')['role="prefill",reason="holder"'] == 1
+        wait_until(lambda: all(n.state == 'ready' for n in cluster.nodes()), 30, 'the killed node is back')
+        assert cluster.generate(request(tokens=range(100, 200), max_tokens=4000))[0] == tokens, 'other tokens after the failover'
+        stream, _, node = begin(cluster, 'moved', 120)
+        cluster.control.Drain(pb.NodeRequest(id=node.id), timeout=10)
+        for _ in stream:
+            pass
+        w = values(cluster.http)
+        is_just(w, 'baton_placed_again_total', {'cause="peer_lost"': 1, 'cause="moved"': 1})
+        is_just(w, 'baton_failover_gap_seconds_count', {'after="failure"': 1, 'after="move"': 1})
+        assert family(w, 'baton_placements_total')['role="prefill",reason="holder"'] == 2
+        more = sum(family(w, 'baton_tokens_computed_again_total').values()) - sum(again.values())
+        assert more < 16, f'{more} tokens computed again for a move: its node has all of its pages but the last'
+        other = next(n.id for n in cluster.nodes('decode') if n.id != node.id)
+        assert f'from="{node.id}",to="{other}"' in family(w, 'baton_link_kv_bytes_total')
+        check_with_promtool(cluster.http)
+
+
+def tenants():
+    """Whose credential is known here has a series; who only calls itself something has none."""
+    with tempfile.NamedTemporaryFile('w') as file:
+        file.write('token-of-team-a-9b1c7e team-a\n')
+        file.flush()
+        with Cluster(args, '--prefill', 0, '--decode', 1, '--tokens-file', file.name, *FLAGS) as cluster:
+            bearer = ('authorization', 'Bearer token-of-team-a-9b1c7e'), ('baton-tenant', 'team-a')
+            collect(cluster.inference.Generate(request(tokens=[5] * 20, max_tokens=4), timeout=60, metadata=bearer))
+            is_just(values(cluster.http), 'baton_tenant_requests_total', {'tenant="team-a"': 1})
+            check_with_promtool(cluster.http)
+    with Cluster(args, '--prefill', 0, '--decode', 1, *FLAGS) as cluster:
+        for name in 'team-a', 'team-b':
+            collect(cluster.inference.Generate(request(tokens=[5] * 20, max_tokens=4), timeout=60, metadata=(('baton-tenant', name),)))
+        v = values(cluster.http)
+        is_just(v, 'baton_tenant_requests_total', {'tenant=""': 2})
+        is_just(v, 'baton_placements_total', {'role="decode",reason="only"': 2, 'role="prefill",reason="local"': 2})
+
+
 began = time.monotonic()
-with Cluster(args, '--prefill', 1, '--decode', 1, '--prefill-policy', 'remote', '--http', '127.0.0.1:0') as cluster:
+with Cluster(args, '--prefill', 1, '--decode', 1, *FLAGS) as cluster:
     here = cluster.http
     there = {name: re.search(rf'{name} .*http.listening address=(\S+)', cluster.log_text())[1] for name in ('prefill-1', 'decode-1')}
     assert get(here, '/healthz') == (200, 'ok\n')
@@ -54,6 +147,8 @@ with Cluster(args, '--prefill', 1, '--decode', 1, '--prefill-policy', 'remote', 
     assert v[f'vllm:e2e_request_latency_seconds_count{name}'] == 3
     assert v[f'vllm:num_requests_running{name}'] == 0
     p, d = values(there['prefill-1']), values(there['decode-1'])
+    nothing_again(v)
+    link(cluster, here, there['prefill-1'], v, p)
     assert p['baton_node_tokens_total{kind="prefill"}'] >= 79, p
     assert d['baton_node_landed_tokens_total'] > 0
     told = [d.get(f'baton_node_decoded_tokens_total{{proposed="{proposed}"}}', 0) for proposed in ('no', 'yes')]
@@ -88,3 +183,5 @@ with Cluster(args, '--prefill', 1, '--decode', 1, '--prefill-policy', 'remote', 
     for screen in (first, last):
         assert re.search(r'^prefill-1 +prefill +ready ', screen, re.M) and re.search(r'^decode-1 +decode +ready ', screen, re.M), screen
     assert float(re.search(r'([\d.]+) requests/s', last)[1]) > 0 and not re.search(r'\x1b', last), last
+failover_and_move()
+tenants()

@@ -10,6 +10,7 @@ from harness import *
 from held import Asker, rows, settled
 
 PAGE = 16
+AGAIN = 'baton_tokens_computed_again_total'
 
 
 def jobs(args):
@@ -47,24 +48,29 @@ def moved(cluster, jobs, expected, order):
         node = max(cluster.nodes('decode'), key=lambda n: n.running)
         ids = [id for id in ids if id != node.id or order is not terminate]      # then its counters end with it
         settled(lambda: rows(cluster, ids), 0, 'the prompts are read')
-        before, computed = cluster.counter(me, 'baton_migrations_total'), rows(cluster, ids)
+        before, computed, told = cluster.counter(me, 'baton_migrations_total'), rows(cluster, ids), cluster.counter(me, AGAIN)
+        placed = cluster.counter(me, 'baton_placed_again_total', 'cause="moved"')
         began = time.monotonic()
         mend = order(cluster, node)
         free_s, left = time.monotonic() - began, sum(not a.answer.done() for a in askers)
         answers = [a.answer.result() for a in askers]
     count = cluster.counter(me, 'baton_migrations_total') - before
     again = settled(lambda: rows(cluster, ids), 0, 'all is computed') - computed
+    told = cluster.counter(me, AGAIN) - told
+    assert cluster.counter(me, 'baton_placed_again_total', 'cause="moved"') - placed == count, count
     for i, (tokens, _, finish) in enumerate(answers):
         assert tokens == expected[i], f'request {i}: other tokens than alone'
         assert finish.attempts == 1 and (finish.usage.cached_tokens or finish.prefill_node == 'prefill-1'), finish
     print(f'{order.__name__}: {node.id} had {node.running} answers and was free after {free_s:.2f} s, {left} of {len(jobs)} still '
-          f'under way; {count} moved, {again} rows computed again', flush=True)
+          f'under way; {count} moved, {again} rows computed again, {told} by what the coordinator counts', flush=True)
     mend()
     wait_until(lambda: all(n.state == 'ready' for n in cluster.nodes()), 30, 'every node is ready')
     cluster.pages_back(5)
     if count < 3 or left < 3:
         return None
     assert again <= count * (PAGE + 1), f'{again} rows were computed again for {count} answers'
+    if order is not terminate:                   # the last row of an answer was not computed before
+        assert told <= again <= told + count, f'{again} rows were computed again; the coordinator counts {told}'
     return count
 
 
