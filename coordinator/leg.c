@@ -85,22 +85,24 @@ static void count_rows(coord_leg *leg, coord_branch *b, int64_t from) {
     leg->read = true;
 }
 
+static void on_reserved(coord_leg *leg, coord_branch *b, const Baton__Node__V1__Reserved *m) {
+    coord_event e = {.kind = COORD_RESERVED};
+    b->wanted = m->wanted_tokens - m->cached_tokens;
+    if (!b->moved) b->cached = m->cached_tokens;
+    leg->has = m->cached_tokens;
+    e.reserved.ticket = m->ticket;
+    e.reserved.kv_address = m->kv_address;
+    e.reserved.kv_key = m->kv_key.data;
+    e.reserved.kv_key_bytes = m->kv_key.len;
+    e.reserved.cached = m->cached_tokens;
+    e.reserved.wanted = m->wanted_tokens;
+    feed(leg, &e);
+}
+
 static void on_decode(coord_leg *leg, coord_branch *b, const Baton__Node__V1__DecodeEvent *m) {
     coord_event e = {0};
     switch (m->event_case) {
-    case BATON__NODE__V1__DECODE_EVENT__EVENT_RESERVED:
-        e.kind = COORD_RESERVED;
-        b->wanted = m->reserved->wanted_tokens - m->reserved->cached_tokens;
-        if (!b->moved) b->cached = m->reserved->cached_tokens;
-        leg->has = m->reserved->cached_tokens;
-        e.reserved.ticket = m->reserved->ticket;
-        e.reserved.kv_address = m->reserved->kv_address;
-        e.reserved.kv_key = m->reserved->kv_key.data;
-        e.reserved.kv_key_bytes = m->reserved->kv_key.len;
-        e.reserved.cached = m->reserved->cached_tokens;
-        e.reserved.wanted = m->reserved->wanted_tokens;
-        feed(leg, &e);
-        break;
+    case BATON__NODE__V1__DECODE_EVENT__EVENT_RESERVED: on_reserved(leg, b, m->reserved); break;
     case BATON__NODE__V1__DECODE_EVENT__EVENT_LANDED:
         if (b->transfer_ms == 0) b->transfer_ms = m->landed->wait_ms;
         leg->has += m->landed->tokens;
