@@ -50,8 +50,8 @@ static json_t *node_json(const Baton__V1__Node *n) {
                                                n->ranks[i]->group_ms, "kv_bytes_in", (json_int_t)n->ranks[i]->kv_bytes_in,
                                                "kv_bytes_out", (json_int_t)n->ranks[i]->kv_bytes_out));
     json_t *j =
-        json_pack("{s:s, s:s, s:s, s:I, s:s, s:s, s:i, s:i, s:I, s:s, s:o, s:o}", "id", n->id, "role",
-                  n->role, "state", n->state, "pid", (json_int_t)n->pid, "address", n->address,
+        json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:i, s:i, s:I, s:s, s:o, s:o}", "id", n->id, "role",
+                  n->role, "state", n->state, "why", n->why, "pid", (json_int_t)n->pid, "address", n->address,
                   "kv_address", n->kv_address, "running", n->running, "waiting", n->waiting,
                   "epoch", (json_int_t)n->epoch, "numerics", n->numerics, "counters", counters, "ranks",
                   ranks);
@@ -107,6 +107,8 @@ static void print_table(Baton__V1__Node *const *list, size_t count) {
             printf("%-*s%s", k < COLUMNS - 1 ? width[k] : 0, cells[k],
                    k < COLUMNS - 1 ? "  " : "\n");
     }
+    for (size_t i = 0; i < count; i++)
+        if (*list[i]->why) printf("%s: %s\n", list[i]->id, list[i]->why);
 }
 
 static void on_topology(const ProtobufCMessage *m, void *user) {

@@ -76,8 +76,10 @@ status cluster_view_open(rpc_loop *l, const char *registry, int heartbeat_ms,
                          const cluster_view_events *events, void *ctx, cluster_view **out, error *err);
 void cluster_view_close(cluster_view *v);            /* no event after it */
 int cluster_view_count(const cluster_view *v);       /* nodes seen, those that left among them: numbers 0 .. count-1 */
-/* It is registered, or was until CLUSTER_LISTED_MS before now_ms: of use to who looks at the cluster. */
+/* Of use to who looks at the cluster: it is registered, or died less than CLUSTER_LISTED_MS before now_ms. Who drained and
+ * went, or never was heard of, is not missed. */
 bool cluster_view_listed(const cluster_view *v, int node, int64_t now_ms);
+const char *cluster_view_why(const cluster_view *v, int node);       /* it is not alive, as far as is known; "": it is, or never was */
 const char *cluster_view_address(const cluster_view *v, int node);
 rpc_channel *cluster_view_channel(const cluster_view *v, int node);
 bool cluster_view_alive(const cluster_view *v, int node);

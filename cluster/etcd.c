@@ -55,6 +55,8 @@ const rpc_method cluster_etcd_lease_keep_alive =
 static const rpc_method authenticate =
     ETCD_METHOD("Authenticate", "Auth", RPC_UNARY, authenticate_request, authenticate_response);
 
+METRIC(registry_up, "baton_registry_up", NULL, METRIC_GAUGE, "1: etcd answers; 0: it does not, and what it said last is gone by");
+
 static void connect(void *arg);
 static void start_call(cluster_etcd *c, const rpc_method *method, const ProtobufCMessage *request, cluster_etcd_reply reply,
                        void *ctx);
@@ -72,6 +74,7 @@ status cluster_etcd_open(rpc_loop *l, cluster_etcd_address *address, const clust
     c->events = events;
     c->ctx = ctx;
     c->pause_ms = PAUSE_FIRST_MS;
+    metric_show(&registry_up);
     c->at = (int)(random_number() % (uint64_t)c->address.count);
     *address = (cluster_etcd_address){.text = NULL};
     *out = c;
@@ -142,6 +145,7 @@ static void lose(cluster_etcd *c, const char *why) {
     log_write(c->away ? LOG_DEBUG : LOG_WARN, NULL, "registry.away", "endpoint=%s why=\"%s\"",
               c->address.endpoints[c->at], why);
     c->away = true;
+    metric_set(&registry_up, 0);
     disconnect(c);
     if (was_connected && clock_now_ms() - c->connected_ms > STEADY_MS) c->pause_ms = PAUSE_FIRST_MS;
     c->at = (c->at + 1) % c->address.count;
@@ -160,6 +164,7 @@ static void on_message(rpc_stream *s, const ProtobufCMessage *message, void *use
     c->replied = true;
     if (c->away && c->connected) log_write(LOG_INFO, NULL, "registry.found", "endpoint=%s", c->address.endpoints[c->at]);
     if (c->connected) c->away = false;
+    metric_set(&registry_up, !c->away);
     c->reply(c->reply_ctx, message);
 }
 

@@ -35,6 +35,7 @@ typedef struct watched {
     int64_t joined_ms, left_ms, heard_ms;
     int backoff_ms;
     bool alive;
+    char why[200];        /* its last stream is over; "": one brought a state since */
     uint64_t changes;     /* of its prefix cache that this stream brought */
     Baton__Node__V1__NodeState *state;
 } watched;
@@ -117,7 +118,12 @@ bool cluster_view_alive(const cluster_view *v, int node) {
 bool cluster_view_listed(const cluster_view *v, int node, int64_t now_ms) {
     assert(node >= 0 && node < v->count);
     const watched *n = v->nodes[node];
-    return n->channel || now_ms - n->left_ms < CLUSTER_LISTED_MS;
+    return n->channel || (n->state && !n->state->draining && now_ms - n->left_ms < CLUSTER_LISTED_MS);
+}
+
+const char *cluster_view_why(const cluster_view *v, int node) {
+    assert(node >= 0 && node < v->count);
+    return v->nodes[node]->why;
 }
 
 const Baton__Node__V1__NodeState *cluster_view_state(const cluster_view *v, int node) {
@@ -165,9 +171,18 @@ static void free_if_over(cluster_view *v) {
 static void lose(watched *n, const char *why) {
     if (!n->alive) return;
     n->alive = false;
-    log_write(LOG_WARN, NULL, "node.lost", "node=%s address=%s why=\"%s\"", n->state->id,
+    log_write(n->state->draining ? LOG_INFO : LOG_WARN, NULL, "node.lost", "node=%s address=%s why=\"%s\"", n->state->id,
               n->address, why);
     n->view->events->lost(n->view->ctx, n->number, why);
+}
+
+/* A stream is over. Why it was, is said once: of a node that just starts not at all, of one that was lost by lose(). */
+static void failed(watched *n, const char *why) {
+    bool said = n->alive || strcmp(n->why, why) == 0, starts = !n->state && clock_now_ms() - n->joined_ms < UNSEEN_MS;
+    if (!starts) snprintf(n->why, sizeof n->why, "%s", why);
+    if (!said && !starts)
+        log_write(LOG_WARN, NULL, "node.unreachable", "node=%s address=%s why=\"%s\"", n->state ? n->state->id : "-", n->address, n->why);
+    lose(n, why);
 }
 
 static void set_timer(watched *n, int64_t delay_ms, void (*fn)(void *arg)) {
@@ -200,7 +215,7 @@ static void heartbeat_due(void *arg) {
     n->stream = NULL; /* from here on nobody listens to it */
     rpc_stream_cancel(stream);
     watch_later(n);
-    lose(n, "heartbeats overdue");
+    failed(n, "heartbeats overdue");
 }
 
 static void resync(watched *n) {
@@ -232,10 +247,10 @@ static void on_state(rpc_stream *s, const ProtobufCMessage *message, void *user)
     n->backoff_ms = BACKOFF_FIRST_MS;
     if (!keep_state(n, state)) return; /* a change it had is missed, then, and the next one shows the gap */
     if (!n->alive)
-        log_write(LOG_INFO, NULL, "node.alive", "node=%s role=%s address=%s pid=%lld epoch=%llu",
-                  n->state->id, n->state->role, n->address, (long long)n->state->pid,
-                  (unsigned long long)n->state->epoch);
+        log_write(LOG_INFO, NULL, "node.alive", "node=%s number=%d role=%s address=%s pid=%lld epoch=%llu", n->state->id, n->number,
+                  n->state->role, n->address, (long long)n->state->pid, (unsigned long long)n->state->epoch);
     n->alive = true;
+    n->why[0] = 0;
     n->view->events->state(n->view->ctx, n->number, n->state);
     if (s == n->stream) hear_cache(n, state->cache);
 }
@@ -252,7 +267,7 @@ static void on_end(rpc_stream *s, status st, const char *text, int64_t retry_aft
     if (s != n->stream) return;
     n->stream = NULL;
     if (n->channel) watch_later(n);
-    lose(n, text && *text ? text : status_text(st));
+    failed(n, text && *text ? text : status_text(st));
 }
 
 /* The pause is over, or the node is new: opens its stream. */
@@ -297,6 +312,7 @@ static watched *reuse(cluster_view *v, const char *address) {
     mem_free(n->address);
     n->address = copy;
     forget_state(n);
+    n->why[0] = 0;
     v->events->forgotten(v->ctx, n->number);
     return n;
 }

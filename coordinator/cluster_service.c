@@ -127,7 +127,8 @@ typedef struct collect {
 
 static void collect_metric(const metric *m, void *ctx) {
     collect *c = ctx;
-    if (m->kind == METRIC_HISTOGRAM || coord_figures_many(m) || c->node->n_counters == COUNTERS_MAX) return;
+    bool listed = m->kind != METRIC_HISTOGRAM && !coord_figures_many(m);
+    if (!listed || c->node->n_counters == COUNTERS_MAX) return;
     Baton__V1__Counter *one = counter(c->a, m->name, m->labels, metric_get(m));
     if (one) c->node->counters[c->node->n_counters++] = one;
 }
@@ -142,15 +143,12 @@ static Baton__V1__Node *describe_self(const coord_service *s, arena *a) {
     n->pid = getpid();
     n->running = counts.placed;
     n->waiting = counts.waiting;
-    n->counters = arena_alloc(a, (COUNTERS_MAX + 2) * sizeof *n->counters);
+    n->counters = arena_alloc(a, (COUNTERS_MAX + 1) * sizeof *n->counters);
     if (!n->counters) return NULL;
     metrics_each(collect_metric, &(collect){n, a});
     Baton__V1__Counter *retries = counter(a, "baton_retries_total", NULL, counts.retries);
-    Baton__V1__Counter *disagreements =
-        counter(a, "baton_disagreements_total", NULL, counts.disagreements);
-    if (!retries || !disagreements) return NULL;
+    if (!retries) return NULL;
     n->counters[n->n_counters++] = retries;
-    n->counters[n->n_counters++] = disagreements;
     return n;
 }
 
@@ -168,6 +166,7 @@ static Baton__V1__TopologyResult *describe_all(const coord_service *s, arena *a)
             describe(s, cluster_view_address(s->view, i), cluster_view_alive(s->view, i),
                      cluster_view_state(s->view, i), a);
         if (!n) return NULL;
+        n->why = text_of(cluster_view_why(s->view, i));
         t->nodes[t->n_nodes++] = n;
     }
     return t;

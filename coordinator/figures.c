@@ -20,6 +20,10 @@ METRIC(moves, "baton_migrations_total", NULL, METRIC_COUNTER, "answers that were
 METRIC(waiting, "baton_requests_waiting", NULL, METRIC_GAUGE, "requests that wait for a place");
 METRIC(waiting_tokens, "baton_requests_waiting_tokens", NULL, METRIC_GAUGE, "prompt tokens that wait for a place");
 METRIC(placed, "baton_requests_placed", NULL, METRIC_GAUGE, "requests that nodes work on");
+METRIC(disagreements, "baton_disagreements_total", NULL, METRIC_COUNTER,
+       "answers given up because two nodes said different tokens for one place: never, while all is well");
+METRIC(ready_prefill, "baton_nodes_ready", "role=\"prefill\"", METRIC_GAUGE, "nodes that take requests");
+METRIC(ready_decode, "baton_nodes_ready", "role=\"decode\"", METRIC_GAUGE, "nodes that take requests");
 METRIC(held_out, "baton_nodes_held_out_total", NULL, METRIC_COUNTER, "times that a node was held out because it flaps");
 
 #define ANSWERS(var, reason_) METRIC(var, "baton_answers_total", "reason=\"" reason_ "\"", METRIC_COUNTER, "answers that ended, by reason")
@@ -79,7 +83,8 @@ static metric chosen[COORD_DECODE + 1][COORD_REASONS] = {
 
 /* ---- one for each link, one for each tenant --------------------------------------------------------------------- */
 
-enum { LINK_BYTES, LINK_HIDDEN, LINK_EXPOSED, LINK_METRICS, TENANT_REQUESTS = 0, TENANT_QUEUE, TENANT_METRICS, TENANTS_MAX = 256 };
+enum { LINK_BYTES, LINK_HIDDEN, LINK_EXPOSED, LINK_METRICS };
+enum { TENANT_REQUESTS, TENANT_QUEUE, TENANT_METRICS, TENANTS_MAX = 256 };
 
 static const char link_seconds_help[] = "how long KV pages moved from one node to another, hidden behind computing the prompt or not";
 static const metric link_metrics[LINK_METRICS] = {
@@ -94,7 +99,8 @@ static const metric tenant_metrics[TENANT_METRICS] = {
 };
 static coord_series links = {.metrics = link_metrics, .count = LINK_METRICS, .rows_max = COORD_ROWS_MAX,
                              .rest_labels = "from=\"other\",to=\"other\""};
-static coord_series tenants = {.metrics = tenant_metrics, .count = TENANT_METRICS, .rows_max = TENANTS_MAX, .rest_labels = "tenant=\"\""};
+static coord_series tenants = {.metrics = tenant_metrics, .count = TENANT_METRICS, .rows_max = TENANTS_MAX,
+                               .rest_labels = "tenant=\"\""};
 
 bool coord_figures_many(const metric *m) {
     return m->name == link_metrics[LINK_BYTES].name || m->name == tenant_metrics[TENANT_REQUESTS].name;
@@ -190,11 +196,17 @@ void coord_figures_load(const coord_core *core) {
     metric_set(&placed, now.placed);
     metric_set(&moves, now.moves);
     metric_set(&held_out, now.held_out);
+    metric_set(&disagreements, now.disagreements);
     for (int i = 0; i < COORD_AGAIN_CAUSES; i++)
         if (again[i].name) metric_set(&again[i], now.again[i]);
     for (int role = COORD_PREFILL; role <= COORD_DECODE; role++)
         for (int i = 0; i < COORD_REASONS; i++)
             if (chosen[role][i].name) metric_set(&chosen[role][i], now.chosen[role][i]);
+}
+
+void coord_figures_ready(const int ready[COORD_DECODE + 1]) {
+    metric_set(&ready_prefill, ready[COORD_PREFILL]);
+    metric_set(&ready_decode, ready[COORD_DECODE]);
 }
 
 void coord_figures_open(const coord_core *core) {

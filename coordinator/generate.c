@@ -168,7 +168,7 @@ static void fill_costs(const coord_branch *b, finish_message *m) {
         baton__v1__route_cost__init(to);
         to->node = (char *)(uintptr_t)coord_service_node_name(s, from->node);
         to->role = (char *)(uintptr_t)(from->role == COORD_PREFILL ? "prefill" : "decode");
-        to->chosen = from->chosen;
+        to->chosen = from->chosen && (from->role != COORD_PREFILL || from->node == b->prefill_node);  /* D may have needed none */
         to->cached_tokens = from->cached;
         to->queue = from->queue;
         to->prefill = from->prefill;

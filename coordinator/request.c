@@ -150,9 +150,8 @@ static void finish(coord_core *c, coord_request *r, status st, int32_t reason, c
     if (st == ST_OK) c->answer_tokens += 0.05 * (r->count - r->prompt_count - c->answer_tokens);
     if (text && text != r->text) snprintf(r->text, sizeof r->text, "%s", text);
     a->finish.text = text ? r->text : NULL;
-    log_write(LOG_INFO, r->id, "request.finished", "status=%s tokens=%d attempts=%d%s%s",
-              status_name(st), r->count - r->prompt_count, a->finish.attempts, text ? " " : "",
-              text ? r->text : "");
+    log_write(LOG_INFO, r->id, "request.finished", "status=%s tokens=%d attempts=%d%s%s", status_name(st),
+              r->count - r->prompt_count, a->finish.attempts, text ? " " : "", text ? r->text : "");
     coord_core_forget(c, r);
 }
 
@@ -263,8 +262,7 @@ static void begin_prefill(coord_core *c, coord_request *r, int node, const coord
     a->prefill.skip = cached;
     a->prefill.send_end = wanted;
     a->prefill.moved = node == r->holder;
-    log_write(LOG_INFO, r->id, "request.prefilling", "attempt=%u prefill=%d cached=%d wanted=%d",
-              r->attempt, node, cached, wanted);
+    log_write(LOG_INFO, r->id, "request.prefilling", "attempt=%u prefill=%d cached=%d wanted=%d", r->attempt, node, cached, wanted);
 }
 
 /* Its node has what it will get. */
@@ -380,8 +378,7 @@ static void judge_node(coord_core *c, int node, status st) {
 }
 
 /* The stream of one side is over and did not do its work: the attempt with it. */
-static void attempt_failed(coord_core *c, coord_request *r, int node, coord_side side, status st,
-                           const char *text) {
+static void attempt_failed(coord_core *c, coord_request *r, int node, coord_side side, status st, const char *text) {
     judge_node(c, node, st);
     if (side == SIDE_PREFILL) r->holder = -1;
     if (st == ST_AGAIN) {
@@ -402,8 +399,7 @@ static void attempt_failed(coord_core *c, coord_request *r, int node, coord_side
 }
 
 /* The stream broke, or its node is lost: we cancel what may be left of it. */
-void coord_request_side_failed(coord_core *c, coord_request *r, coord_side side, status st,
-                               const char *text) {
+void coord_request_side_failed(coord_core *c, coord_request *r, coord_side side, status st, const char *text) {
     int node = r->seat[side].node;
     if (side == SIDE_HOLD) {
         coord_hold_release(c, r);

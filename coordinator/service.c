@@ -234,6 +234,7 @@ static void count_ready(coord_service *s, int node) {
     if (was) __atomic_fetch_sub(&s->ready[was], 1, __ATOMIC_RELAXED);
     if (now) __atomic_fetch_add(&s->ready[now], 1, __ATOMIC_RELAXED);
     rpc_health_set(s->health, s->ready[COORD_DECODE] > 0 && !s->draining);
+    coord_figures_ready(s->ready);
 }
 
 /* An answer that moves goes on with the same bytes only where the arithmetic is the same. So all

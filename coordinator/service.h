@@ -259,7 +259,7 @@ void coord_leg_pause(coord_branch *b, bool paused);
 
 /* ---- figures.c ----------------------------------------------------------------------------------- */
 
-void coord_figures_open(const coord_core *core);       /* from now on all are listed: a rate needs their zero */
+void coord_figures_open(const coord_core *core);     /* from now on all are listed: a rate needs their zero */
 /* A tenant's; credential: rpc_call_credential(). */
 metric *coord_figures_tenant(const char *credential);
 /* It leaves the queue: a node works on it, or nobody ever did. */
@@ -274,6 +274,7 @@ void coord_figures_computed(coord_branch *b, int reader, bool hold, int64_t from
 void coord_figures_sent(const char *from, const char *to, const Baton__Node__V1__Sent *sent);
 void coord_figures_finish(const coord_branch *b, status st);
 void coord_figures_load(const coord_core *core);
+void coord_figures_ready(const int ready[COORD_DECODE + 1]);           /* nodes, by role */
 /* There may be ever so many of this metric's series. */
 bool coord_figures_many(const metric *m);
 

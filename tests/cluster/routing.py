@@ -11,7 +11,9 @@ def tenant(name):
 
 
 def ask(cluster, job, name=None):
-    return collect(cluster.inference.Generate(job, timeout=120, metadata=tenant(name)))
+    tokens, text, finish = collect(cluster.inference.Generate(job, timeout=120, metadata=tenant(name)))
+    assert all(c.node == finish.prefill_node for c in finish.costs if c.role == 'prefill' and c.chosen), finish
+    return tokens, text, finish
 
 
 def chosen(finish, role):

@@ -187,6 +187,7 @@ static void life(void **state) {
     run_until(is_lost, "a quiet node is lost");
     assert_true(clock_now_ms() - since_ms >= (CLUSTER_HEARTBEATS_MISSED - 1) * HEARTBEAT_MS);
     assert_string_equal(lost_why, "heartbeats overdue");
+    assert_string_equal(cluster_view_why(v, 0), lost_why);
     assert_false(cluster_view_alive(v, 0));
     assert_non_null(cluster_view_state(v, 0));
     run_until(has_left, "its stream is canceled");
@@ -194,6 +195,7 @@ static void life(void **state) {
     quiet = false; /* it goes on: a new stream is opened, the same epoch is there again */
     forget();
     run_until(is_seen, "a node that goes on is seen again");
+    assert_string_equal(cluster_view_why(v, 0), "");
     assert_int_equal(losses, 0);
     assert_true(watches > 1);
 
@@ -204,6 +206,7 @@ static void life(void **state) {
     wake_ms = clock_now_ms() + 300;
     run_until(is_later, "a pause");
     assert_int_equal(losses, 1); /* lost once, however often it is tried */
+    assert_non_null(strstr(cluster_view_why(v, 0), "Connection refused"));
     epoch = 8;
     forget();
     node = open_node(address);
