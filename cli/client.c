@@ -204,7 +204,8 @@ cli_exit cli_client_report(status st, const error *err, const char *server, int6
         return CLI_OK;
     case ST_PEER_LOST:
         if (started) return cli_complain(CLI_FAILED, "%s broke off: %s", server, err->text);
-        return cli_complain(CLI_UNREACHABLE, "%s cannot be reached: %s", server, err->text);
+        return cli_complain(CLI_UNREACHABLE, "%s is not available: %s%s", server, err->text,
+                            strstr(err->text, "Socket closed") ? " (if it expects TLS: --tls-ca FILE)" : "");
     case ST_AGAIN:
         if (retry_after_ms >= 0)
             return cli_complain(CLI_REFUSED, "refused by %s: %s (retry after %lld ms)", server,
