@@ -155,10 +155,10 @@ static void receive(rpc_call *c) {
 static status admit(rpc_call *c, error *err) {
     rpc_security *security = c->server->security;
     bool guarded = rpc_security_guards(security);
-    if (guarded) TRY(rpc_caller_find(security, c->grpc, rpc_call_header(c, "authorization"), &c->caller, err));
+    if (guarded) TRY(rpc_caller_find(security, c->grpc, c->details.method, rpc_call_header(c, "authorization"), &c->caller, err));
     if (!c->method) return error_set(err, ST_UNSUPPORTED, "no such method");
     if (!guarded) return ST_OK;
-    return rpc_caller_check(security, &c->caller, c->method->path, rpc_call_header(c, "baton-tenant"), err);
+    return rpc_caller_check(security, c->grpc, &c->caller, c->method, rpc_call_header(c, "baton-tenant"), err);
 }
 
 static void arrived(void *owner, bool ok) {

@@ -90,9 +90,10 @@ unsigned rpc_security_access(const rpc_security *s, const char *path);
 
 /* ---- caller.c ----------------------------------------------------------------------------------- */
 
-/* authorization, tenant: headers or NULL. ST_UNAUTHENTICATED; ST_DENIED. */
-status rpc_caller_find(rpc_security *s, grpc_call *call, const char *authorization, rpc_caller *out, error *err);
-status rpc_caller_check(const rpc_security *s, const rpc_caller *c, const char *path, const char *tenant, error *err);
+void rpc_caller_open(void);              /* its metrics are there from now on, as 0 */
+/* authorization, tenant: headers or NULL. Log and metrics have what is refused. ST_UNAUTHENTICATED; ST_DENIED. */
+status rpc_caller_find(rpc_security *s, grpc_call *call, grpc_slice path, const char *authorization, rpc_caller *out, error *err);
+status rpc_caller_check(const rpc_security *s, grpc_call *call, const rpc_caller *c, const rpc_method *m, const char *tenant, error *err);
 
 /* ---- server.c, call.c --------------------------------------------------------------------------- */
 

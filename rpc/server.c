@@ -83,6 +83,7 @@ status rpc_server_open(rpc_loop *l, const char *listen, const rpc_method *method
     bool v6 = strchr(host, ':') != NULL;
     snprintf(s->address, sizeof s->address, v6 ? "[%s]:%d" : "%s:%d", host, bound);
     rpc_loop_join(l);
+    rpc_caller_open();
     *out = s;
     return ST_OK;
 }

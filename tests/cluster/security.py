@@ -183,7 +183,7 @@ def logs_say_nothing(args, cluster, folder, texts):
         with contextlib.suppress(grpc.RpcError):
             cluster.generate(request(PROMPT, **bad))
     log = cluster.log_text()
-    assert len(log) > 5000 and 'call.denied' in log, len(log)
+    assert len(log) > 5000 and re.search(r'call.refused peer=ipv4:127.0.0.1:\d+ method=/baton', log), len(log)
     secrets = [PROMPT, PROMPT.split()[0], TOKEN_A, TOKEN_ROOT, *texts]
     secrets += [line for key in folder.path.glob('*.key') for line in key.read_text().splitlines()[1:-1]]
     for s in secrets:

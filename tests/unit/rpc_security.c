@@ -53,6 +53,81 @@ static int setup(void **state) {
     return 0;
 }
 
+/* ---- what is written to stderr, and counted --------------------------------------------------------- */
+
+static int saved_stderr;
+static FILE *captured;
+
+static void capture_begin(void) {
+    assert_non_null(captured = tmpfile());
+    saved_stderr = dup(STDERR_FILENO);
+    dup2(fileno(captured), STDERR_FILENO);
+}
+
+static const char *capture_end(void) {
+    static char text[16384];
+    dup2(saved_stderr, STDERR_FILENO);
+    close(saved_stderr);
+    rewind(captured);
+    text[fread(text, 1, sizeof text - 1, captured)] = 0;
+    fclose(captured);
+    return text;
+}
+
+typedef struct wanted { const char *name, *labels; int64_t value; } wanted;
+
+static void look_at(const metric *m, void *ctx) {
+    wanted *w = ctx;
+    if (strcmp(m->name, w->name) == 0 && (!w->labels || strcmp(m->labels, w->labels) == 0)) w->value = metric_get(m);
+}
+
+/* -1: /metrics has no such series. */
+static int64_t value_of(const char *name, const char *labels) {
+    wanted w = {name, labels, -1};
+    metrics_each(look_at, &w);
+    return w.value;
+}
+
+static int64_t refused(const char *labels) { return value_of("baton_calls_refused_total", labels); }
+
+/* The first test: nothing was refused yet. Each kind is a series of its own, from the start; a flood makes few lines, and the
+ * last of them accounts for all that had none. */
+static void refusals_are_told(void **state) {
+    (void)state;
+    enum { FLOOD = 20 };
+    fixture f;
+    answer a;
+    rpc_security_options server = {.tokens = certs_path("tokens", "")}, wrong = {.token = certs_path("wrong-token", "")};
+    certs_write(wrong.token, "token-of-nobody-1", 0600);
+    open_pair(&f, server, wrong);
+    const char *none = "reason=\"no_credential\"", *unknown = "reason=\"wrong_credential\"", *may_not = "reason=\"not_allowed\"";
+    assert_true(refused(none) == 0 && refused(unknown) == 0 && refused(may_not) == 0);
+    capture_begin();
+    for (int i = 0; i < FLOOD; i++) ask_once(&f, UNARY, "echo", &a);
+    usleep(1100000);
+    ask_once(&f, STREAM, "echo", &a);
+    const char *text = capture_end();
+    int lines = 0, left_out = 0;
+    for (const char *at = text; (at = strstr(at, "left_out=")); at++) lines++, left_out += atoi(at + 9);
+    if (lines + left_out != FLOOD + 1 || lines < 2 || lines > FLOOD / 2) fail_msg("%d lines, %d left out:\n%s", lines, left_out, text);
+    assert_non_null(strstr(text, "WARN baton call.refused peer=ipv4:127.0.0.1:"));
+    assert_non_null(strstr(text, " method=/test.Echo/Unary reason=\"wrong_credential\" left_out=0: header authorization: expected Bearer"));
+    assert_non_null(strstr(text, " method=/test.Echo/Stream reason=\"wrong_credential\" left_out="));
+    assert_null(strstr(text, "token-of-nobody"));
+    assert_true(refused(none) == 0 && refused(unknown) == FLOOD + 1 && refused(may_not) == 0);
+    fixture_close(&f);
+    open_pair(&f, server, (rpc_security_options){0});
+    ask_once(&f, UNARY, "echo", &a);
+    assert_true(refused(none) == 1 && refused(unknown) == FLOOD + 1 && refused(may_not) == 0);
+    fixture_close(&f);
+    open_pair(&f, certs_options("ca", "c1", RPC_COORDINATOR, 0), certs_options("ca", "n1", RPC_NODE, RPC_COORDINATOR));
+    assert_int_equal(ask_once(&f, UNARY, "echo", &a), ST_DENIED);
+    assert_true(refused(none) == 1 && refused(unknown) == FLOOD + 1 && refused(may_not) == 1);
+    fixture_close(&f);
+}
+
+/* ---- who is let in ---------------------------------------------------------------------------------- */
+
 static void both_show_certificates(void **state) {
     (void)state;
     fixture f;
@@ -292,6 +367,7 @@ static void tokens_are_taken_back(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(refusals_are_told),
         cmocka_unit_test(both_show_certificates), cmocka_unit_test(a_token_instead),          cmocka_unit_test(servers_are_checked),
         cmocka_unit_test(beyond_loopback),        cmocka_unit_test(flags_fit_together),       cmocka_unit_test(certificates_are_renewed),
         cmocka_unit_test(tokens_are_taken_back),  cmocka_unit_test(others_are_checked_by_name),
