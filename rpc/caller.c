@@ -76,6 +76,7 @@ static status find(rpc_security *s, grpc_call *call, const char *authorization, 
 
 status rpc_caller_find(rpc_security *s, grpc_call *call, grpc_slice path, const char *authorization, rpc_caller *out, error *err) {
     *out = (rpc_caller){0};
+    rpc_security_look(s);
     status st = find(s, call, authorization, out, err);
     if (st != ST_OK) tell(call, path, authorization ? WRONG_CREDENTIAL : NO_CREDENTIAL, err);
     return st;

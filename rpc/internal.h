@@ -53,7 +53,10 @@ void rpc_file_free(char *text);          /* wipes it first */
 /* ---- pem.c -------------------------------------------------------------------------------------- */
 
 typedef struct rpc_pem_files { const char *ca, *cert, *key; } rpc_pem_files; /* cert and key may be NULL */
-typedef struct rpc_pem { char *ca, *cert, *key; } rpc_pem;                   /* the files' text */
+typedef struct rpc_pem {
+    char *ca, *cert, *key;       /* the files' text */
+    int64_t not_after_s;         /* cert's, of the Unix clock; 0: there is none */
+} rpc_pem;
 
 /* cert must have all roles of `wanted`. The error names the file and its fault. */
 status rpc_pem_load(const rpc_pem_files *f, unsigned wanted, rpc_pem **out, error *err);
@@ -85,6 +88,7 @@ grpc_channel_credentials *rpc_security_channel_credentials(rpc_security *s, uint
 uint64_t rpc_security_generation(rpc_security *s);       /* changes when the certificates do */
 bool rpc_security_header(rpc_security *s, grpc_metadata *out); /* the token of calls made; out->value is yours */
 bool rpc_security_guards(const rpc_security *s);         /* calls need a credential */
+void rpc_security_look(rpc_security *s);                 /* takes up new files, at most every look_ms */
 bool rpc_security_token(rpc_security *s, const char *token, rpc_caller *out);
 unsigned rpc_security_access(const rpc_security *s, const char *path);
 

@@ -105,6 +105,11 @@ static void write_day(const ASN1_TIME *t, char out[40]) {
     if (!ASN1_TIME_to_tm(t, &tm) || strftime(out, 40, "%Y-%m-%d %H:%M:%S UTC", &tm) == 0) snprintf(out, 40, "an unreadable date");
 }
 
+static int64_t seconds_of(const ASN1_TIME *t) {
+    struct tm tm;
+    return ASN1_TIME_to_tm(t, &tm) ? (int64_t)timegm(&tm) : 0;
+}
+
 static status check_dates(const char *path, const X509 *x, error *err) {
     char day[40];
     if (X509_cmp_current_time(X509_get0_notAfter(x)) < 0) {
@@ -154,6 +159,7 @@ static status check_identity(const rpc_pem_files *f, rpc_pem *p, STACK_OF(X509) 
     if (st == ST_OK) st = check_dates(f->cert, sk_X509_value(cert, 0), err);
     if (st == ST_OK) st = check_chain(f, ca, cert, err);
     if (st == ST_OK) st = check_roles(f, roles_of(sk_X509_value(cert, 0)), wanted, err);
+    if (st == ST_OK) p->not_after_s = seconds_of(X509_get0_notAfter(sk_X509_value(cert, 0)));
     ERR_clear_error();
     EVP_PKEY_free(key);
     sk_X509_pop_free(cert, X509_free);

@@ -3,6 +3,8 @@
  *   files -> rpc_pem, rpc_tokens   [load]     checked before gRPC sees them
  *   changed files                  [look]     at most every look_ms, when a connection or a call begins: the new ones if
  *                                             they are sound, else the old ones go on and a log line says why
+ *   a certificate's end            [tell_end]  a gauge, and from 14 days before a log line, once a day: said by whoever
+ *                                             looks, so there is no timer, and a process that nobody calls is silent
  *   server                         [fetch]    gRPC asks for certificates before each handshake
  *   channel                        [generation]  connects anew for the first call after a change (client.c)
  *
@@ -19,9 +21,14 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 
 enum { CA, CERT, KEY, TOKENS, TOKEN, FILES };
-enum { LOOK_MS = 1000 };
+enum { LOOK_MS = 1000, DAY_S = 24 * 3600, SOON_S = 14 * DAY_S };
+
+#define NOT_AFTER(flag_) {.name = "baton_certificate_not_after_seconds", .labels = "flag=\"" flag_ "\"", .kind = METRIC_GAUGE, \
+                          .help = "when this process's own certificate expires, in seconds of the Unix clock"}
+static metric not_after = NOT_AFTER("tls-cert"), foreign_not_after = NOT_AFTER("etcd-cert");
 
 /* Any thread. Born in rpc_security_open(), gone with the last of its servers and channels. */
 struct rpc_security {
@@ -36,6 +43,7 @@ struct rpc_security {
     int64_t looked_ms;
     rpc_file_stamp stamps[FILES];
     uint64_t generation;         /* of pem, from 1 */
+    int64_t tell_s;              /* of the Unix clock: its certificate's end is said then, if calls come */
     rpc_pem *pem;
     rpc_tokens *tokens;
     char *bearer;                /* "Bearer TOKEN" */
@@ -52,6 +60,23 @@ static bool changed(rpc_security *s, int first, int last) {
     return any;
 }
 
+/* Under the lock. */
+static void tell_end(rpc_security *s) {
+    int64_t now_s = (int64_t)time(NULL), end_s;
+    struct tm tm;
+    char day[40] = "";
+    if (!s->pem || !s->pem->cert || now_s < s->tell_s) return;
+    end_s = s->pem->not_after_s;
+    if (gmtime_r(&(time_t){end_s}, &tm)) strftime(day, sizeof day, "%Y-%m-%d %H:%M:%S UTC", &tm);
+    if (now_s < end_s)
+        log_write(LOG_WARN, NULL, "security.expires", "'%.200s' expires on %s, in %lld days: no new connection with it from then on; "
+                  "a new file is taken up without a restart", s->paths[CERT], day, (long long)((end_s - now_s) / DAY_S));
+    else
+        log_write(LOG_WARN, NULL, "security.expired", "'%.200s' expired on %s: no new connection with it; a new file is taken up "
+                  "without a restart", s->paths[CERT], day);
+    s->tell_s = now_s < end_s && end_s < now_s + DAY_S ? end_s : now_s + DAY_S;
+}
+
 static status load_pem(rpc_security *s, error *err) {
     rpc_pem_files files = {s->paths[CA], s->paths[CERT], s->paths[KEY]};
     rpc_pem *fresh;
@@ -59,6 +84,11 @@ static status load_pem(rpc_security *s, error *err) {
     rpc_pem_free(s->pem);
     s->pem = fresh;
     s->generation++;
+    if (!fresh->cert) return ST_OK;
+    if (s->roles) metric_set(&not_after, fresh->not_after_s);
+    else if (!s->peers) metric_set(&foreign_not_after, fresh->not_after_s);
+    s->tell_s = fresh->not_after_s - SOON_S;
+    tell_end(s);
     return ST_OK;
 }
 
@@ -101,6 +131,13 @@ static void look(rpc_security *s) {
     if (changed(s, CA, KEY)) again(s, load_pem, "certificate");
     if (changed(s, TOKENS, TOKENS)) again(s, load_tokens, "tokens");
     if (changed(s, TOKEN, TOKEN)) again(s, load_bearer, "token");
+    tell_end(s);
+}
+
+void rpc_security_look(rpc_security *s) {
+    pthread_mutex_lock(&s->lock);
+    look(s);
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* ---- open, use, close ----------------------------------------------------------------------------- */
@@ -318,7 +355,6 @@ bool rpc_security_guards(const rpc_security *s) { return s && (s->paths[CERT] ||
 
 bool rpc_security_token(rpc_security *s, const char *token, rpc_caller *out) {
     pthread_mutex_lock(&s->lock);
-    look(s);
     bool found = s->tokens && rpc_tokens_find(s->tokens, token, out);
     pthread_mutex_unlock(&s->lock);
     return found;

@@ -365,13 +365,70 @@ static void tokens_are_taken_back(void **state) {
     fixture_close(&f);
 }
 
+/* ---- a certificate's end -------------------------------------------------------------------------- */
+
+static time_t ahead_s;           /* how far this process's wall clock goes ahead of the others' */
+
+time_t time(time_t *out) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (out) *out = now.tv_sec + ahead_s;
+    return now.tv_sec + ahead_s;
+}
+
+/* What is logged by a call, hours from now, over a connection that is there already. */
+static const char *said_in(fixture *f, int hours) {
+    answer a;
+    ahead_s = (time_t)hours * HOUR_S;
+    capture_begin();
+    assert_int_equal(ask_once(f, UNARY, "echo", &a), ST_OK);
+    return capture_end();
+}
+
+static void an_end_is_told(void **state) {
+    (void)state;
+    enum { DAY = 24 };
+    const char *name = "baton_certificate_not_after_seconds", *flag = "flag=\"tls-cert\"";
+    fixture f;
+    certs_make(NULL, "ca-y", 0, -1, 1000 * DAY);
+    certs_make("ca-y", "ends", RPC_COORDINATOR, -1, 20 * DAY);
+    certs_make("ca-y", "next", RPC_COORDINATOR, -1, 400 * DAY);
+    certs_make("ca-y", "lasts", RPC_CLIENT, -1, 500 * DAY);
+    capture_begin();
+    open_pair(&f, certs_options("ca-y", "ends", RPC_COORDINATOR, 0), certs_options("ca-y", "lasts", 0, RPC_COORDINATOR));
+    assert_string_equal(capture_end(), "");
+    assert_string_equal(said_in(&f, 0), "");
+    assert_string_equal(said_in(&f, 5 * DAY), "");
+    const char *said = said_in(&f, 7 * DAY);
+    if (!strstr(said, "WARN baton security.expires '") || !strstr(said, "/ends.crt' expires on 2") || !strstr(said, ", in 13 days")) fail_msg("%s", said);
+    assert_string_equal(said_in(&f, 8 * DAY - 1), "");
+    assert_non_null(strstr(said_in(&f, 8 * DAY), ", in 12 days"));
+    assert_non_null(strstr(said_in(&f, 20 * DAY - 1), ", in 0 days"));
+    said = said_in(&f, 20 * DAY);                                    /* an hour after the last line, and not a day */
+    if (!strstr(said, "WARN baton security.expired '") || !strstr(said, "/ends.crt' expired on 2")) fail_msg("%s", said);
+    assert_string_equal(said_in(&f, 20 * DAY + 1), "");
+    int64_t ends_s = value_of(name, flag);
+    assert_true(ends_s <= time(NULL) && ends_s > time(NULL) - 2 * HOUR_S);
+    move("next", "ends");
+    said = said_in(&f, 20 * DAY + 2);
+    if (strstr(said, "WARN") || !strstr(said, "security.reloaded what=certificate")) fail_msg("%s", said);
+    assert_true(value_of(name, flag) > ends_s + 379 * DAY * HOUR_S);
+    fixture_close(&f);
+    ahead_s = 0;
+    certs_make("ca-y", "short", RPC_NODE, -1, 13 * DAY);
+    capture_begin();
+    rpc_security_close(secure(certs_options("ca-y", "short", 0, 0)));
+    assert_non_null(strstr(capture_end(), "/short.crt' expires on 2"));     /* at once */
+    assert_true(value_of(name, "flag=\"etcd-cert\"") < ends_s);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refusals_are_told),
         cmocka_unit_test(both_show_certificates), cmocka_unit_test(a_token_instead),          cmocka_unit_test(servers_are_checked),
         cmocka_unit_test(beyond_loopback),        cmocka_unit_test(flags_fit_together),       cmocka_unit_test(certificates_are_renewed),
         cmocka_unit_test(tokens_are_taken_back),  cmocka_unit_test(others_are_checked_by_name),
-        cmocka_unit_test(memory_runs_out),
+        cmocka_unit_test(memory_runs_out),        cmocka_unit_test(an_end_is_told),
     };
     return cmocka_run_group_tests(tests, setup, certs_teardown);
 }
