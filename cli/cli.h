@@ -158,8 +158,8 @@ typedef struct cli_command {
     CLI_TEXT("tls-cert", tls_cert, NULL, "FILE", "this process's certificate: TLS, and nobody is let in without a credential"), \
     CLI_TEXT("tls-key", tls_key, NULL, "FILE", "its private key; new files are taken up while it runs"), \
     CLI_SWITCH("insecure", insecure, NULL,                                                          \
-               "listen beyond loopback without TLS, so that KV pages are not sealed, and let ranks' sums and --http be there unencrypted: only " \
-               "on a network that nobody else reaches")
+               "lets what is not protected be beyond loopback: --http, ranks' sums, --kv-transport ucx and, without --tls-cert, calls " \
+               "and KV pages, which with --tls-cert stay encrypted; only on a network that nobody else reaches")
 #define CLI_TOKENS                                                                                  \
     CLI_TEXT("tokens-file", tokens_file, NULL, "FILE",                                              \
              "who is let in by a bearer token: lines of TOKEN TENANT [admin]; TOKEN may be sha256:HEX")

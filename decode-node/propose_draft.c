@@ -15,7 +15,7 @@
 #include "decode-node/draft.h"
 #include <assert.h>
 
-METRIC(metric_time, "baton_node_draft_seconds_total", NULL, METRIC_SECONDS, "time of the draft model");
+METRIC(metric_time, "baton_node_draft_seconds_total", NULL, METRIC_SECONDS, "time that the draft model (--draft) computed");
 
 enum { BEHIND_MAX = 8, CHUNK = 64, ENTRIES = 64 };
 
@@ -176,6 +176,7 @@ status decode_draft_create(const decode_draft_io *io, int32_t pages, int32_t pag
     d->io = *io;
     d->page_tokens = page_tokens;
     d->context = context;
+    metric_show(&metric_time);
     *out = d;
     return ST_OK;
 }

@@ -10,13 +10,13 @@
 #include "decode-node/draft.h"
 #include <string.h>
 
-METRIC(metric_drafts, "baton_node_speculated_steps_total", NULL, METRIC_COUNTER, "sequences' steps that verified proposed tokens");
-METRIC(metric_proposed, "baton_node_proposed_tokens_total", NULL, METRIC_COUNTER, "tokens proposed by speculation and verified");
+METRIC(metric_drafts, "baton_node_speculated_steps_total", NULL, METRIC_COUNTER, "times that proposed tokens of a request were checked");
+METRIC(metric_proposed, "baton_node_proposed_tokens_total", NULL, METRIC_COUNTER, "tokens that speculation proposed and the model checked");
 #define AT(i) {.name = "baton_node_accepted_tokens_at_total", .labels = "position=\"" #i "\"", .kind = METRIC_COUNTER, \
-               .help = "proposed tokens that the target drew, too, by their place among the proposed"}
+               .help = "proposed tokens that the model chose, too, by their place among the proposed (0: the first)"}
 static metric metric_accepted_at[] = {AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), AT(7), AT(8), AT(9), AT(10), AT(11), AT(12), AT(13), AT(14)};
 enum { ACCEPTED_AT = sizeof metric_accepted_at / sizeof *metric_accepted_at };
-METRIC(metric_accepted, "baton_node_accepted_tokens_total", NULL, METRIC_COUNTER, "proposed tokens that the target drew, too");
+METRIC(metric_accepted, "baton_node_accepted_tokens_total", NULL, METRIC_COUNTER, "proposed tokens that the model chose, too: answers have them without a forward pass each");
 
 /* After so many steps with proposed tokens one has none: what it would take without is measured again. */
 enum { EAGER_MAX = 128 };
@@ -134,6 +134,9 @@ status decode_speculator_create(const decode_proposer *proposer, int32_t tokens_
     x->proposer = proposer;
     x->expected = proposer->odds;
     x->tokens_max = tokens_max > 0 && tokens_max < DECODE_PROPOSED_MAX ? tokens_max : DECODE_PROPOSED_MAX;
+    metric *const all[] = {&metric_drafts, &metric_proposed, &metric_accepted};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) metric_show(all[i]);
+    for (int i = 0; i < ACCEPTED_AT && i < x->tokens_max; i++) metric_show(&metric_accepted_at[i]);
     *out = x;
     return ST_OK;
 }

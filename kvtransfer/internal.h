@@ -256,6 +256,7 @@ void kvt_link_arm(kvt_link *l);           /* tells epoll whether there is someth
 /* Ends the link and all that hangs on it. */
 void kvt_link_fail(kvt_link *l, status s, const char *why);
 void kvt_link_destroy(kvt_link *l);       /* a dead one */
+void kvt_link_show(void);
 /* Fails it when its time is over; otherwise lowers *due_ms to when that will be. */
 void kvt_link_tick(kvt_link *l, int64_t now_ms, int64_t *due_ms);
 
@@ -270,6 +271,7 @@ void kvt_receive_expire(kvt_node *n, int64_t now_ms);
 void kvt_receive_revoked(kvt_node *n);    /* ended() for what kvt_revoke() took out */
 void kvt_receive_close(kvt_node *n);
 void kvt_receive_count_header(void);      /* a header that is none */
+void kvt_receive_show(void);              /* its metrics are there from now on, as 0 */
 
 /* ---- send.c ---------------------------------------------------------------------------------- */
 
@@ -280,6 +282,7 @@ void kvt_send_acked(kvt_link *l, const kvt_frame *ack);
 void kvt_send_link_lost(kvt_link *l, status s, const char *why);
 void kvt_send_tick(kvt_node *n, int64_t now_ms, int64_t *due_ms);
 void kvt_send_close_all(kvt_node *n);
+void kvt_send_show(void);
 
 /* ---- node ------------------------------------------------------------------------------------ */
 

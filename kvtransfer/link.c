@@ -35,8 +35,13 @@
 enum { TURN_BYTES = 4 << 20 }; /* read or written before other links have their turn */
 
 METRIC(received_frames, "baton_kv_frames_received_total", NULL, METRIC_COUNTER,
-       "frames received whose header was whole");
+       "KV frames received whose header was sound");
 METRIC(links_open, "baton_kv_links", NULL, METRIC_GAUGE, "KV links open, both directions");
+
+void kvt_link_show(void) {
+    metric_show(&received_frames);
+    metric_show(&links_open);
+}
 
 /* ---- birth and end --------------------------------------------------------------------------- */
 

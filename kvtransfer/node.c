@@ -118,6 +118,9 @@ status kvt_node_open(const kvt_options *o, kvt_node **out, error *err) {
         s = error_set(err, ST_IO, "KV node: no descriptor or thread: %s", strerror(errno));
         goto destroy_node;
     }
+    kvt_receive_show();
+    kvt_send_show();
+    kvt_link_show();
     *out = n;
     return ST_OK;
 destroy_node:

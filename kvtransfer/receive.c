@@ -39,6 +39,12 @@ REFUSED(refused_replay, "replay");
 METRIC(received_bytes, "baton_kv_bytes_received_total", NULL, METRIC_COUNTER,
        "KV payload bytes received and checked");
 
+void kvt_receive_show(void) {
+    metric *const all[] = {&refused_crc,    &refused_epoch,   &refused_ticket, &refused_bounds, &refused_type,  &refused_duplicate,
+                           &refused_header, &refused_sealing, &refused_tag,    &refused_replay, &received_bytes};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) metric_show(all[i]);
+}
+
 /* ---- any thread ------------------------------------------------------------------------------ */
 
 static void list_add(kvt_receipt **head, kvt_receipt *r) {

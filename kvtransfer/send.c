@@ -21,8 +21,13 @@
 
 enum { SEALED_BYTES = 256 << 10 };       /* of 64 to 512 KiB the quickest from 1 MiB on (bench/README.md) */
 
-METRIC(sent_bytes, "baton_kv_bytes_sent_total", NULL, METRIC_COUNTER, "KV payload bytes packed");
-METRIC(sent_frames, "baton_kv_frames_sent_total", NULL, METRIC_COUNTER, "KV data frames packed");
+METRIC(sent_bytes, "baton_kv_bytes_sent_total", NULL, METRIC_COUNTER, "KV payload bytes packed for sending");
+METRIC(sent_frames, "baton_kv_frames_sent_total", NULL, METRIC_COUNTER, "KV data frames packed for sending");
+
+void kvt_send_show(void) {
+    metric_show(&sent_bytes);
+    metric_show(&sent_frames);
+}
 
 /* ---- any thread ------------------------------------------------------------------------------ */
 

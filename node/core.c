@@ -24,23 +24,40 @@
 #include <stdarg.h>
 
 METRIC(metric_steps, "baton_node_steps_total", NULL, METRIC_COUNTER, "forward passes");
-METRIC(metric_prefill, "baton_node_tokens_total", "kind=\"prefill\"", METRIC_COUNTER, "rows computed");
-METRIC(metric_decode, "baton_node_tokens_total", "kind=\"decode\"", METRIC_COUNTER, "rows computed");
+#define COMPUTED "tokens computed in forward passes, each time that they are: of prompts (prefill), and the last and the proposed " \
+                 "ones of answers (decode)"
+METRIC(metric_prefill, "baton_node_tokens_total", "kind=\"prefill\"", METRIC_COUNTER, COMPUTED);
+METRIC(metric_decode, "baton_node_tokens_total", "kind=\"decode\"", METRIC_COUNTER, COMPUTED);
 static const double step_rows[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
-METRIC_BUCKETS(metric_rows, "baton_node_step_tokens", NULL, step_rows, "rows of a step");
+METRIC_BUCKETS(metric_rows, "baton_node_step_tokens", NULL, step_rows, "tokens computed in one forward pass");
 METRIC(metric_landed, "baton_node_landed_tokens_total", NULL, METRIC_COUNTER, "prompt tokens whose KV came from a prefill node");
 METRIC(metric_promoted, "baton_node_promotions_total", NULL, METRIC_COUNTER,
-       "mlfq: sequences that had waited for too long and went to the highest level");
+       "--schedule mlfq: requests that had waited for too long and went to the highest level");
 
 #define DECODES(kind_, proposed_, name_, help_) {.name = name_, .labels = "proposed=\"" proposed_ "\"", .help = help_, .kind = kind_}
-#define DECODE_TIME "forward passes without prompts' rows, by whether tokens were proposed in them"
-#define DECODE_SAID "answer tokens told after those passes: by the time of their kind the tokens a second with and without speculation"
+#define DECODE_TIME "time of forward passes that computed no prompt tokens, by whether speculation proposed tokens in them"
+#define DECODE_SAID "answer tokens that came of forward passes without prompt tokens; divided by baton_node_decode_seconds_total: " \
+                    "tokens a second, with and without speculation"
 static metric metric_decode_time[] = {DECODES(METRIC_SECONDS, "no", "baton_node_decode_seconds_total", DECODE_TIME),
                                       DECODES(METRIC_SECONDS, "yes", "baton_node_decode_seconds_total", DECODE_TIME)};
 static metric metric_decode_said[] = {DECODES(METRIC_COUNTER, "no", "baton_node_decoded_tokens_total", DECODE_SAID),
                                       DECODES(METRIC_COUNTER, "yes", "baton_node_decoded_tokens_total", DECODE_SAID)};
 
+#define X(st_, text_, code_)                                                                             \
+    {.name = "baton_node_requests_total", .labels = "status=\"" #st_ "\"", .kind = METRIC_COUNTER,       \
+     .help = "requests ended, by status"},
+static metric ended[ST_COUNT] = {STATUS_LIST(X)};
+#undef X
+
 /* ---- create, destroy ------------------------------------------------------------------------------ */
+
+static void show_metrics(void) {
+    metric *const all[] = {&metric_steps, &metric_prefill, &metric_decode, &metric_rows, &metric_landed, &metric_promoted};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) metric_show(all[i]);
+    for (int i = 0; i < 2; i++) metric_show(&metric_decode_time[i]), metric_show(&metric_decode_said[i]);
+    for (int i = 0; i < ST_COUNT; i++) metric_show(&ended[i]);
+    node_seq_show();
+}
 
 node_core *node_core_create(const node_limits *limits, const node_io *io) {
     assert(limits->pages > 0 && limits->page_tokens > 0 && limits->sequences_max > 0 && limits->context > 0);
@@ -71,6 +88,7 @@ node_core *node_core_create(const node_limits *limits, const node_io *io) {
         return NULL;
     }
     while (c->slots_free < c->limits.swap_pages) c->slots[c->slots_free] = c->slots_free, c->slots_free++;
+    show_metrics();
     return c;
 }
 
@@ -163,14 +181,7 @@ static void put_in_order(node_core *c, int64_t now_us) {
 
 /* ---- messages ------------------------------------------------------------------------------------- */
 
-void node_core_count_end(status st) {
-#define X(st_, text_, code_)                                                                             \
-    {.name = "baton_node_requests_total", .labels = "status=\"" #st_ "\"", .kind = METRIC_COUNTER,       \
-     .help = "requests ended, by status"},
-    static metric ended[ST_COUNT] = {STATUS_LIST(X)};
-#undef X
-    metric_add(&ended[st], 1);
-}
+void node_core_count_end(status st) { metric_add(&ended[st], 1); }
 
 static void refuse(node_core *c, node_request *r, status st, const char *text) {
     node_event e = {.kind = NODE_END, .handle = r->handle, .end = {st, text}};

@@ -8,8 +8,9 @@ static metric pages[ENG_PAGE_STATES] = {
     PAGES(ENG_PAGE_RUNNING, "running"), PAGES(ENG_PAGE_SENDING, "sending"),   PAGES(ENG_PAGE_CACHED, "cached"),
     PAGES(ENG_PAGE_HELD, "held"),
 };
-METRIC(running, "baton_node_requests", "state=\"running\"", METRIC_GAUGE, "requests in the batch, and those that wait for pages or KV");
-METRIC(waiting, "baton_node_requests", "state=\"waiting\"", METRIC_GAUGE, "requests in the batch, and those that wait for pages or KV");
+#define REQUESTS "requests that tokens are computed for (running), and that wait for pages, or for KV from a prefill node (waiting)"
+METRIC(running, "baton_node_requests", "state=\"running\"", METRIC_GAUGE, REQUESTS);
+METRIC(waiting, "baton_node_requests", "state=\"waiting\"", METRIC_GAUGE, REQUESTS);
 METRIC(swapped, "baton_node_swapped_pages", NULL, METRIC_GAUGE, "pages of host memory that hold KV of preempted answers");
 
 void node_gauges_set(const node_core *c) {

@@ -123,6 +123,7 @@ struct node_process {
 
 /* session.c */
 void node_session_open(rpc_call *call, const ProtobufCMessage *message, void *table);   /* on_request */
+void node_session_show(void);                /* its metrics are there from now on, as 0 */
 void node_session_deliver(node_process *p, const node_letter *letter);
 /* watch.c */
 void node_watch_pairing(const node_facts *f, Baton__Node__V1__Pairing *out);     /* looks into f */

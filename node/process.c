@@ -203,8 +203,10 @@ static status open_server(node_process *p, const node_options *o, const node_ser
                                  &baton__node__v1__node_state__descriptor, node_watch_on_control};
     TRY(rpc_loop_create(&p->loop, err));
     TRY(rpc_server_open(p->loop, o->listen, p->methods, 2, p, &p->server, err));
+    node_session_show();
     for (int i = 0; i < count; i++) {
         node_table *t = &p->tables[i];
+        if (services[i]->show) services[i]->show();
         *t = (node_table){p, services[i],
                           {services[i]->path, RPC_SERVER_STREAM, services[i]->request, services[i]->reply,
                            node_session_open}};

@@ -20,15 +20,22 @@
 #include <math.h>
 #include <string.h>
 
+#define PREEMPTED "times a request gave its pages to another one, by what becomes of its KV: computed again, or kept in host memory (swap)"
 METRIC(metric_recomputed, "baton_node_preemptions_total", "by=\"recompute\"", METRIC_COUNTER,
-       "sequences that gave their pages to one in front of them, and what became of their KV");
+       PREEMPTED);
 METRIC(metric_swapped, "baton_node_preemptions_total", "by=\"swap\"", METRIC_COUNTER,
-       "sequences that gave their pages to one in front of them, and what became of their KV");
+       PREEMPTED);
 
+#define LOOKED_UP "tokens looked up in the prefix cache, by whether their KV was there"
 METRIC(metric_hit, "baton_node_prefix_tokens_total", "result=\"hit\"", METRIC_COUNTER,
-       "tokens looked up in the prefix cache");
+       LOOKED_UP);
 METRIC(metric_miss, "baton_node_prefix_tokens_total", "result=\"miss\"", METRIC_COUNTER,
-       "tokens looked up in the prefix cache");
+       LOOKED_UP);
+
+void node_seq_show(void) {
+    metric *const all[] = {&metric_recomputed, &metric_swapped, &metric_hit, &metric_miss};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) metric_show(all[i]);
+}
 
 node_seq *node_seq_create(node_core *c, const node_role *role, node_request *r, int64_t now_us) {
     int64_t room = (int64_t)r->prompt_count + (r->max_tokens > 0 ? r->max_tokens : 0);

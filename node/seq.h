@@ -17,6 +17,7 @@ const char *node_core_text(node_core *c, const char *fmt, ...) __attribute__((fo
 
 int32_t node_seq_pages(const node_core *c, int32_t tokens);          /* how many hold so many tokens */
 
+void node_seq_show(void);                                  /* its metrics are there from now on, as 0 */
 /* Its prompt's logprobs are not all said: the rows from s->told - 1 on are needed with their logits. */
 bool node_seq_tells(const node_seq *s);
 /* So many leading tokens may come from the prefix cache: of the others logits are needed. */

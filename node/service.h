@@ -19,6 +19,7 @@ struct node_service {
     const char *path;            /* "/baton.node.v1.Node/Decode", a server stream */
     const ProtobufCMessageDescriptor *request, *reply;
     const node_role *role;
+    void (*show)(void);          /* its metrics are there from now on, as 0; NULL: it has none */
     /* Checks every number of message and copies what it needs into r (zeroed, its arena set). */
     status (*read)(const node_facts *facts, const ProtobufCMessage *message, node_request *r, error *err);
     /* Sends e (never NODE_END) by rpc_call_send() and returns what that said. */

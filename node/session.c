@@ -14,9 +14,11 @@
 #include <string.h>
 
 METRIC(metric_paused, "baton_node_readers_slow_total", NULL, METRIC_COUNTER,
-       "times a call's window was full and its sequence rested");
+       "times a request rested because its reader did not keep up");
 
 enum { RETRY_AFTER_MS = 100, CALL_ARENA_BYTES = 4096 };
+
+void node_session_show(void) { metric_show(&metric_paused); }
 
 typedef struct held {
     struct held *next;

@@ -7,15 +7,18 @@
 #include "node/rank.h"
 #include <assert.h>
 
+#define MOVED "KV of preempted requests that was moved to host memory (out) and back (in)"
 METRIC(metric_out, "baton_node_swap_bytes_total", "direction=\"out\"", METRIC_COUNTER,
-       "KV of preempted sequences moved to host memory and back");
+       MOVED);
 METRIC(metric_in, "baton_node_swap_bytes_total", "direction=\"in\"", METRIC_COUNTER,
-       "KV of preempted sequences moved to host memory and back");
+       MOVED);
 
 status node_swap_open(node_rank *k, const node_options *o, const node_limits *l, error *err) {
     const eng_shape *s = eng_model_shape(k->model);
     int64_t page_bytes = 2LL * s->L * s->K * l->page_tokens * (int64_t)eng_kv_row_bytes(o->kv_type, s->h);
     if (o->swap_bytes == 0) return ST_OK;
+    metric_show(&metric_out);
+    metric_show(&metric_in);
     int64_t pages = o->swap_bytes / page_bytes;
     if (pages < 1 || pages > INT32_MAX)
         return error_set(err, ST_BAD_INPUT, "--swap-bytes is %lld: expected 0, or %lld (a page) to %lld", (long long)o->swap_bytes,

@@ -37,9 +37,14 @@
 #include "node/seq.h"
 #include <assert.h>
 
-METRIC(metric_held, "baton_prefill_held_total", NULL, METRIC_COUNTER, "prompts read ahead, for want of room on decode nodes");
+METRIC(metric_held, "baton_prefill_held_total", NULL, METRIC_COUNTER, "prompts read ahead because no decode node had room");
 METRIC(metric_unpinned, "baton_prefill_unpinned_total", NULL, METRIC_COUNTER,
-       "of them, whose pages were wanted for a prompt to be sent, so that they are cached only");
+       "prompts read ahead whose pages are only cached now, because a prompt to be sent needed room");
+
+void prefill_show(void) {
+    metric_show(&metric_held);
+    metric_show(&metric_unpinned);
+}
 
 enum { PREFILL_COMPUTING, PREFILL_WAITING, PREFILL_SENDING, PREFILL_HELD, PREFILL_ENDING };
 

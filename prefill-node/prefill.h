@@ -10,6 +10,7 @@ extern "C" {
 
 extern const node_role prefill_role;         /* prefill.c: a sequence's states, pure */
 extern const node_service prefill_service;   /* service.c: the Prefill method */
+void prefill_show(void);                     /* prefill.c: its metrics are there from now on, as 0 */
 
 #ifdef __cplusplus
 }

@@ -104,5 +104,6 @@ const node_service prefill_service = {.path = "/baton.node.v1.Node/Prefill",
                                       .request = &baton__node__v1__prefill_request__descriptor,
                                       .reply = &baton__node__v1__prefill_event__descriptor,
                                       .role = &prefill_role,
+                                      .show = prefill_show,
                                       .read = read_request,
                                       .write = write_event};

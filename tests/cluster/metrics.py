@@ -46,6 +46,36 @@ def is_just(v, name, expected):
     assert family(v, name) == expected, (name, family(v, name))
 
 
+def each_says_its_own(*addresses):
+    """No two of vLLM's names have the same HELP."""
+    for address in addresses:
+        texts = re.findall(r'^# HELP (vllm:\S+) (.+)$', get(address, '/metrics')[1], re.M)
+        assert len(texts) >= 8 and len({text for _, text in texts}) == len(texts), sorted(texts, key=lambda t: t[1])
+
+
+# What a node or a coordinator counts is there before it was counted: an alert on its increase sees the first one, too.
+CALLS = [f'baton_calls_refused_total{{reason="{r}"}}' for r in ('no_credential', 'wrong_credential', 'not_allowed')]
+KV = ['baton_kv_bytes_sent_total', 'baton_kv_frames_sent_total', 'baton_kv_bytes_received_total', 'baton_kv_frames_received_total', 'baton_kv_links',
+      *(f'baton_kv_frames_refused_total{{reason="{r}"}}' for r in ('crc', 'epoch', 'ticket', 'bounds', 'type', 'duplicate', 'header', 'sealing', 'tag', 'replay'))]
+NODE = [*CALLS, *KV, 'baton_node_steps_total', 'baton_node_tokens_total{kind="prefill"}', 'baton_node_tokens_total{kind="decode"}',
+        'baton_node_step_tokens_count', 'baton_node_landed_tokens_total', 'baton_node_promotions_total', 'baton_node_readers_slow_total',
+        'baton_node_requests_total{status="ST_OK"}', 'baton_node_requests_total{status="ST_DEVICE"}',
+        *(f'baton_node_{what}_total{{proposed="{p}"}}' for what in ('decode_seconds', 'decoded_tokens') for p in ('no', 'yes')),
+        *(f'baton_node_preemptions_total{{by="{by}"}}' for by in ('recompute', 'swap')),
+        *(f'baton_node_prefix_tokens_total{{result="{r}"}}' for r in ('hit', 'miss')), 'baton_prefill_held_total', 'baton_prefill_unpinned_total']
+SPECULATE = ['baton_node_speculated_steps_total', 'baton_node_proposed_tokens_total', 'baton_node_accepted_tokens_total',
+             'baton_node_accepted_tokens_at_total{position="0"}']
+
+
+def begin_as_zero(here, prefill, decode):
+    for address, names in ((here, CALLS), (prefill, NODE), (decode, NODE + SPECULATE)):
+        v = values(address)
+        missing = [name for name in names if name not in v]
+        assert not missing, (address, missing)
+        counted = {name: v[name] for name in names if v[name] and name != 'baton_kv_links'}
+        assert not counted, (address, counted)
+
+
 def nothing_again(v):
     """Three requests for one prompt, which the decode node caches from the first one on, of nobody who showed a credential."""
     is_just(v, 'baton_placements_total', {'role="decode",reason="only"': 3, 'role="prefill",reason="only"': 1, 'role="prefill",reason="local"': 2})
@@ -133,6 +163,7 @@ with Cluster(args, '--prefill', 1, '--decode', 1, *FLAGS) as cluster:
     there = {name: re.search(rf'{name} .*http.listening address=(\S+)', cluster.log_text())[1] for name in ('prefill-1', 'decode-1')}
     assert get(here, '/healthz') == (200, 'ok\n')
     assert get(here, '/readyz') == (200, 'ready\n')
+    begin_as_zero(here, there['prefill-1'], there['decode-1'])
     prompt = list(range(100, 180))
     for _ in range(3):
         tokens, _, _ = cluster.generate(request(tokens=prompt, max_tokens=12))
@@ -162,6 +193,7 @@ with Cluster(args, '--prefill', 1, '--decode', 1, *FLAGS) as cluster:
     assert d[f'vllm:prompt_tokens_by_source_total{{model_name="{model}",source="external_kv_transfer"}}'] == d['baton_node_landed_tokens_total']
     assert d['baton_node_requests{state="running"}'] == 0 and d['baton_node_pages{state="running"}'] == 0
     assert d['baton_node_pages{state="cached"}'] > 0 and 0 <= d[f'vllm:kv_cache_usage_perc{name}'] <= 1
+    each_says_its_own(here, *there.values())
     for address in (here, *there.values()):
         check_with_promtool(address)
     cluster.control.Drain(pb.NodeRequest(id='decode-1'), timeout=10)

@@ -103,6 +103,8 @@ static void gives_vllm_names(void **state) {
     char *text = get(f, "/metrics");
     assert_has(text, "Content-Type: text/plain; version=0.0.4");
     assert_has(text, "\nbaton_node_pages{state=\"free\"} 5\n");
+    assert_has(text, "\n# HELP baton_node_pages KV pages by state\n");
+    assert_has(text, "\n# HELP vllm:kv_cache_usage_perc share of the KV pages that requests hold, 0 to 1;");
     assert_has(text, "\nvllm:kv_cache_usage_perc{model_name=\"a\\\"b\"} 0.375\n");
     assert_has(text, "\nvllm:request_success_total{model_name=\"a\\\"b\",finished_reason=\"stop\"} 3\n");
     assert_has(text, "\nvllm:request_success_total{model_name=\"a\\\"b\",finished_reason=\"length\"} 4\n");
