@@ -207,7 +207,8 @@ void metric_show(metric *m);                               /* it is there from n
 void metric_add(metric *m, int64_t n);
 void metric_set(metric *m, int64_t value);
 void metric_observe(metric *m, double value);              /* histogram */
-int64_t metric_get(const metric *m);
+int64_t metric_get(const metric *m);                      /* histogram: how many were observed */
+double metric_sum(const metric *m);                       /* histogram: of what was */
 
 /* Walks every metric registered so far. */
 void metrics_each(void (*visit)(const metric *m, void *ctx), void *ctx);

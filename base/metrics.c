@@ -46,6 +46,12 @@ void metric_set(metric *m, int64_t value) {
 
 int64_t metric_get(const metric *m) { return load(&m->value); }
 
+double metric_sum(const metric *m) {
+    double sum;
+    __atomic_load(&m->sum, &sum, __ATOMIC_RELAXED);
+    return sum;
+}
+
 /* Two threads may both claim room for the same histogram; the loser's stays unused. */
 static int64_t *buckets_of(metric *m) {
     int64_t *buckets = __atomic_load_n(&m->buckets, __ATOMIC_ACQUIRE);
@@ -116,8 +122,7 @@ static void write_histogram(FILE *out, const metric *m, const char *name, const 
         write_series(out, name, "_bucket", labels, le);
         fprintf(out, "%lld\n", (long long)count);
     }
-    double sum;
-    __atomic_load(&m->sum, &sum, __ATOMIC_RELAXED);
+    double sum = metric_sum(m);
     write_series(out, name, "_sum", labels, NULL);
     if (isinf(sum))
         fprintf(out, "%s\n", sum > 0 ? "+Inf" : "-Inf");

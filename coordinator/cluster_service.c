@@ -125,12 +125,29 @@ typedef struct collect {
     arena *a;
 } collect;
 
-static void collect_metric(const metric *m, void *ctx) {
-    collect *c = ctx;
-    bool listed = m->kind != METRIC_HISTOGRAM && !coord_figures_many(m);
-    if (!listed || c->node->n_counters == COUNTERS_MAX) return;
-    Baton__V1__Counter *one = counter(c->a, m->name, m->labels, metric_get(m));
+/* name: lives as long as the message. */
+static void collect_value(collect *c, const char *name, const char *labels, int64_t value) {
+    if (!name || c->node->n_counters == COUNTERS_MAX) return;
+    Baton__V1__Counter *one = counter(c->a, name, labels, value);
     if (one) c->node->counters[c->node->n_counters++] = one;
+}
+
+static const char *joined(arena *a, const char *name, const char *suffix) {
+    char text[128];
+    int bytes = snprintf(text, sizeof text, "%s%s", name, suffix);
+    return arena_strndup(a, text, (size_t)bytes);
+}
+
+/* Those that `baton top` makes means of; the others are on /metrics. */
+static void collect_histogram(collect *c, const metric *m) {
+    if (strcmp(m->name, "baton_time_to_first_token_seconds") != 0 && strcmp(m->name, "baton_inter_token_latency_seconds") != 0) return;
+    collect_value(c, joined(c->a, m->name, "_count"), m->labels, metric_get(m));
+    collect_value(c, joined(c->a, m->name, "_sum"), m->labels, (int64_t)(metric_sum(m) * 1e6));
+}
+
+static void collect_metric(const metric *m, void *ctx) {
+    if (m->kind == METRIC_HISTOGRAM) collect_histogram(ctx, m);
+    else if (!coord_figures_many(m)) collect_value(ctx, m->name, m->labels, metric_get(m));
 }
 
 static Baton__V1__Node *describe_self(const coord_service *s, arena *a) {

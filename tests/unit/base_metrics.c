@@ -39,6 +39,7 @@ static void writes_families_and_buckets(void **state) {
     metric_show(&shown);
     assert_int_equal(metric_get(&crc), 2);
     assert_int_equal(metric_get(&seconds), 3);
+    assert_true(metric_sum(&seconds) == 0.01 + 1 + 100);
     char *text = written();
     assert_string_equal(text,
         "# HELP baton_test_shown_total Nothing yet.\n# TYPE baton_test_shown_total counter\nbaton_test_shown_total 0\n"
