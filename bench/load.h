@@ -104,7 +104,7 @@ typedef struct bench_load_record {
     status st;                   /* FAILED: with what */
     int64_t sent_us, first_us, last_us, end_us;     /* from the start; first and last token, 0: none came */
     int64_t retry_after_ms;      /* REFUSED: -1: no hint came */
-    int32_t tokens, cached, attempts;
+    int32_t tokens, cached, accepted, attempts;     /* accepted: guessed by speculation, by the last attempt */
     bool told;                   /* the server's timings came, ms */
     double tokenise, queue, prefill, transfer, ttft, decode;
 } bench_load_record;
@@ -159,6 +159,7 @@ typedef struct bench_load_figures {
     int64_t planned, sent, answered, refused, refused_with_hint, not_sent, unfinished, failed_count, short_answers;
     int64_t failed[ST_COUNT];
     int64_t prompt_tokens, cached_tokens, answer_tokens, retried;
+    int64_t whole_tokens, accepted_tokens;          /* of the answered; of them those that speculation guessed right */
     int64_t slow, slow_answered, slow_tokens;       /* slow readers, in nothing else */
     double seconds, good_seconds;    /* from the start to the end of the arrivals or the last answer, the later one; to
                                       * that of the last answer that met the SLO */
@@ -184,6 +185,8 @@ void bench_load_take(const bench_load *b, bench_load_slo slo, bench_load_figures
 
 /* Requests a second that met the SLO. */
 double bench_load_goodput(const bench_load_figures *f);
+/* Share of the answered tokens that speculation had guessed. */
+double bench_load_guessed(const bench_load_figures *f);
 
 /* ---- load_report.c -------------------------------------------------------------------------------------------- */
 

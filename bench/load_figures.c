@@ -36,6 +36,8 @@ static bool add_answer(bench_load_figures *f, const bench_load_request *q, const
     f->answered++;
     f->prompt_tokens += q->prompt;
     f->cached_tokens += r->cached;
+    f->whole_tokens += r->tokens;
+    f->accepted_tokens += r->accepted;
     f->short_answers += r->tokens < q->answer;
     f->retried += r->attempts > 1;
     bench_histogram_add(&f->ttft, r->first_us - q->at_us);
@@ -109,4 +111,8 @@ void bench_load_figures_of(const bench_load_plan *p, const bench_load_record *re
 
 double bench_load_goodput(const bench_load_figures *f) {
     return f->good_seconds > 0 ? (double)f->met / f->good_seconds : 0;
+}
+
+double bench_load_guessed(const bench_load_figures *f) {
+    return f->whole_tokens > 0 ? (double)f->accepted_tokens / (double)f->whole_tokens : 0;
 }

@@ -67,6 +67,16 @@ static void print_latencies(const bench_load_figures *f, FILE *out) {
     }
 }
 
+/* Answers to random prompts soon repeat themselves and are easily guessed, more so than answers to real ones. */
+static void print_guessed(const bench_load_figures *f, FILE *out) {
+    static const double much = 0.2;
+    fprintf(out, "speculation guessed %lld of %lld tokens of whole answers (%.1f %%)\n", (long long)f->accepted_tokens,
+            (long long)f->whole_tokens, bench_load_guessed(f) * 100);
+    if (bench_load_guessed(f) > much)
+        fprintf(out, "  answers to random prompts soon repeat themselves, so ITL and TPOT flatter:\n"
+                     "  compare with nodes of --speculate off (with --model: BATON_SPECULATE=off)\n");
+}
+
 static void print_nodes(const bench_load_figures *f, FILE *out) {
     for (int role = 0; role < BENCH_LOAD_ROLES; role++) {
         int64_t all_us = bench_load_nodes_us(&f->nodes, role);
@@ -89,6 +99,7 @@ void bench_load_text(const bench_load_figures *f, FILE *out) {
     fprintf(out, "tokens/s: %.1f of answers, %.1f of prompts (%.1f %% of them cached)\n", per_second(f, f->answer_tokens),
             per_second(f, f->prompt_tokens),
             f->prompt_tokens ? 100.0 * (double)f->cached_tokens / (double)f->prompt_tokens : 0);
+    print_guessed(f, out);
     if (f->told) {
         fprintf(out, "mean ms by stage:");
         for (int i = 0; i < STAGES; i++) fprintf(out, " %s %.1f", bench_load_stage_names[i], f->stage_ms[i]);
@@ -154,11 +165,13 @@ static json_t *nodes_json(const bench_load_figures *f) {
 
 status bench_load_json(const bench_load_figures *f, FILE *out, error *err) {
     json_t *all = json_pack(
-        "{s:o, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:f}", "requests", counts_json(f), "seconds", f->seconds,
+        "{s:o, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:f}", "requests", counts_json(f), "seconds", f->seconds,
         "answered_s", per_second(f, f->answered), "answer_tokens_s", per_second(f, f->answer_tokens), "prompt_tokens_s",
         per_second(f, f->prompt_tokens), "cached_tokens_s", per_second(f, f->cached_tokens), "slo",
         json_pack("{s:f, s:f, s:I, s:f, s:f}", "ttft_ms", f->slo.ttft_ms, "tpot_ms", f->slo.tpot_ms, "met",
                   (json_int_t)f->met, "share_met", share_met(f), "goodput_s", bench_load_goodput(f)),
+        "speculation", json_pack("{s:I, s:I, s:f}", "accepted_tokens", (json_int_t)f->accepted_tokens, "of_tokens",
+                                 (json_int_t)f->whole_tokens, "share", bench_load_guessed(f)),
         "stages_ms", stages_json(f), "nodes_s", nodes_json(f), "pieces", pieces_json(f), "client_cpu", f->client_cpu);
     if (!all) return error_set(err, ST_NO_MEMORY, "no memory for the report");
     latencies_json(f, all);

@@ -97,7 +97,10 @@ static void resume(void *arg) {
 
 static void take_finish(bench_load_record *r, const Baton__V1__Finish *f) {
     r->attempts = f->attempts;
-    if (f->usage) r->cached = f->usage->cached_tokens;
+    if (f->usage) {
+        r->cached = f->usage->cached_tokens;
+        r->accepted = f->usage->accepted_tokens;
+    }
     if (!f->timings) return;
     r->told = true;
     r->tokenise = f->timings->tokenise;

@@ -5,9 +5,9 @@ import json, tempfile
 from harness import *
 
 
-def bench(args, *flags, code=0):
+def bench(args, *flags, code=0, **variables):
     p = subprocess.run([args.baton, 'bench', 'load', '--json', *map(str, flags)], stdout=subprocess.PIPE,
-                       stderr=subprocess.PIPE, text=True, timeout=300)
+                       stderr=subprocess.PIPE, text=True, timeout=300, env=os.environ | variables)
     assert p.returncode == code, (p.returncode, p.stderr[-2000:])
     return json.loads(p.stdout) if code == 0 else p.stderr
 
@@ -55,6 +55,15 @@ def equal_hashes_are_equal_blocks(args, cluster):
     assert 2 * 512 <= cached < 2 * 528, r              # less than a page more is chance
 
 
+def guessed(args, cluster):
+    """What the answers' last messages say adds up to what the decode node has counted so far: nothing is placed again here."""
+    r = bench(args, '--server', cluster.server, '--rate', 50, '--requests', 4, '--prompt-lengths', 'fixed:64', '--answer-lengths', 'fixed:200')
+    counts(r, planned=4, answered=4)
+    s = r['speculation']
+    assert 0 < s['accepted_tokens'] < s['of_tokens'] == 800 and abs(s['share'] - s['accepted_tokens'] / 800) < 1e-6, s
+    wait_until(lambda: cluster.counter('decode-1', 'baton_node_accepted_tokens_total') == s['accepted_tokens'], 5, f'the node counts {s} too')
+
+
 def too_many_streams(args, cluster):
     r = bench(args, '--server', cluster.server, '--rate', 1000, '--requests', 8, '--burst', 8, '--streams', 2)
     counts(r, planned=8, sent=2, answered=2, not_sent=6)
@@ -90,8 +99,10 @@ def refused(args):
 
 
 def its_own_cluster(args):
-    r = bench(args, '--model', args.model, '--prefill', 0, '--rate', 50, '--requests', 5, '--prompt-lengths', 'fixed:40')
+    r = bench(args, '--model', args.model, '--prefill', 0, '--rate', 50, '--requests', 5, '--prompt-lengths', 'fixed:40',
+              BATON_SPECULATE='off', BATON_SPECULATE_ADAPT='false')
     counts(r, planned=5, answered=5)
+    assert r['speculation']['accepted_tokens'] == 0 < r['speculation']['of_tokens'], r     # BATON_SPECULATE was heard
     assert r['stages_ms']['kv_transfer'] == 0, r       # --prefill 0 was heard
     bench(args, '--model', args.model, '--server', '127.0.0.1:1', code=2)
     bench(args, '--server', '127.0.0.1:1', code=3)
@@ -99,8 +110,8 @@ def its_own_cluster(args):
 
 def main():
     args = arguments()
-    with Cluster(args) as cluster:
-        for story in (everything_arrives, too_many_streams, slow_readers, interrupted):
+    with Cluster(args, '--no-speculate-adapt') as cluster:       # guesses, however fast steps are
+        for story in (guessed, everything_arrives, too_many_streams, slow_readers, interrupted):
             story(args, cluster)
             cluster.pages_back(5)
             print(story.__name__, 'ok')

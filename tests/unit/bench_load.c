@@ -273,6 +273,39 @@ static void outcomes(void **state) {
     assert_true(f.piece[0].arrived == 6 && f.piece[0].answered == 1 && f.piece[0].met == 1 && f.told == 0);
 }
 
+static char *text_of(const bench_load_figures *f) {
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&text, &bytes);
+    bench_load_text(f, out);
+    fclose(out);
+    return text;
+}
+
+/* Of answers that ended; many make the report say what that does to its figures. */
+static void guessed_tokens(void **state) {
+    (void)state;
+    enum { N = 3 };
+    bench_load_request requests[N] = {{.prompt = 10, .answer = 10}, {.prompt = 10, .answer = 10}, {.prompt = 10, .answer = 10}};
+    bench_load_record records[N] = {
+        {.outcome = LOAD_ANSWERED, .tokens = 10, .accepted = 4},
+        {.outcome = LOAD_ANSWERED, .tokens = 10},
+        {.outcome = LOAD_UNFINISHED, .tokens = 10},
+    };
+    bench_load_plan p = {.requests = requests, .count = N, .end_us = 1000000};
+    static bench_load_figures f;
+    for (int accepted = 4; accepted <= 5; accepted++) {
+        records[0].accepted = accepted;
+        bench_load_figures_of(&p, records, NULL, (bench_load_slo){1000, 1000}, 1000000, 0, &f);
+        assert_true(f.accepted_tokens == accepted && f.whole_tokens == 20 && bench_load_guessed(&f) == accepted / 20.0);
+        char *text = text_of(&f);
+        assert_non_null(strstr(text, accepted == 5 ? "guessed 5 of 20 tokens of whole answers (25.0 %)" : "guessed 4 of 20 tokens"));
+        assert_true((strstr(text, "--speculate off") != NULL) == (accepted == 5));
+        free(text);
+    }
+    assert_true(bench_load_guessed(&(bench_load_figures){.planned = 1}) == 0);
+}
+
 /* Before and after; what is not an engine's time, or a coordinator's, is left out. */
 static void nodes_time(void **state) {
     (void)state;
@@ -312,6 +345,6 @@ int main(void) {
         cmocka_unit_test(histogram_against_sorted), cmocka_unit_test(histogram_edges), cmocka_unit_test(shapes),
         cmocka_unit_test(poisson), cmocka_unit_test(bursts_and_ends), cmocka_unit_test(traces), cmocka_unit_test(prompts),
         cmocka_unit_test(bad_traces), cmocka_unit_test(no_coordinated_omission), cmocka_unit_test(outcomes),
-        cmocka_unit_test(nodes_time)};
+        cmocka_unit_test(guessed_tokens), cmocka_unit_test(nodes_time)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
