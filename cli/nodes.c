@@ -12,7 +12,7 @@ static cli_exit role(const cli_options *o, const char *const *words, int count);
 static const config_row rows[] = {CLI_SERVER, CLI_CREDENTIAL, CLI_JSON};
 
 const cli_command cli_nodes = {
-    "nodes", "", "The processes of a cluster: roles, states, pages.", CLI_ROWS(rows), 0, 0, nodes};
+    "nodes", "", "The nodes of a cluster, and of its coordinators the one that was asked: roles, states, pages.", CLI_ROWS(rows), 0, 0, nodes};
 const cli_command cli_drain = {
     "drain", "NODE", "Gives a node no new work; its running answers move to another node, or finish.", CLI_ROWS(rows), 1,
     1,       drain};
