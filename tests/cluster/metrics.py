@@ -1,6 +1,6 @@
 """What operators see over HTTP: /metrics of a coordinator and of nodes, held against what the requests were, after a failover and
 a move, too; /healthz and /readyz while nodes come and go. promtool judges the text where it is there (tests/run.sh fetches it). And `baton top`."""
-import shutil, signal, subprocess, urllib.error, urllib.request
+import fcntl, pty, shutil, signal, struct, subprocess, termios, urllib.error, urllib.request
 
 from harness import *
 
@@ -157,6 +157,57 @@ def tenants():
         is_just(v, 'baton_placements_total', {'role="decode",reason="only"': 2, 'role="prefill",reason="local"': 2})
 
 
+def top(cluster, count, **variables):
+    """Its screens."""
+    done = subprocess.run([args.baton, 'top', '--server', cluster.server, '--count', str(count), '--interval-ms', '1200'], capture_output=True,
+                          text=True, timeout=60, env={k: v for k, v in os.environ.items() if k != 'COLUMNS'} | variables)
+    assert done.returncode == 0 and '\x1b' not in done.stdout, (done.stderr, done.stdout)
+    screens = done.stdout.split('baton top  ')[1:]
+    assert len(screens) == count, done.stdout
+    return screens
+
+
+def screens_of_top(cluster):
+    """Three screens while requests run, the first without rates; then as wide as COLUMNS says."""
+    load = subprocess.Popen([args.baton, 'bench', 'load', '--server', cluster.server, '--rate', '20', '--duration', '4', '--prompt-lengths', 'list:64',
+                             '--answer-lengths', 'list:16', '--json'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    first, _, last = top(cluster, 3)
+    load.communicate(timeout=120)
+    for screen in (first, last):
+        assert re.search(r'^prefill-1 +prefill +ready ', screen, re.M) and re.search(r'^decode-1 +decode +ready ', screen, re.M), screen
+        assert ' 0 failed since its start\n' in screen, screen
+    assert ' - requests/s in, - tokens/s out, mean TTFT -, mean ITL -\n' in first, first
+    assert len(re.findall(r'^\S+ +\S+ +ready +- .*\d/\d+( +-){6}$', first, re.M)) == 2, first
+    rates = re.search(r' ([\d.]+) requests/s in, (\d+) tokens/s out, mean TTFT ([\d.]+) ms, mean ITL ([\d.]+) ms\n', last)
+    assert rates and all(float(rates[k]) > 0 for k in (1, 2, 3)), last
+    v = values(cluster.http)
+    for name in 'baton_time_to_first_token_seconds', 'baton_inter_token_latency_seconds':
+        assert cluster.counter('coordinator-1', name + '_count') == v[name + '_count'] > 0, name
+        assert abs(cluster.counter('coordinator-1', name + '_sum') - v[name + '_sum'] * 1e6) < 2, name
+    for columns, shown in (20, 2), (40, 5), (80, 10), (99, 12), (100, 13), (160, 13):
+        screen = top(cluster, 1, COLUMNS=str(columns))[0]
+        lines = screen.split('\n')[1:]                        # the first one's words, "baton top", were split off
+        assert max(map(len, lines)) <= columns, (columns, screen)
+        heads = next(l for l in lines if l.startswith('NODE ')).replace('PAGES HELD', 'PAGES').split()
+        assert len(heads) == shown and ('Left' in screen) == (shown < 13), (columns, screen)
+    for word in 'RUN: ', 'WAIT: ', 'PAGES HELD: ', '# that', '+ only', '. free', 'IN: MB/s of KV', 'OUT: MB/s of KV':
+        assert word in ' '.join(lines), (word, screen)
+
+
+def screen_of_a_terminal(cluster):
+    """Its width counts, not that of COLUMNS."""
+    here, there = pty.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
+    subprocess.run([args.baton, 'top', '--server', cluster.server, '--count', '1'], stdout=there, timeout=60, check=True, env=os.environ | {'COLUMNS': '120'})
+    os.close(there)
+    screen = ''
+    with contextlib.suppress(OSError):                        # the other end is closed: all was read
+        while piece := os.read(here, 4096):
+            screen += piece.decode()
+    os.close(here)
+    assert re.search(r'WRITE/s CACHED\r\n', screen) and 'Ctrl-C ends.' in screen, screen
+
+
 began = time.monotonic()
 with Cluster(args, '--prefill', 1, '--decode', 1, *FLAGS) as cluster:
     here = cluster.http
@@ -205,15 +256,7 @@ with Cluster(args, '--prefill', 1, '--decode', 1, *FLAGS) as cluster:
     # who asks for an address that is taken is told
     second = subprocess.run([args.baton, 'up', '--model', args.model, '--listen', '127.0.0.1:0', '--http', here], capture_output=True, text=True, timeout=60)
     assert second.returncode == 1 and f'--http: cannot listen on {here}' in second.stderr, (second.returncode, second.stderr[-2000:])
-    # baton top: two screens, the second with rates; a stream of requests runs meanwhile
-    load = subprocess.Popen([args.baton, 'bench', 'load', '--server', cluster.server, '--rate', '20', '--duration', '4', '--prompt-lengths', 'list:64',
-                             '--answer-lengths', 'list:16', '--json'], stdout=subprocess.PIPE)
-    screens = subprocess.run([args.baton, 'top', '--server', cluster.server, '--count', '3', '--interval-ms', '1200'], capture_output=True, text=True, timeout=60)
-    assert screens.returncode == 0, screens.stderr
-    load.communicate(timeout=120)
-    first, *_, last = screens.stdout.split('baton top  ')[1:]
-    for screen in (first, last):
-        assert re.search(r'^prefill-1 +prefill +ready ', screen, re.M) and re.search(r'^decode-1 +decode +ready ', screen, re.M), screen
-    assert float(re.search(r'([\d.]+) requests/s', last)[1]) > 0 and not re.search(r'\x1b', last), last
+    screens_of_top(cluster)
+    screen_of_a_terminal(cluster)
 failover_and_move()
 tenants()
