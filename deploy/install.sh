@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Installs the Debian 12 packages baton is built from, those that are missing; nothing to do: no output
 # but one line, no network. With "tests" also what the tests need; with "ucx" what --kv-transport ucx is built from;
-# with "aarch64" only a compiler and an emulator for that, which tests/aarch64.sh runs.
+# with "aarch64" only a compiler and an emulator for that, which tests/aarch64.sh runs. With "runtime" only the libraries that
+# the built executable needs, with "etcd" only that server: what a host needs, and what deploy/hosts.sh sends this script for:
+#   ssh HOST bash -s runtime <deploy/install.sh
 set -euo pipefail
 
 packages=(build-essential cmake ninja-build pkg-config python3 python3-venv
@@ -13,6 +15,11 @@ elif [ "${1:-}" = ucx ]; then
     packages+=(libucx-dev)
 elif [ "${1:-}" = aarch64 ]; then
     packages=(cmake ninja-build gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user libxxhash-dev)
+elif [ "${1:-}" = runtime ]; then # tests/runtime_packages.sh holds it against what the executable is linked to
+    packages=(libgrpc29 libssl3 libprotobuf-c1 libpcre2-8-0 libutf8proc2 libfyaml0 libxxhash0 libjansson4 libhwloc15
+        libevent-2.1-7 libevent-pthreads-2.1-7)
+elif [ "${1:-}" = etcd ]; then
+    packages=(etcd-server)
 fi
 
 missing=()
@@ -30,5 +37,5 @@ if [ "$(id -u)" != 0 ]; then
 fi
 echo "packages: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
-$sudo apt-get update -qq
-$sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+$sudo apt-get update -qq </dev/null # stdin may be this script
+$sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null </dev/null
