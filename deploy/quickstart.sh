@@ -43,4 +43,6 @@ print(a["text"])
 print("    prompt read by %s, answer written by %s" % (a["nodes"]["prefill"], a["nodes"]["decode"]))
 print("    ms: queue %.1f, prefill %.1f, kv transfer %.1f, first token %.1f, decode %.1f"
       % (t["queue"], t["prefill"], t["kv_transfer"], t["ttft"], t["decode"]))'
-echo "done. Your own cluster:  ./build/baton up --model models/SmolLM2-135M-Instruct.Q4_1.gguf"
+stop
+trap - EXIT
+echo "done; the cluster has been stopped. Your own, until Ctrl-C:  ./build/baton up --model models/SmolLM2-135M-Instruct.Q4_1.gguf"
