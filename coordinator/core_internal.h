@@ -326,6 +326,8 @@ bool coord_route_apart(const coord_limits *limits, const coord_entry *nodes, int
 /* tries: for the request that coord_link_try() chose for it. */
 double coord_link_ms(const coord_links *l, int from, int to, bool tries, int64_t now_ms);
 void coord_link_learn(coord_links *l, int from, int to, double ms, int64_t now_ms);
+/* Nothing more was waited for: it is as slow as that at least, whatever it was before, and the next one goes elsewhere. */
+void coord_link_gave_up(coord_links *l, int from, int to, double ms, int64_t now_ms);
 void coord_link_forget(coord_links *l, int node);        /* those from it and to it */
 /* A request is about to be sent over it. true: it tries a link that was slow, and others wait for what it finds. */
 bool coord_link_try(coord_links *l, int from, int to, int64_t now_ms);

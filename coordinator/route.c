@@ -119,6 +119,12 @@ void coord_link_learn(coord_links *l, int from, int to, double ms, int64_t now_m
     *k = (coord_link){.from = (int16_t)from, .to = (int16_t)to, .known = true, .ms = (float)ms, .trust_ms = trust_ms, .since_ms = now_ms};
 }
 
+void coord_link_gave_up(coord_links *l, int from, int to, double ms, int64_t now_ms) {
+    coord_link *k = link_at(l, from, to);
+    if (is_of(k, from, to) && !k->tried) k->known = false;
+    coord_link_learn(l, from, to, ms, now_ms);
+}
+
 void coord_link_forget(coord_links *l, int node) {
     for (int i = 0; i < COORD_LINKS; i++)
         if (l->at[i].from == node || l->at[i].to == node) l->at[i].known = false;

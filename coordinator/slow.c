@@ -26,7 +26,7 @@ void coord_slow_due(coord_core *c, coord_request *r) {
         coord_core_watch(c, r, INT64_MAX);
         return;
     }
-    coord_link_learn(&c->links, prefill, decode, (double)took_ms / r->moving, c->now_ms);
+    coord_link_gave_up(&c->links, prefill, decode, (double)took_ms / r->moving, c->now_ms);
     log_write(LOG_WARN, r->id, "request.moves.slowly", "attempt=%u prefill=%d decode=%d tokens=%d ms=%" PRId64, r->attempt, prefill,
               decode, r->moving, took_ms);
     r->slow_moves++;

@@ -200,6 +200,11 @@ static void slow_links(void **state) {
     coord_link_learn(&links, 1, 0, 8.25, 12000);
     assert_float_equal(at(12000), 1.85, 1e-6);               /* one of many: a fifth */
     assert_true(at(12000 + 3000) < 1.85);                   /* soon again as at first */
+    coord_link_gave_up(&links, 1, 0, 20, 13000);
+    assert_float_equal(at(13000 + 2999), 20, 0);             /* in full, whatever it was before; and soon tried */
+    assert_true(coord_link_try(&links, 1, 0, 16000));
+    coord_link_gave_up(&links, 1, 0, 20, 18000);
+    assert_float_equal(at(18000 + 5999), 20, 0);             /* a trial */
     coord_link_learn(&links, 2, 0, 0.5, 0);
     assert_float_equal(coord_link_ms(&links, 2, 0, false, 1 << 30), 0.5, 1e-6);      /* a fast one is asked anyway */
 }
