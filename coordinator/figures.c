@@ -103,7 +103,11 @@ static coord_series tenants = {.metrics = tenant_metrics, .count = TENANT_METRIC
                                .rest_labels = "tenant=\"\""};
 
 bool coord_figures_many(const metric *m) {
-    return m->name == link_metrics[LINK_BYTES].name || m->name == tenant_metrics[TENANT_REQUESTS].name;
+    for (int i = 0; i < LINK_METRICS; i++)
+        if (m->name == link_metrics[i].name) return true;
+    for (int i = 0; i < TENANT_METRICS; i++)
+        if (m->name == tenant_metrics[i].name) return true;
+    return false;
 }
 
 metric *coord_figures_tenant(const char *credential) {
