@@ -77,12 +77,9 @@ static void on_topology(const ProtobufCMessage *m, void *user) {
 /* Before or after the load. A cluster that does not tell this caller is measured all the same. */
 static bool count_nodes(cli_client *c, bench_load_nodes *nodes, int sign) {
     enum { TIMEOUT_MS = 10000 };
-    static const rpc_method topology = {.path = "/baton.v1.Cluster/Topology", .kind = RPC_UNARY,
-                                        .request = &baton__v1__topology_request__descriptor,
-                                        .reply = &baton__v1__topology_result__descriptor};
     Baton__V1__TopologyRequest r = BATON__V1__TOPOLOGY_REQUEST__INIT;
     error err = {0};
-    status st = cli_client_call(c, &topology, &r.base, TIMEOUT_MS, on_topology, &(nodes_count){nodes, sign}, &err, NULL);
+    status st = cli_client_call(c, &cli_topology_method, &r.base, TIMEOUT_MS, on_topology, &(nodes_count){nodes, sign}, &err, NULL);
     if (st != ST_OK) fprintf(stderr, "where the nodes' time goes is not told: %s\n", err.text);
     return st == ST_OK;
 }

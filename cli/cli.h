@@ -315,6 +315,10 @@ status cli_resume_call(cli_client *c, const Baton__V1__GenerateRequest *request,
                        void (*on_message)(const ProtobufCMessage *m, void *user), void *user, error *err,
                        int64_t *retry_after_ms);
 
+/* ---- nodes.c ------------------------------------------------------------------------------------- */
+
+extern const rpc_method cli_topology_method;
+
 /* ---- generate.c, chat.c -------------------------------------------------------------------------- */
 
 extern const rpc_method cli_generate_method;

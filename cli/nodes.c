@@ -27,7 +27,7 @@ const cli_command cli_role = {
         .reply = &reply_##__descriptor                                                             \
     }
 
-static const rpc_method topology_method =
+const rpc_method cli_topology_method =
     CLUSTER_METHOD("Topology", baton__v1__topology_request, baton__v1__topology_result);
 static const rpc_method drain_method =
     CLUSTER_METHOD("Drain", baton__v1__node_request, baton__v1__node_result);
@@ -150,7 +150,7 @@ static cli_exit nodes(const cli_options *o, const char *const *words, int count)
     (void)words;
     (void)count;
     Baton__V1__TopologyRequest r = BATON__V1__TOPOLOGY_REQUEST__INIT;
-    return ask(o, &topology_method, &r.base, on_topology);
+    return ask(o, &cli_topology_method, &r.base, on_topology);
 }
 
 static cli_exit order(const cli_options *o, const rpc_method *method, const char *id) {
