@@ -172,13 +172,14 @@ static Baton__V1__Node *describe_self(const coord_service *s, arena *a) {
 /* The coordinator first, then every node that is, or was a while ago. NULL: no memory. */
 static Baton__V1__TopologyResult *describe_all(const coord_service *s, arena *a) {
     int count = cluster_view_count(s->view);
+    int64_t now_ms = clock_now_ms();
     Baton__V1__TopologyResult *t = arena_alloc(a, sizeof *t);
     if (!t) return NULL;
     baton__v1__topology_result__init(t);
     t->nodes = arena_alloc(a, ((size_t)count + 1) * sizeof *t->nodes);
     if (!t->nodes || !(t->nodes[t->n_nodes++] = describe_self(s, a))) return NULL;
     for (int i = 0; i < count; i++) {
-        if (!cluster_view_listed(s->view, i, clock_now_ms())) continue;
+        if (!cluster_view_listed(s->view, i, now_ms)) continue;
         Baton__V1__Node *n =
             describe(s, cluster_view_address(s->view, i), cluster_view_alive(s->view, i),
                      cluster_view_state(s->view, i), a);

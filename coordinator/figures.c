@@ -2,6 +2,7 @@
  * here. The buckets are those that vLLM has, so that http/aliases.c can give them its names. A branch of n counts as a
  * request of its own. */
 #include "coordinator/service.h"
+#include <string.h>
 
 static const double first_s[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560};
 static const double token_s[] = {.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80};
@@ -193,8 +194,10 @@ void coord_figures_finish(const coord_branch *b, status st) {
     if (given > 1) metric_observe(&mean, seconds(b->first_us, b->last_us) / (given - 1));
 }
 
-void coord_figures_load(const coord_core *core) {
+void coord_figures_load(const coord_core *core, coord_counts *shown) {
     coord_counts now = coord_core_counts(core);
+    if (memcmp(&now, shown, sizeof now) == 0) return;
+    *shown = now;
     metric_set(&waiting, now.waiting);
     metric_set(&waiting_tokens, now.waiting_tokens);
     metric_set(&placed, now.placed);
@@ -219,5 +222,5 @@ void coord_figures_open(const coord_core *core) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) metric_show(all[i]);
     coord_series_row(&links, NULL);
     coord_series_row(&tenants, NULL);
-    coord_figures_load(core);
+    coord_figures_load(core, &(coord_counts){.waiting = -1});
 }

@@ -190,7 +190,7 @@ void coord_service_settle(coord_service *s) {
         }
     }
     set_tick(s);
-    coord_figures_load(s->core);
+    coord_figures_load(s->core, &s->shown);
 }
 
 void coord_service_feed(coord_service *s, const coord_event *e) {

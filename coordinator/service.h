@@ -273,7 +273,8 @@ void coord_figures_computed(coord_branch *b, int reader, bool hold, int64_t from
 /* Its pages went from one node to another. The sender says so when all have arrived; who has answered by then does not ask. */
 void coord_figures_sent(const char *from, const char *to, const Baton__Node__V1__Sent *sent);
 void coord_figures_finish(const coord_branch *b, status st);
-void coord_figures_load(const coord_core *core);
+/* shown: what was at the last call. Most events of a request change nothing of it. */
+void coord_figures_load(const coord_core *core, coord_counts *shown);
 void coord_figures_ready(const int ready[COORD_DECODE + 1]);           /* nodes, by role */
 /* There may be ever so many of this metric's series. */
 bool coord_figures_many(const metric *m);
@@ -328,6 +329,7 @@ struct coord_service {
     coord_watcher *watchers;
     rpc_timer *watch_timer;
     int ready[COORD_DECODE + 1]; /* by role; atomic */
+    coord_counts shown;          /* on /metrics */
     unsigned char ready_as[CLUSTER_NODES_MAX];   /* the role each node is ready for, 0: it is not */
     bool draining, closed;
     rpc_timer *grace;
