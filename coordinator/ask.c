@@ -109,16 +109,34 @@ static int holder_of(coord_core *c, const coord_request *r, int to, const coord_
     for (int i = 0; i < c->nodes_end; i++) {
         n = &c->nodes[i];
         if (c->cached[i] <= (best < 0 ? 0 : c->cached[best]) || c->cached[i] + n->state.page_tokens < r->prompt_count) continue;
-        if (i != to && coord_route_has_room(n, COORD_DECODE, c->now_ms) && n->avoid_ms <= c->now_ms) best = i;
+        if (i != to && i != r->slow_to && coord_route_has_room(n, COORD_DECODE, c->now_ms) && n->avoid_ms <= c->now_ms) best = i;
     }
     return best >= 0 && (!reader || reader->cached + c->nodes[best].state.page_tokens < c->cached[best]) ? best : -1;
 }
 
+/* Who may be asked in that role, in c->rows; the end of a link that was too slow for it only if there is no other: slow.c. */
+static int candidates_for(coord_core *c, const coord_request *r, const coord_ask *a, coord_role role) {
+    coord_cost *rows = c->rows[role];
+    int count = coord_route_candidates(a, role, rows), kept = 0, slow = role == COORD_PREFILL ? r->slow_from : r->slow_to;
+    if (count == 1 || slow < 0) return count;
+    for (int i = 0; i < count; i++)
+        if (rows[i].node != slow) rows[kept++] = rows[i];
+    return kept;
+}
+
+/* Its pages were too slow on a link that has an end in common with this one, and it has waited for longer than half of what
+ * reading them here takes. */
+static bool better_here(const coord_core *c, const coord_request *r, const coord_ask *a, int decode) {
+    if (r->slow_to < 0 || c->limits.prefill == COORD_PREFILL_REMOTE) return false;
+    bool slow_again = decode == r->slow_to || (a->prefill && a->prefill->node == r->slow_from);
+    return slow_again && coord_route_here_ms(a, decode, c->cached[decode]) <= 2 * (double)(c->now_ms - r->moving_ms);
+}
+
 bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
     coord_ask ask = ask_for(c, r);
-    int decodes = coord_route_candidates(&ask, COORD_DECODE, c->rows[COORD_DECODE]);
+    int decodes = candidates_for(c, r, &ask, COORD_DECODE);
     if (decodes == 0) return false;
-    int prefills = coord_request_prompt_here(r) ? 0 : coord_route_candidates(&ask, COORD_PREFILL, c->rows[COORD_PREFILL]);
+    int prefills = coord_request_prompt_here(r) ? 0 : candidates_for(c, r, &ask, COORD_PREFILL);
     int any = c->rows[COORD_DECODE][0].node;
     ask.apart = coord_route_apart(&c->limits, c->nodes, c->nodes_end, any) && r->failures < COORD_APART_FAILURES;
     look_up(c, r, &ask);
@@ -131,6 +149,7 @@ bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
                              .local_tokens_max = coord_route_local_tokens(&ask, node)};
     if (out->local_tokens_max > c->limits.local_tokens_max && holder_of(c, r, node, ask.prefill) >= 0)
         out->local_tokens_max = c->limits.local_tokens_max;
+    if (better_here(c, r, &ask, node)) out->local_tokens_max = INT32_MAX;
     r->tries = r->tries || (ask.prefill && coord_link_try(&c->links, ask.prefill->node, node, c->now_ms));
     return true;
 }
@@ -142,7 +161,7 @@ int coord_ask_prefill(coord_core *c, coord_request *r, int to, int32_t moved, co
     a.tries = r->tries;
     bool strange = !r->apart && coord_route_apart(&c->limits, c->nodes, c->nodes_end, to);  /* since it was placed */
     bool nobody = strange || c->limits.prefill == COORD_PREFILL_LOCAL;
-    int candidates = nobody ? 0 : coord_route_candidates(&a, COORD_PREFILL, c->rows[COORD_PREFILL]);
+    int candidates = nobody ? 0 : candidates_for(c, r, &a, COORD_PREFILL);
     look_up(c, r, &a);
     const coord_cost *reader = choose(c, r, &a, COORD_PREFILL, candidates, sender_of(c, r), reason);
     int holder = holder_of(c, r, to, reader), node = holder >= 0 ? holder : reader ? reader->node : -1;

@@ -85,6 +85,7 @@ struct coord_request {
     int64_t slow_ms;             /* when its pages have moved for too long; INT64_MAX: they do not move */
     int64_t moving_ms;           /* since when */
     int32_t slow_moves;          /* how often they have */
+    int slow_from, slow_to;      /* the nodes of the attempt that ended by that, until another has landed; -1: none did */
     int64_t queued_ms;           /* when it came into the queue, the last time */
     coord_seat seat[SIDES];
     int64_t key[HEAPS];
@@ -307,7 +308,9 @@ typedef struct coord_ask {
 } coord_ask;
 
 void coord_route_average(coord_ask *a);
-/* It serves in that role, and was not heard to be full. */
+/* It is there in that role, and takes new requests. */
+bool coord_route_serves(const coord_entry *n, coord_role role);
+/* And was not heard to be full. */
 bool coord_route_has_room(const coord_entry *n, coord_role role, int64_t now_ms);
 /* Nodes of a role that may be asked, in order of their numbers. */
 int coord_route_candidates(const coord_ask *a, coord_role role, coord_cost *rows);
@@ -317,6 +320,8 @@ int coord_route_choose(const coord_ask *a, coord_cost *rows, int count);
 coord_reason coord_route_reason(const coord_limits *limits, const coord_cost *rows, int count, int chosen);
 /* How many uncached tokens the decode node is told to compute itself, at most. */
 int32_t coord_route_local_tokens(const coord_ask *a, int decode_node);
+/* Until it has read the prompt, of which it has so many tokens; by cost only, else 0. */
+double coord_route_here_ms(const coord_ask *a, int node, int32_t cached);
 void coord_route_explain(const coord_cost *rows, int count, coord_role role, coord_cost *out, int32_t *out_count);
 typedef enum coord_outlook { OUTLOOK_NONE, OUTLOOK_AVOIDED, OUTLOOK_GOOD } coord_outlook;
 /* What decode nodes there are at all, full ones included. */

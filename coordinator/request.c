@@ -70,6 +70,8 @@ static coord_request *create(const coord_core *c, const coord_event *e) {
                          .deadline_ms = e->submit.deadline_ms,
                          .retry_ms = INT64_MAX,
                          .slow_ms = INT64_MAX,
+                         .slow_from = -1,
+                         .slow_to = -1,
                          .reader = -1,
                          .holder = -1,
                          .seat = {{.node = -1}, {.node = -1}, {.node = -1}},
@@ -268,7 +270,7 @@ static void begin_prefill(coord_core *c, coord_request *r, int node, const coord
 /* Its node has what it will get. */
 static void decoding(coord_core *c, coord_request *r) {
     r->state = REQUEST_DECODING;
-    r->holder = -1;
+    r->holder = r->slow_from = r->slow_to = -1;
     r->tries = false;
     c->changed = c->changed || coord_move_leaves(&c->nodes[r->seat[SIDE_DECODE].node]);
 }

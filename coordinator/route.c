@@ -27,12 +27,12 @@ static const double NOMINAL_PREFILL_MS = 1.0;                /* a token, until a
 
 /* ---- who may ------------------------------------------------------------------------------------------- */
 
-static bool serves(const coord_entry *n, coord_role role) {
+bool coord_route_serves(const coord_entry *n, coord_role role) {
     return n->alive && !n->state.draining && n->state.role == role;
 }
 
 bool coord_route_has_room(const coord_entry *n, coord_role role, int64_t now_ms) {
-    return serves(n, role) && n->busy_ms <= now_ms && (role == COORD_PREFILL || n->placed < n->state.capacity);
+    return coord_route_serves(n, role) && n->busy_ms <= now_ms && (role == COORD_PREFILL || n->placed < n->state.capacity);
 }
 
 /* Held out in favour of others: but for half of those that serve at most. */
@@ -40,7 +40,7 @@ static bool others_first(const coord_ask *a, coord_role role) {
     int there = 0, fit = 0;
     for (int i = 0; i < a->count; i++) {
         const coord_entry *n = &a->nodes[i];
-        if (!serves(n, role)) continue;
+        if (!coord_route_serves(n, role)) continue;
         there++;
         fit += n->held_out_ms <= a->now_ms && n->avoid_ms <= a->now_ms;
     }
@@ -50,7 +50,7 @@ static bool others_first(const coord_ask *a, coord_role role) {
 coord_outlook coord_route_outlook(const coord_entry *nodes, int count, int64_t now_ms) {
     coord_outlook outlook = OUTLOOK_NONE;
     for (int i = 0; i < count && outlook != OUTLOOK_GOOD; i++)
-        if (serves(&nodes[i], COORD_DECODE))
+        if (coord_route_serves(&nodes[i], COORD_DECODE))
             outlook = nodes[i].avoid_ms <= now_ms ? OUTLOOK_GOOD : OUTLOOK_AVOIDED;
     return outlook;
 }
@@ -174,6 +174,10 @@ static double local_ms(const coord_ask *a, int node, int32_t tokens) {
 
 static double local_queue_ms(const coord_ask *a, int node) {
     return (double)a->nodes[node].computing * prefill_ms(a, node);
+}
+
+double coord_route_here_ms(const coord_ask *a, int node, int32_t cached) {
+    return local_queue_ms(a, node) + uncached(a, cached) * prefill_ms(a, node);
 }
 
 static void cost_prefill(const coord_ask *a, coord_cost *r) {

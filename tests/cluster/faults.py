@@ -212,7 +212,8 @@ def page(args, rows, failed):
 
 Two coordinators, two prefill and two decode nodes and three members of etcd, each in a network namespace of its own; {CLIENTS} clients wait for
 {STREAMS} answers each, ask {args.requests} requests or more while a fault lasts, and go on at the other coordinator when a stream breaks. Every answer is
-compared with the one of a run without a fault, token by token with its logprob. What the columns say, and what else is checked:
+compared with the one of a run without a fault, token by token with its logprob. Placed again are those whose attempt failed; leaving a
+slow link is no failure. What the columns say, and what else is checked:
 [faults.py](faults.py), which wrote this:
 
     build/venv/bin/python tests/cluster/faults.py --model {os.path.relpath(args.model, ROOT)} --requests {args.requests} --answer {args.answer} --table tests/cluster/FAULTS.md

@@ -113,22 +113,56 @@ static void refusals_never_exhaust_attempts(void **state) {
 static void pages_that_move_slowly(void **state) {
     (void)state;
     coord_counts counts;
-    STORY_COUNTS(&limits, &counts, NODES,
-          {"submit 1", "D1.1>0:10,L4"},
+    limits.prefill = COORD_PREFILL_REMOTE;
+    STORY_COUNTS(&limits, &counts, NODES,        /* one link, and nobody else may read it: twice the time */
+          {"submit 1", "D1.1>0:10,L0"},
           {"reserved 1.1 0/10", "P1.1>1:0-10"},
           {"at 500", ""},
           {"first 1.1 @10 7", "E1@10:7"},
           {"at 2499", ""},
-          {"at 2500", "xD1.1>0 xP1.1>1 D1.2>0:11,L4"},
+          {"at 2500", "xD1.1>0 xP1.1>1 D1.2>0:11,L0"},
           {"landed 1.1", ""},
           {"reserved 1.2 0/10", "P1.2>1:0-10+1"},
           {"first 1.2 @11 8", "E1@11:8"},
-          {"at 22499", ""},                      /* 2 * (2000 + 4 * 10 tokens * 200 ms) */
-          {"at 22500", "xD1.2>0 xP1.2>1 D1.3>0:12,L4"},
+          {"at 14499", ""},                      /* 2 * (2000 + 2 * 10 tokens * 200 ms) */
+          {"at 14500", "xD1.2>0 xP1.2>1 D1.3>0:12,L0"},
           {"lost 0", "xD1.3>0"});
     assert_int_equal(counts.again[COORD_AGAIN_SLOW], 2);
     assert_int_equal(counts.again[ST_PEER_LOST], 1);
     assert_int_equal(counts.retries, 1);
+    limits.prefill = COORD_PREFILL_AUTO;
+    STORY(&limits, NODES,                        /* one link: the decode node reads it */
+          {"submit 1", "D1.1>0:10,L4"},
+          {"reserved 1.1 0/10", "P1.1>1:0-10"},
+          {"first 1.1 @10 7", "E1@10:7"},
+          {"at 2000", "xD1.1>0 xP1.1>1 D1.2>0:11,L*"},
+          {"reserved 1.2 0/0", ""},
+          {"lost 0", "xD1.2>0"},
+          {"node 0 D epoch=2", "D1.3>0:11,L4"}); /* that it was slow is forgotten once it had its pages */
+    STORY(&limits, NODES,                        /* neither end again, though both have less to do */
+          {"submit 1", "D1.1>0:10,L4"},
+          {"reserved 1.1 0/10", "P1.1>1:0-10"},
+          {"node 2 D", ""},
+          {"node 3 P", ""},
+          {"submit 2", "D2.1>2:10,L4"},
+          {"reserved 2.1 0/10", "P2.1>3:0-10"},
+          {"first 1.1 @10 7", "E1@10:7"},
+          {"at 2000", "xD1.1>0 xP1.1>1 D1.2>2:11,L4"},
+          {"reserved 1.2 0/11", "P1.2>3:0-11+1"});
+    STORY(&limits, NODES,                        /* who finds a link slow makes nobody else wait longer */
+          {"submit 1", "D1.1>0:10,L4"},
+          {"reserved 1.1 0/10", "P1.1>1:0-10"},
+          {"sent 1.1", ""},
+          {"submit 2", "D2.1>0:10,L4"},
+          {"reserved 2.1 0/10", "P2.1>1:0-10"},
+          {"submit 3", "D3.1>0:10,L4"},
+          {"reserved 3.1 0/10", "P3.1>1:0-10"},
+          {"node 2 D", ""},
+          {"first 2.1 @10 7", "E2@10:7"},
+          {"at 2000", "xD2.1>0 xP2.1>1 D2.2>2:11,L*"},
+          {"first 3.1 @10 7", "E3@10:7"},
+          {"at 4199", ""},                       /* 2000 + 2 * 10 tokens * 10 ms: a link that nothing is known of */
+          {"at 4200", "xD3.1>0 xP3.1>1 D3.2>2:11,L*"});
     STORY(&limits, NODES,                        /* that they are there is not yet known: nobody else can say so sooner */
           {"submit 1", "D1.1>0:10,L4"},
           {"reserved 1.1 0/10", "P1.1>1:0-10"},
