@@ -146,7 +146,7 @@ typedef enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG } log_level;
 
 /* Name of this process in every line ("prefill-1"), and the least urgent level that is written.
  * Lines go to stderr: `2026-11-22T02:54:00.123Z INFO decode-1 req=ID event key=value ...`.
- * A line that cannot be written (disk full) is dropped and counted (log_dropped). */
+ * A line that cannot be written (disk full) is dropped and counted: log_dropped(), and in /metrics. */
 void log_setup(const char *process, log_level level);
 bool log_level_parse(const char *text, log_level *out);
 int64_t log_dropped(void);

@@ -1,20 +1,22 @@
 /* log.c -- one line an event to stderr, written with one write(2) so that lines of several threads and
  * processes do not mix. What cannot be written is dropped and counted: logging never stops serving. */
 #include "base/base.h"
-#include <stdatomic.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 static char process_name[48] = "baton";
 static log_level least = LOG_INFO;
-static _Atomic int64_t dropped;
+
+METRIC(dropped, "baton_log_lines_dropped_total", NULL, METRIC_COUNTER,
+       "lines of the log that could not be written: a full disk, a pipe that nobody reads");
 
 static const char *const level_names[] = {"ERROR", "WARN", "INFO", "DEBUG"};
 
 void log_setup(const char *process, log_level level) {
     snprintf(process_name, sizeof process_name, "%s", process);
     least = level;
+    metric_show(&dropped);
 }
 
 bool log_level_parse(const char *text, log_level *out) {
@@ -27,7 +29,7 @@ bool log_level_parse(const char *text, log_level *out) {
     return false;
 }
 
-int64_t log_dropped(void) { return atomic_load(&dropped); }
+int64_t log_dropped(void) { return metric_get(&dropped); }
 
 /* "2026-11-22T02:54:00", worked out once a second: it costs as much as the rest of a line. */
 static const char *date_of(time_t second) {
@@ -58,5 +60,5 @@ void log_write(log_level level, const char *id, const char *event, const char *f
     for (size_t i = 0; i < used; i++)
         if ((unsigned char)line[i] < ' ') line[i] = ' '; /* a value can not start a line of its own */
     line[used++] = '\n';
-    if (write(STDERR_FILENO, line, used) != (ssize_t)used) atomic_fetch_add(&dropped, 1);
+    if (write(STDERR_FILENO, line, used) != (ssize_t)used) metric_add(&dropped, 1);
 }

@@ -7,6 +7,9 @@ target_link_libraries(tiny_model PRIVATE engine)
 set(tiny_model ${CMAKE_CURRENT_BINARY_DIR}/tiny.gguf)
 add_custom_command(TARGET tiny_model POST_BUILD COMMAND tiny_model ${tiny_model})
 
+add_library(shifted_clock MODULE cluster/shifted_clock.c)
+target_link_libraries(shifted_clock PRIVATE ${CMAKE_DL_LIBS})
+
 # baton_story(test-name script model flags...)
 function(baton_story name script model)
   add_test(NAME cluster/${name}
@@ -42,6 +45,8 @@ if(SANITIZE STREQUAL "")
   baton_story(etcd etcd ${tiny_model})
   baton_story(scaling scaling ${tiny_model} --route least-loaded --spread 60)
   baton_story(faults_few faults ${tiny_model} --cells few --requests 96 --answer 150)
+  baton_story(wall_clock wall_clock ${tiny_model} --shifted-clock $<TARGET_FILE:shifted_clock>)
+  baton_story(disk_full disk_full ${tiny_model})
   baton_story(metrics metrics ${tiny_model})
   baton_story(tenant_timing tenant_timing ${tiny_model} --trials 20)
   baton_story(service service ${tiny_model})
@@ -71,7 +76,7 @@ if(SANITIZE STREQUAL "")
   baton_story(faults faults ${tiny_model} --table ${CMAKE_BINARY_DIR}/faults.md)
   baton_story(held held ${BATON_MODEL} --prompt 500 --tokens 150 --policy auto)
   set_tests_properties(cluster/ranks_netns cluster/ranks_netns_tiny cluster/etcd cluster/etcd_away cluster/hosts cluster/faults_few
-    cluster/faults cluster/scaling cluster/scaling_long PROPERTIES SKIP_RETURN_CODE 77)
+    cluster/faults cluster/scaling cluster/scaling_long cluster/disk_full PROPERTIES SKIP_RETURN_CODE 77)
   foreach(name cancel_long layouts_long ${long} schedules checker checker_model memory kv_types ranks ranks_3 ranks_netns faults held
     etcd_away scaling_long tenant_timing_long)
     set_tests_properties(cluster/${name} PROPERTIES LABELS "story;long")

@@ -54,10 +54,10 @@ def each_says_its_own(*addresses):
 
 
 # What a node or a coordinator counts is there before it was counted: an alert on its increase sees the first one, too.
-CALLS = [f'baton_calls_refused_total{{reason="{r}"}}' for r in ('no_credential', 'wrong_credential', 'not_allowed')]
+EACH = ['baton_log_lines_dropped_total', *(f'baton_calls_refused_total{{reason="{r}"}}' for r in ('no_credential', 'wrong_credential', 'not_allowed'))]
 KV = ['baton_kv_bytes_sent_total', 'baton_kv_frames_sent_total', 'baton_kv_bytes_received_total', 'baton_kv_frames_received_total', 'baton_kv_links',
       *(f'baton_kv_frames_refused_total{{reason="{r}"}}' for r in ('crc', 'epoch', 'ticket', 'bounds', 'type', 'duplicate', 'header', 'sealing', 'tag', 'replay'))]
-NODE = [*CALLS, *KV, 'baton_node_steps_total', 'baton_node_tokens_total{kind="prefill"}', 'baton_node_tokens_total{kind="decode"}',
+NODE = [*EACH, *KV, 'baton_node_steps_total', 'baton_node_tokens_total{kind="prefill"}', 'baton_node_tokens_total{kind="decode"}',
         'baton_node_step_tokens_count', 'baton_node_landed_tokens_total', 'baton_node_promotions_total', 'baton_node_readers_slow_total',
         'baton_node_requests_total{status="ST_OK"}', 'baton_node_requests_total{status="ST_DEVICE"}',
         *(f'baton_node_{what}_total{{proposed="{p}"}}' for what in ('decode_seconds', 'decoded_tokens') for p in ('no', 'yes')),
@@ -68,7 +68,7 @@ SPECULATE = ['baton_node_speculated_steps_total', 'baton_node_proposed_tokens_to
 
 
 def begin_as_zero(here, prefill, decode):
-    for address, names in ((here, CALLS), (prefill, NODE), (decode, NODE + SPECULATE)):
+    for address, names in ((here, EACH), (prefill, NODE), (decode, NODE + SPECULATE)):
         v = values(address)
         missing = [name for name in names if name not in v]
         assert not missing, (address, missing)
