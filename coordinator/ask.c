@@ -1,6 +1,7 @@
 /* ask.c -- what the router is asked for a request: gathers what a choice depends on (route.c is pure and takes values),
  * and remembers, for a request that wants to know, what was compared. */
 #include "coordinator/core_internal.h"
+#include <math.h>
 #include <string.h>
 
 /* ---- under which numbers nodes cache a prompt ---------------------------------------------------------- */
@@ -150,6 +151,7 @@ bool coord_ask_decode(coord_core *c, coord_request *r, coord_placement *out) {
     if (out->local_tokens_max > c->limits.local_tokens_max && holder_of(c, r, node, ask.prefill) >= 0)
         out->local_tokens_max = c->limits.local_tokens_max;
     if (better_here(c, r, &ask, node)) out->local_tokens_max = INT32_MAX;
+    r->link_ms = ask.prefill ? coord_link_ms(&c->links, ask.prefill->node, node, r->tries, c->now_ms) : INFINITY;
     r->tries = r->tries || (ask.prefill && coord_link_try(&c->links, ask.prefill->node, node, c->now_ms));
     return true;
 }

@@ -84,7 +84,8 @@ struct coord_request {
     int64_t deadline_ms, retry_ms;           /* INT64_MAX: none; not delayed */
     int64_t slow_ms;             /* when its pages have moved for too long; INT64_MAX: they do not move */
     int64_t moving_ms;           /* since when */
-    int32_t slow_moves;          /* how often they have */
+    double link_ms;              /* ms a token its link was known for when the decode node was chosen; INFINITY: no prefill node */
+    int32_t slow_moves;          /* how often they have moved for too long */
     int slow_from, slow_to;      /* the nodes of the attempt that ended by that, until another has landed; -1: none did */
     int64_t queued_ms;           /* when it came into the queue, the last time */
     coord_seat seat[SIDES];
@@ -308,9 +309,7 @@ typedef struct coord_ask {
 } coord_ask;
 
 void coord_route_average(coord_ask *a);
-/* It is there in that role, and takes new requests. */
-bool coord_route_serves(const coord_entry *n, coord_role role);
-/* And was not heard to be full. */
+/* It serves in that role, and was not heard to be full. */
 bool coord_route_has_room(const coord_entry *n, coord_role role, int64_t now_ms);
 /* Nodes of a role that may be asked, in order of their numbers. */
 int coord_route_candidates(const coord_ask *a, coord_role role, coord_cost *rows);
@@ -331,7 +330,7 @@ bool coord_route_apart(const coord_limits *limits, const coord_entry *nodes, int
 /* tries: for the request that coord_link_try() chose for it. */
 double coord_link_ms(const coord_links *l, int from, int to, bool tries, int64_t now_ms);
 void coord_link_learn(coord_links *l, int from, int to, double ms, int64_t now_ms);
-/* Nothing more was waited for: it is as slow as that at least, whatever it was before, and the next one goes elsewhere. */
+/* It was waited for in vain: it is as slow as that, or as it was if that is slower, and the next one goes elsewhere. */
 void coord_link_gave_up(coord_links *l, int from, int to, double ms, int64_t now_ms);
 void coord_link_forget(coord_links *l, int node);        /* those from it and to it */
 /* A request is about to be sent over it. true: it tries a link that was slow, and others wait for what it finds. */

@@ -27,12 +27,12 @@ static const double NOMINAL_PREFILL_MS = 1.0;                /* a token, until a
 
 /* ---- who may ------------------------------------------------------------------------------------------- */
 
-bool coord_route_serves(const coord_entry *n, coord_role role) {
+static bool serves(const coord_entry *n, coord_role role) {
     return n->alive && !n->state.draining && n->state.role == role;
 }
 
 bool coord_route_has_room(const coord_entry *n, coord_role role, int64_t now_ms) {
-    return coord_route_serves(n, role) && n->busy_ms <= now_ms && (role == COORD_PREFILL || n->placed < n->state.capacity);
+    return serves(n, role) && n->busy_ms <= now_ms && (role == COORD_PREFILL || n->placed < n->state.capacity);
 }
 
 /* Held out in favour of others: but for half of those that serve at most. */
@@ -40,7 +40,7 @@ static bool others_first(const coord_ask *a, coord_role role) {
     int there = 0, fit = 0;
     for (int i = 0; i < a->count; i++) {
         const coord_entry *n = &a->nodes[i];
-        if (!coord_route_serves(n, role)) continue;
+        if (!serves(n, role)) continue;
         there++;
         fit += n->held_out_ms <= a->now_ms && n->avoid_ms <= a->now_ms;
     }
@@ -50,7 +50,7 @@ static bool others_first(const coord_ask *a, coord_role role) {
 coord_outlook coord_route_outlook(const coord_entry *nodes, int count, int64_t now_ms) {
     coord_outlook outlook = OUTLOOK_NONE;
     for (int i = 0; i < count && outlook != OUTLOOK_GOOD; i++)
-        if (coord_route_serves(&nodes[i], COORD_DECODE))
+        if (serves(&nodes[i], COORD_DECODE))
             outlook = nodes[i].avoid_ms <= now_ms ? OUTLOOK_GOOD : OUTLOOK_AVOIDED;
     return outlook;
 }
@@ -121,7 +121,9 @@ void coord_link_learn(coord_links *l, int from, int to, double ms, int64_t now_m
 
 void coord_link_gave_up(coord_links *l, int from, int to, double ms, int64_t now_ms) {
     coord_link *k = link_at(l, from, to);
-    if (is_of(k, from, to) && !k->tried) k->known = false;
+    bool known = is_of(k, from, to);
+    if (known && ms < k->ms) ms = k->ms;
+    if (known && !k->tried) k->known = false;
     coord_link_learn(l, from, to, ms, now_ms);
 }
 

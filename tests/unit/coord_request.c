@@ -124,8 +124,8 @@ static void pages_that_move_slowly(void **state) {
           {"landed 1.1", ""},
           {"reserved 1.2 0/10", "P1.2>1:0-10+1"},
           {"first 1.2 @11 8", "E1@11:8"},
-          {"at 14499", ""},                      /* 2 * (2000 + 2 * 10 tokens * 200 ms) */
-          {"at 14500", "xD1.2>0 xP1.2>1 D1.3>0:12,L0"},
+          {"at 30499", ""},                      /* 2 * (2000 + 3 * 10 tokens * 400 ms): twice what was waited */
+          {"at 30500", "xD1.2>0 xP1.2>1 D1.3>0:12,L0"},
           {"lost 0", "xD1.3>0"});
     assert_int_equal(counts.again[COORD_AGAIN_SLOW], 2);
     assert_int_equal(counts.again[ST_PEER_LOST], 1);
@@ -161,8 +161,8 @@ static void pages_that_move_slowly(void **state) {
           {"first 2.1 @10 7", "E2@10:7"},
           {"at 2000", "xD2.1>0 xP2.1>1 D2.2>2:11,L*"},
           {"first 3.1 @10 7", "E3@10:7"},
-          {"at 4199", ""},                       /* 2000 + 2 * 10 tokens * 10 ms: a link that nothing is known of */
-          {"at 4200", "xD3.1>0 xP3.1>1 D3.2>2:11,L*"});
+          {"at 3999", ""},
+          {"at 4000", "xD3.1>0 xP3.1>1 D3.2>2:11,L*"});
     STORY(&limits, NODES,                        /* that they are there is not yet known: nobody else can say so sooner */
           {"submit 1", "D1.1>0:10,L4"},
           {"reserved 1.1 0/10", "P1.1>1:0-10"},

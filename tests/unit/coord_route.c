@@ -205,6 +205,8 @@ static void slow_links(void **state) {
     assert_true(coord_link_try(&links, 1, 0, 16000));
     coord_link_gave_up(&links, 1, 0, 20, 18000);
     assert_float_equal(at(18000 + 5999), 20, 0);             /* a trial */
+    coord_link_gave_up(&links, 1, 0, 5, 18500);
+    assert_float_equal(at(18500), 20, 0);                    /* as slow as that at least says nothing against slower */
     coord_link_learn(&links, 2, 0, 0.5, 0);
     assert_float_equal(coord_link_ms(&links, 2, 0, false, 1 << 30), 0.5, 1e-6);      /* a fast one is asked anyway */
 }
