@@ -330,7 +330,8 @@ bool coord_route_apart(const coord_limits *limits, const coord_entry *nodes, int
 /* tries: for the request that coord_link_try() chose for it. */
 double coord_link_ms(const coord_links *l, int from, int to, bool tries, int64_t now_ms);
 void coord_link_learn(coord_links *l, int from, int to, double ms, int64_t now_ms);
-/* It was waited for in vain: it is as slow as that, or as it was if that is slower, and the next one goes elsewhere. */
+/* It was waited for in vain: it is as slow as that, or as it was if that is slower, and the next one goes elsewhere. A guess,
+ * so it is not in the average. */
 void coord_link_gave_up(coord_links *l, int from, int to, double ms, int64_t now_ms);
 void coord_link_forget(coord_links *l, int node);        /* those from it and to it */
 /* A request is about to be sent over it. true: it tries a link that was slow, and others wait for what it finds. */

@@ -109,14 +109,18 @@ bool coord_link_try(coord_links *l, int from, int to, int64_t now_ms) {
     return k->tried = true;
 }
 
-void coord_link_learn(coord_links *l, int from, int to, double ms, int64_t now_ms) {
+static void learn(coord_links *l, int from, int to, double ms, int64_t now_ms) {
     coord_link *k = link_at(l, from, to);
-    l->mean_ms = l->learned ? l->mean_ms + 0.05 * (ms - l->mean_ms) : ms;
-    l->learned = true;
     bool known = is_of(k, from, to), still = known && k->tried && ms > k->ms / 2 && ms > l->mean_ms;
     int32_t trust_ms = !still ? TRUST_MS : k->trust_ms < TRUST_MAX_MS ? 2 * k->trust_ms : TRUST_MAX_MS;
     if (known && !k->tried) ms = k->ms + 0.2 * (ms - k->ms), trust_ms = k->trust_ms;
     *k = (coord_link){.from = (int16_t)from, .to = (int16_t)to, .known = true, .ms = (float)ms, .trust_ms = trust_ms, .since_ms = now_ms};
+}
+
+void coord_link_learn(coord_links *l, int from, int to, double ms, int64_t now_ms) {
+    l->mean_ms = l->learned ? l->mean_ms + 0.05 * (ms - l->mean_ms) : ms;
+    l->learned = true;
+    learn(l, from, to, ms, now_ms);
 }
 
 void coord_link_gave_up(coord_links *l, int from, int to, double ms, int64_t now_ms) {
@@ -124,7 +128,7 @@ void coord_link_gave_up(coord_links *l, int from, int to, double ms, int64_t now
     bool known = is_of(k, from, to);
     if (known && ms < k->ms) ms = k->ms;
     if (known && !k->tried) k->known = false;
-    coord_link_learn(l, from, to, ms, now_ms);
+    learn(l, from, to, ms, now_ms);
 }
 
 void coord_link_forget(coord_links *l, int node) {

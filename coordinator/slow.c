@@ -11,7 +11,7 @@
 #include <inttypes.h>
 
 static int64_t limit_ms(const coord_core *c, const coord_request *r) {
-    enum { LEAST_MS = 2000, TIMES = 3, DOUBLED_MAX = 8 };
+    enum { LEAST_MS = 2000, TIMES = 2, DOUBLED_MAX = 8 };
     double ms = coord_link_ms(&c->links, r->seat[SIDE_PREFILL].node, r->seat[SIDE_DECODE].node, r->tries, c->now_ms);
     if (r->link_ms < ms) ms = r->link_ms;
     return (int64_t)(LEAST_MS + TIMES * ms * r->moving) << (r->slow_moves < DOUBLED_MAX ? r->slow_moves : DOUBLED_MAX);

@@ -124,8 +124,8 @@ static void pages_that_move_slowly(void **state) {
           {"landed 1.1", ""},
           {"reserved 1.2 0/10", "P1.2>1:0-10+1"},
           {"first 1.2 @11 8", "E1@11:8"},
-          {"at 30499", ""},                      /* 2 * (2000 + 3 * 10 tokens * 400 ms): twice what was waited */
-          {"at 30500", "xD1.2>0 xP1.2>1 D1.3>0:12,L0"},
+          {"at 22499", ""},                      /* 2 * (2000 + 2 * 10 tokens * 400 ms): twice what was waited */
+          {"at 22500", "xD1.2>0 xP1.2>1 D1.3>0:12,L0"},
           {"lost 0", "xD1.3>0"});
     assert_int_equal(counts.again[COORD_AGAIN_SLOW], 2);
     assert_int_equal(counts.again[ST_PEER_LOST], 1);

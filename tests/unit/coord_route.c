@@ -200,7 +200,9 @@ static void slow_links(void **state) {
     coord_link_learn(&links, 1, 0, 8.25, 12000);
     assert_float_equal(at(12000), 1.85, 1e-6);               /* one of many: a fifth */
     assert_true(at(12000 + 3000) < 1.85);                   /* soon again as at first */
+    mean = links.mean_ms;
     coord_link_gave_up(&links, 1, 0, 20, 13000);
+    assert_float_equal(links.mean_ms, mean, 0);
     assert_float_equal(at(13000 + 2999), 20, 0);             /* in full, whatever it was before; and soon tried */
     assert_true(coord_link_try(&links, 1, 0, 16000));
     coord_link_gave_up(&links, 1, 0, 20, 18000);
