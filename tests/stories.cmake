@@ -76,7 +76,7 @@ if(SANITIZE STREQUAL "")
   baton_story(faults faults ${tiny_model} --table ${CMAKE_BINARY_DIR}/faults.md)
   baton_story(held held ${BATON_MODEL} --prompt 500 --tokens 150 --policy auto)
   set_tests_properties(cluster/ranks_netns cluster/ranks_netns_tiny cluster/etcd cluster/etcd_away cluster/hosts cluster/faults_few
-    cluster/faults cluster/scaling cluster/scaling_long cluster/disk_full PROPERTIES SKIP_RETURN_CODE 77)
+    cluster/faults cluster/scaling cluster/scaling_long cluster/disk_full cluster/wall_clock PROPERTIES SKIP_RETURN_CODE 77)
   foreach(name cancel_long layouts_long ${long} schedules checker checker_model memory kv_types ranks ranks_3 ranks_netns faults held
     etcd_away scaling_long tenant_timing_long)
     set_tests_properties(cluster/${name} PROPERTIES LABELS "story;long")

@@ -299,9 +299,7 @@ def one_of_three_dead(args, directory):
 
 def main():
     args = arguments(away=0)
-    if not shutil.which('etcd'):
-        print('skipped: no etcd (deploy/install.sh tests)')
-        sys.exit(77)
+    needs('etcd', 'etcd-server')
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix='bt-etcd-') as directory:
         os.mkdir(f'{directory}/one'), os.mkdir(f'{directory}/three')

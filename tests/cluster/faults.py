@@ -16,7 +16,7 @@ over HELD_UP_S the figure is void.
 
 Exits with 77 where namespaces are not permitted.
 """
-import collections, contextlib, shutil, tempfile
+import collections, contextlib, tempfile
 
 from cable import *
 from crew import *
@@ -264,8 +264,7 @@ def main():
     args = arguments(cells='all', requests=800, answer=300, table='', logs='')
     permitted()
     for tool, package in (('etcd', 'etcd-server'), ('nft', 'nftables'), ('tc', 'iproute2')):
-        if not shutil.which(tool):
-            skip(f'no `{tool}` here (package {package})')
+        needs(tool, package)
     if lacking():
         skip(f'this kernel cannot break a cable: {lacking()}')
     names = {'all': [f'{f}/{v}' for f in FAULTS for v in VICTIMS[f]], 'few': FEW}.get(args.cells) or args.cells.split(',')

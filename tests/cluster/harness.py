@@ -3,7 +3,7 @@
 A story is a script: it starts a Cluster, does something to it, and checks what a user would see. It runs
 under ctest as `python story.py --baton build/baton --model FILE`, and by hand the same way.
 """
-import argparse, atexit, collections, contextlib, functools, importlib, os, pathlib, re, signal, socket, subprocess, sys, tempfile, time
+import argparse, atexit, collections, contextlib, functools, importlib, os, pathlib, re, shutil, signal, socket, subprocess, sys, tempfile, time
 
 import grpc
 from grpc_tools import protoc
@@ -31,6 +31,16 @@ def arguments(**more):
     for name, default in more.items():
         p.add_argument('--' + name.replace('_', '-'), type=type(default), default=default)
     return p.parse_args()
+
+
+def skip(why):
+    print(f'skipped: {why}')
+    sys.exit(77)                                         # SKIP_RETURN_CODE in stories.cmake
+
+
+def needs(tool, package):
+    if not shutil.which(tool):
+        skip(f'no `{tool}` here (package {package})')
 
 
 def wait_until(true, seconds, what, every=0.02):

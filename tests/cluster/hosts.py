@@ -7,7 +7,7 @@ deploy/README.md as it stands there, but for its addresses.
           |-- bt-b-PID  e2, p1
           `-- bt-c-PID  e3, d1
 """
-import json, shutil, tarfile
+import json, tarfile
 
 from harness import *
 from netns import *
@@ -160,8 +160,7 @@ def packages(folder):
 def main():
     args = arguments()
     permitted()
-    if not shutil.which('etcd'):
-        skip('no `etcd` here (package etcd-server)')
+    needs('etcd', 'etcd-server')
     with namespaces(HUB, (A, B, C)), tempfile.TemporaryDirectory(prefix='bt-hosts-') as folder:
         enter(HUB)
         for part in 'story', 'documented', 'packages':

@@ -1,7 +1,7 @@
 """Hosts as network namespaces: a hub with a bridge (where the test itself runs, if it enters it), the others on cables to it."""
-import contextlib, ctypes, os, shutil, subprocess, sys
+import contextlib, ctypes, os, subprocess
 
-SKIPPED = 77                     # the test's exit code where namespaces are not permitted
+from harness import needs, skip
 
 
 def ip(*words):
@@ -41,14 +41,8 @@ def address(i=None):
     return '10.177.0.1' if i is None else f'10.177.0.{10 + i}'
 
 
-def skip(why):
-    print(f'skipped: {why}')
-    sys.exit(SKIPPED)
-
-
 def permitted():
-    if not shutil.which('ip'):
-        skip('no `ip` here (package iproute2)')
+    needs('ip', 'iproute2')
     name = f'bt-probe-{os.getpid()}'
     tried = subprocess.run(['ip', 'netns', 'add', name], capture_output=True, text=True)
     subprocess.run(['ip', 'netns', 'del', name], capture_output=True)

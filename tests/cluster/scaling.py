@@ -9,7 +9,7 @@ twice. The orders are a function of --seed.
     python tests/cluster/scaling.py [--baton build/baton] [--model FILE] [--orders 12] [--rounds 1] [--clients 8]
                                       [--seed 1] [--route cost] [--spread 10]
 """
-import collections, concurrent.futures, itertools, random, shutil, threading
+import collections, concurrent.futures, itertools, random, threading
 
 from etcd import Process
 from etcd_member import PATIENCE_S, etcd
@@ -296,9 +296,7 @@ def story(args, directory):
 
 def main():
     args = arguments(orders=12, rounds=1, clients=8, seed=1, route='cost', spread=10, prompt=800, tokens=160)
-    if not shutil.which('etcd'):
-        print('skipped: no etcd (deploy/install.sh tests)')
-        sys.exit(77)
+    needs('etcd', 'etcd-server')
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix='bt-scaling-') as directory:
         try:

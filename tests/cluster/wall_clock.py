@@ -39,12 +39,11 @@ def jump(everyone, member, load, shift):
 
 def main():
     args = arguments(shifted_clock=str(ROOT / 'build' / 'tests' / 'libshifted_clock.so'))
+    needs('etcd', 'etcd-server')
     with tempfile.TemporaryDirectory(prefix='bt-clock-') as directory, open(f'{directory}/clock', 'w+b') as clock:
         clock.write(bytes(8))
         clock.flush()
-        client, peer = free_ports(2)
-        member = Member('e1', client, peer, f'e1=http://127.0.0.1:{peer}', f'{directory}/e1')
-        member.ready()
+        member = etcd(directory, 1)[0]
         os.environ |= {'LD_PRELOAD': args.shifted_clock, 'BATON_TEST_CLOCK': clock.name}
         everyone = {id: Process(args, directory, role, id, [member.endpoint], flags=flags) for id, role, *flags in PROCESSES}
         del os.environ['LD_PRELOAD']
