@@ -12,16 +12,19 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 os.environ.setdefault('BATON_CACHE_DIR', str(ROOT / 'build' / 'cache'))    # not the user's
 
 
-def stubs():
-    """baton_pb2 and baton_pb2_grpc, generated from the .proto as any client would."""
-    out = tempfile.mkdtemp(prefix='bt-stubs-')
-    rc = protoc.main(['', f'-I{ROOT}/proto', f'--python_out={out}', f'--grpc_python_out={out}', 'baton.proto'])
-    assert rc == 0, 'protoc failed'
-    sys.path.insert(0, out)
-    return importlib.import_module('baton_pb2'), importlib.import_module('baton_pb2_grpc')
+def stubs(proto):
+    """NAME_pb2 and NAME_pb2_grpc of proto/NAME.proto, generated as any client would."""
+    with tempfile.TemporaryDirectory(prefix='bt-stubs-') as out:
+        rc = protoc.main(['', f'-I{ROOT}/proto', f'--python_out={out}', f'--grpc_python_out={out}', f'{proto}.proto'])
+        assert rc == 0, 'protoc failed'
+        sys.path.insert(0, out)
+        try:
+            return importlib.import_module(f'{proto}_pb2'), importlib.import_module(f'{proto}_pb2_grpc')
+        finally:
+            sys.path.remove(out)
 
 
-pb, pb_grpc = stubs()
+pb, pb_grpc = stubs('baton')
 
 
 def arguments(**more):

@@ -17,10 +17,7 @@ def other_model(args):
 
 def refused_by_the_node(address):
     """A hand-made Decode call whose pairing is another model's."""
-    out = tempfile.mkdtemp(prefix='bt-stubs-')
-    assert protoc.main(['', f'-I{ROOT}/proto', f'--python_out={out}', 'node.proto']) == 0
-    sys.path.insert(0, out)
-    node_pb = importlib.import_module('node_pb2')
+    node_pb, _ = stubs('node')
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_stream('/baton.node.v1.Node/Decode', request_serializer=node_pb.DecodeRequest.SerializeToString)
         wrong = node_pb.DecodeRequest(pairing=node_pb.Pairing(protocol=1, model_digest='0' * 32), request_id='x', epoch=1,

@@ -329,10 +329,7 @@ def with_relay(args, folder, node_pb, story):
 
 
 def somebody_between(args, folder):
-    with tempfile.TemporaryDirectory(prefix='bt-stubs-') as out:
-        assert protoc.main(['', f'-I{ROOT}/proto', f'--python_out={out}', 'node.proto']) == 0
-        sys.path.insert(0, out)
-        node_pb = importlib.import_module('node_pb2')
+    node_pb, _ = stubs('node')
     ask = request(tokens=[(7 * i) % 200 + 3 for i in range(100)], max_tokens=12)
 
     def clear(client, relay, keys):
